@@ -1,0 +1,7 @@
+"""`python -m polarice` is `polarice`."""
+
+import sys
+
+from polarice.cli import main
+
+sys.exit(main())

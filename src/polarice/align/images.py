@@ -1,0 +1,126 @@
+"""The particles as the engine reads them: batches of polar fields with their CTF, from any source of images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polarice.align.expect import PolarImages
+from polarice.align.polar import PolarBasis
+from polarice.align.prepare import Preparation
+from polarice.ctf import ctf, wavelength_A
+from polarice.types import CTFParameters, ImageSource, Particles
+
+
+@dataclass
+class Clock:
+    """Seconds spent, by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, since: float) -> float:
+        """Count what has passed since `since` to `stage`; returns now."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
+        return now
+
+
+@dataclass(frozen=True)
+class ParticleImages:
+    """A table, its images and how they are prepared.
+
+    read_ahead  turns an iterable into one whose next items are made while the engine works
+    apply_ctf   False: images are taken as they are (`--no-ctf`)
+    """
+
+    particles: Particles
+    source: ImageSource
+    preparation: Preparation
+    device: torch.device
+    read_ahead: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter
+    apply_ctf: bool = True
+    intact_first_peak: bool = False
+    progress: Callable[[int], object] = int  # told how many images have been compared
+
+    def __len__(self) -> int:
+        return len(self.particles)
+
+    @property
+    def groups(self) -> int:
+        return len(self.particles.optics)
+
+    @property
+    def pixel_size_A(self) -> float:
+        return self.particles.optics[0].pixel_size_A
+
+    def raw(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, images (batch, N, N) float32) in batches of `size`."""
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        yield from zip(chunks, self.read_ahead(self.source.read(chunk) for chunk in chunks), strict=True)
+
+    def batches(
+        self, basis: PolarBasis, rows: np.ndarray, centre_px: np.ndarray, size: int, clock: Clock
+    ) -> Iterator[tuple[np.ndarray, PolarImages]]:
+        """(rows, polar images) in batches; centre_px (n, 2) is rounded to whole pixels."""
+        since = time.perf_counter()
+        for chunk, images in self.raw(rows, size):
+            since = clock.add("reading", since)
+            batch = self.polar(basis, chunk, images, np.rint(centre_px[chunk]))
+            clock.add("preparation", since)
+            yield chunk, batch
+            since = time.perf_counter()
+
+    def polar(self, basis: PolarBasis, rows: np.ndarray, images: np.ndarray, centre_px: np.ndarray) -> PolarImages:
+        """Polar fields and CTFs of a batch that has been read."""
+        centre = torch.from_numpy(centre_px).to(self.device)
+        pixels = torch.from_numpy(images).to(self.device, torch.float32)
+        return PolarImages(
+            field=basis.sample(self.preparation(pixels, centre)),
+            ctf=self.polar_ctf(basis, rows),
+            optics_of=torch.from_numpy(self.particles.optics_of[rows].astype(np.int64)).to(self.device),
+            centre_px=centre.float(),
+        )
+
+    def polar_ctf(self, basis: PolarBasis, rows: np.ndarray) -> Tensor:
+        """CTF on the rings, (batch, ring, n_theta) float32; it is the same at theta and theta + pi."""
+        half = basis.n_theta // 2
+        values = torch.ones(len(rows), basis.r_max, half, device=self.device)
+        parameters = self.particles.ctf
+        if parameters is not None and self.apply_ctf:
+            fx, fy = (k[:, :half].float() / (basis.box_px * self.pixel_size_A) for k in basis.frequency)
+            optics_of = self.particles.optics_of[rows]
+            for group in np.unique(optics_of):
+                mine = np.flatnonzero(optics_of == group)
+                optics = self.particles.optics[group]
+                values[torch.from_numpy(mine)] = ctf(
+                    optics, parameters.take(rows[mine]), fx, fy, self.intact_first_peak
+                )
+        return torch.cat([values, values], dim=2)
+
+    def even_harmonics(self, basis: PolarBasis) -> int:
+        """How many even angular harmonics CTF^2 has on the outermost ring, for the most astigmatic particle.
+
+        2 chi varies by 2 pi lambda (dU - dV) / 2 s^2 cos 2 theta; its harmonic 2 m falls as the Bessel function J_m.
+        """
+        if self.particles.ctf is None or not self.apply_ctf:
+            return 1
+        phase = max(
+            _astigmatic_phase(self.particles.ctf, wavelength_A(o.voltage_kV), self._highest_frequency(basis))
+            for o in self.particles.optics
+        )
+        wanted = 1 if phase < 1e-3 else math.ceil(phase + 2.5 * phase ** (1 / 3) + 1.5)
+        return min(wanted, (basis.n_q + 1) // 2)
+
+    def _highest_frequency(self, basis: PolarBasis) -> float:
+        return basis.r_max / (basis.box_px * self.pixel_size_A)
+
+
+def _astigmatic_phase(parameters: CTFParameters, wavelength: float, frequency: float) -> float:
+    difference = np.abs(parameters.defocus_u_A - parameters.defocus_v_A).max(initial=0.0)
+    return math.pi * wavelength * float(difference) * frequency**2

@@ -1,0 +1,48 @@
+"""What the loop asks of a model, whatever ties its references together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from polarice.align.expect import References
+from polarice.align.polar import PolarBasis
+from polarice.align.sums import Sums
+
+M = TypeVar("M", bound="Model")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How strongly maximization holds the references down."""
+
+    tau2_fudge: float = 2.0
+    balance: float = 0.0  # how fast classes are pulled to equal occupancy; 0: the prior is the class weights
+
+
+class Model(Protocol):
+    """References in the polar basis, made from sums."""
+
+    @property
+    def basis(self) -> PolarBasis: ...
+    @property
+    def weights(self) -> Tensor:
+        """(K,) share of the images in each class."""
+        ...
+
+    @property
+    def ring_noise(self) -> Tensor:
+        """(optics group, ring) float32 variance of the noise."""
+        ...
+
+    @property
+    def shift_sigma_px(self) -> float: ...
+
+    def references(self, even_harmonics: int) -> References: ...
+    def maximize(self: M, sums: Sums, prior: Prior) -> M: ...
+    def on(self: M, basis: PolarBasis) -> M: ...
+    def split(self: M, into: Tensor, perturbation: Tensor) -> M: ...
+    def centred(self: M) -> tuple[M, Tensor]: ...
+    def resolution_px(self) -> Tensor: ...

@@ -1,0 +1,95 @@
+"""What each iteration does: how many references, which particles, up to which resolution, over which poses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+GROWTH_SHARE = 0.6  # of the iterations, in which the number of references doubles stage by stage
+FIRST_REFERENCES = 5
+PARTICLES_PER_REFERENCE = 100  # of a mini-batch, at the least
+SMALLEST_BATCH = 2000
+RESOLUTION_MARGIN = 1.25  # images are compared this far beyond where the averages still hold signal
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration."""
+
+    number: int  # from 1
+    total: int
+    references: int
+    batch: int  # particles compared
+    ramp_px: int  # last ring that the ramp allows, in Fourier pixels
+    shift_range_px: float
+    shift_step_px: float
+    psi_step_deg: float | None  # None: the ring's own sampling
+    balance: float  # strength of the pull towards equal occupancy, 0 for none
+    revive: bool  # starved classes are started anew
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The plan of a run; `steps` spells it out."""
+
+    k: int
+    iterations: int
+    particles: int
+    start_px: int  # resolution of the first iteration, in Fourier pixels
+    limit_px: int  # never beyond (Nyquist, or --strict-highres-exp)
+    offset_range_px: float
+    offset_step_px: float
+    psi_step_deg: float | None = None
+    growing_batches: bool = False
+
+    def step(self, number: int) -> Step:
+        """Iteration `number`, from 1."""
+        growth = max(1, round(GROWTH_SHARE * self.iterations))
+        settled = number > growth + (self.iterations - growth) // 2
+        last = number == self.iterations
+        return Step(
+            number=number,
+            total=self.iterations,
+            references=self._references(number, growth),
+            batch=self._batch(number),
+            ramp_px=self._ramp(number, growth),
+            shift_range_px=min(self.offset_range_px, 2 * self.offset_step_px) if settled else self.offset_range_px,
+            shift_step_px=self.offset_step_px if settled else 2 * self.offset_step_px,
+            psi_step_deg=self.psi_step_deg,
+            balance=0.0 if last else 0.5,
+            revive=number <= self.iterations - 3,
+        )
+
+    def _references(self, number: int, growth: int) -> int:
+        stages = [self.k]
+        while stages[0] >= 2 * FIRST_REFERENCES:
+            stages.insert(0, math.ceil(stages[0] / 2))
+        if number > growth:
+            return self.k
+        return stages[min(len(stages) - 1, (number - 1) * len(stages) // growth)]
+
+    def _batch(self, number: int) -> int:
+        """All the particles, or mini-batches that grow to all of them in the last fifth of the iterations."""
+        first = max(SMALLEST_BATCH, PARTICLES_PER_REFERENCE * self.k)
+        if not self.growing_batches or first >= self.particles:
+            return self.particles
+        full = max(1, self.iterations - max(1, self.iterations // 10))  # from here on, everything
+        share = min(1.0, (number - 1) / full)
+        if number >= full:
+            return self.particles
+        return min(self.particles, round(first * (max(1.0, 0.5 * self.particles / first)) ** share))
+
+    def _ramp(self, number: int, growth: int) -> int:
+        share = min(1.0, (number - 1) / growth)
+        return round(self.start_px + share * (self.limit_px - self.start_px))
+
+
+def shift_grid(range_px: float, step_px: float, perturbation: np.ndarray) -> np.ndarray:
+    """(shift, 2) x, y float64: a square grid inside a disc, moved by `perturbation` (2,) in units of the step."""
+    reach = int(range_px / step_px + 1e-6)
+    index = np.arange(-reach, reach + 1) * step_px
+    y, x = np.meshgrid(index, index, indexing="ij")
+    inside = np.hypot(x, y) <= range_px + 1e-6
+    return np.stack([x[inside], y[inside]], axis=1) + step_px * perturbation

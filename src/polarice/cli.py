@@ -1,0 +1,207 @@
+"""`polarice JOB ...`: the command line, made from each job's Params.
+
+Exit codes: 0 done, 2 the input cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from polarice import __version__
+from polarice.jobs import JOBS, load
+from polarice.jobs.params import Option, check, options_of
+from polarice.types import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `argv` (default: the process's own) and return the exit code; messages go to stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = f"polarice {words[0]}" if words and words[0] in JOBS else "polarice"
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away: nothing to say, nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview(), end="")
+        return 0 if words else 2
+    if words[0] in ("--version", "-V"):
+        print(f"polarice {__version__}")
+        return 0
+    if words[0] not in JOBS:
+        raise InputError(f"no such command: {words[0]}{_meant(words[0], list(JOBS))}; polarice --help lists them")
+    job = load(words[0])
+    params = parse(words[0], job.Params, words[1:])
+    check(params)
+    job.run(params)
+    return 0
+
+
+def overview() -> str:
+    """What `polarice --help` prints."""
+    width = max(map(len, JOBS))
+    lines = [f"  {name:{width}}  {load(name).SUMMARY}" for name in JOBS]
+    return "\n".join(
+        [
+            f"polarice {__version__}: 2D alignment and classification of cryo-EM particles",
+            "",
+            "usage: polarice COMMAND [options]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "polarice COMMAND --help explains a command; polarice --version prints the version.",
+            "",
+        ]
+    )
+
+
+def parse(name: str, params_class: Any, words: Sequence[str]) -> Any:
+    """The Params that `words` ask for; prints help or a message and leaves by SystemExit as argparse does."""
+    parser = build_parser(name, params_class)
+    namespace, strange = parser.parse_known_args(_dashed(words))
+    if strange:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"no such option: {strange[0]}{_meant(strange[0].split('=')[0], known)}")
+    given = vars(namespace)
+    for each in options_of(params_class):
+        if each.positional and each.flags:
+            named = given.pop(f"{each.field} by flag", None)
+            value = given[each.field] if named is None else named
+            if value in (None, []) and each.unless not in given:
+                parser.error(f"the following arguments are required: {each.flag}")
+            given[each.field] = value
+    return params_class(**{field: tuple(v) if isinstance(v, list) else v for field, v in given.items()})
+
+
+def build_parser(name: str, params_class: Any) -> argparse.ArgumentParser:
+    """The argparse parser of job `name`; options that were not given do not appear in its namespace."""
+    parser = _Parser(prog=f"polarice {name}", description=f"{load(name).SUMMARY}.", allow_abbrev=False)
+    for each in options_of(params_class):
+        if each.positional:
+            _add_positional(parser, each)
+        else:
+            _add_option(parser, each)
+    return parser
+
+
+def _add_positional(parser: argparse.ArgumentParser, option: Option) -> None:
+    nargs: Any = {1: None, None: "+"}.get(option.count, option.count)
+    if option.flags:  # may stand behind a flag instead
+        nargs = "?" if option.count == 1 else "*"
+        parser.add_argument(
+            *option.flags,
+            dest=f"{option.field} by flag",
+            type=option.kind,
+            nargs=None if option.count == 1 else "+",
+            metavar=option.flag.upper(),
+            help=argparse.SUPPRESS,
+        )
+    text = _escape(describe(option))
+    parser.add_argument(option.field, type=option.kind, nargs=nargs, metavar=option.flag.upper(), help=text)
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    flags = sorted({*option.flags, option.flag}, key=lambda flag: (len(flag) > 2, flag != option.flag))
+    shared: dict[str, Any] = {
+        "dest": option.field,
+        "default": argparse.SUPPRESS,
+        "help": _escape(describe(option)),
+    }
+    if option.kind is bool:
+        parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **shared)
+        return
+    metavar = option.unit or {int: "N", float: "X", Path: "PATH", str: "TEXT"}[option.kind]
+    shared["nargs"] = {1: None, None: "+"}.get(option.count, option.count)
+    if option.choices:
+        shared["choices"] = option.choices
+    else:
+        shared["metavar"] = metavar
+    parser.add_argument(*flags, type=option.kind, **shared)
+
+
+def describe(option: Option) -> str:
+    """Help, default, unit and bounds of an option in one line."""
+    notes = [] if option.positional else [f"default {default_text(option)}"]
+    if option.bounds:
+        notes.append(f"{option.bounds} {option.unit}".strip())
+    return f"{option.help} ({'; '.join(notes)})" if notes else option.help
+
+
+def default_text(option: Option) -> str:
+    """The default as help and documentation show it."""
+    if option.default is None:
+        return "none" if option.kind in (str, Path) else "from the data"
+    if isinstance(option.default, bool):
+        return "yes" if option.default else "no"
+    items = option.default if isinstance(option.default, tuple) else (option.default,)
+    text = " ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items) or "none"
+    return f"{text} {option.unit}".strip()
+
+
+def markdown() -> str:
+    """docs/commands.md: every option of every job."""
+    lines = ["# Commands", "", "Made from the jobs' parameters by `make docs`; the tests hold it to them.", ""]
+    for name in JOBS:
+        job = load(name)
+        options = options_of(job.Params)
+        words = " ".join(each.flag.upper() for each in options if each.positional)
+        lines += [f"## polarice {name}", "", f"{job.SUMMARY}.", "", f"    polarice {name} {words} [options]", ""]
+        lines += ["| option | default | bounds | meaning |", "|---|---|---|---|", *map(_markdown_row, options), ""]
+    return "\n".join(lines)
+
+
+def _markdown_row(option: Option) -> str:
+    spellings = [option.flag.upper() if option.positional else option.flag, *option.flags]
+    if option.kind is bool and not option.positional:
+        spellings.append(f"--no-{option.flag[2:]}")
+    default = "" if option.positional else default_text(option)
+    bounds = ", ".join(option.choices) or f"{option.bounds} {option.unit if option.bounds else ''}".strip()
+    cells = [" ".join(f"`{each}`" for each in spellings), default, bounds, option.help]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help explains)\n")
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _dashed(words: Sequence[str]) -> list[str]:
+    """RELION spells options with underscores: `--particle_diameter=200` becomes `--particle-diameter=200`."""
+    dashed = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        dashed.append(flag.replace("_", "-") + equals + value if word.startswith("--") else word)
+    return dashed
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

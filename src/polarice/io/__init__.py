@@ -1,0 +1,1 @@
+"""Files at the edge: STAR tables, MRC stacks, tables of particles. Strict writers, patient readers."""

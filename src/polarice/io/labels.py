@@ -1,0 +1,57 @@
+"""The RELION labels that Polarice reads or writes: name, type, unit, and how a value is written as text."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Label(NamedTuple):
+    """One STAR column: `kind` is "float", "int" or "text"; `text` a printf format, or "" for the format of the kind."""
+
+    kind: str
+    unit: str = ""
+    text: str = ""
+
+
+LABELS: dict[str, Label] = {
+    # where the image lies
+    "rlnImageName": Label("text"),  # section@stack, sections from 1
+    "rlnMicrographName": Label("text"),
+    "rlnGroupName": Label("text"),
+    "rlnGroupNumber": Label("int"),
+    "rlnCoordinateX": Label("float", "px"),
+    "rlnCoordinateY": Label("float", "px"),
+    # optics
+    "rlnOpticsGroup": Label("int"),  # from 1
+    "rlnOpticsGroupName": Label("text"),
+    "rlnVoltage": Label("float", "kV"),
+    "rlnSphericalAberration": Label("float", "mm"),
+    "rlnAmplitudeContrast": Label("float"),
+    "rlnImagePixelSize": Label("float", "A"),
+    "rlnMicrographPixelSize": Label("float", "A"),
+    "rlnMicrographOriginalPixelSize": Label("float", "A"),
+    "rlnImageSize": Label("int", "px"),
+    "rlnImageDimensionality": Label("int"),
+    "rlnMagnification": Label("float"),  # up to RELION 3.0
+    "rlnDetectorPixelSize": Label("float", "um"),  # up to RELION 3.0
+    # contrast transfer function
+    "rlnDefocusU": Label("float", "A"),
+    "rlnDefocusV": Label("float", "A"),
+    "rlnDefocusAngle": Label("float", "deg"),
+    "rlnPhaseShift": Label("float", "deg"),
+    "rlnCtfBfactor": Label("float", "A^2"),
+    "rlnCtfScalefactor": Label("float"),
+    # pose and posterior
+    "rlnClassNumber": Label("int"),  # from 1
+    "rlnAngleRot": Label("float", "deg"),
+    "rlnAngleTilt": Label("float", "deg"),
+    "rlnAnglePsi": Label("float", "deg", "%12.6f"),
+    "rlnOriginX": Label("float", "px", "%12.6f"),  # up to RELION 3.0
+    "rlnOriginY": Label("float", "px", "%12.6f"),  # up to RELION 3.0
+    "rlnOriginXAngst": Label("float", "A", "%12.6f"),
+    "rlnOriginYAngst": Label("float", "A", "%12.6f"),
+    "rlnNormCorrection": Label("float"),
+    "rlnLogLikeliContribution": Label("float", "", "%12.6e"),
+    "rlnMaxValueProbDistribution": Label("float", "", "%12.6f"),
+    "rlnNrOfSignificantSamples": Label("int"),
+}

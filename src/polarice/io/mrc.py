@@ -1,0 +1,309 @@
+"""MRC files: headers, memory-mapped stacks, volumes, and writers that RELION reads.
+
+Modes 0 (signed, or unsigned when told), 1, 2, 6 and 12 (float16), little and big endian, extended headers, gzip. A
+gzipped file is unpacked once into a temporary file in the system's temporary folder ($TMPDIR) and mapped from there.
+Format: MRC2014 (Cheng et al. 2015, J. Struct. Biol. 192, 146).
+"""
+
+from __future__ import annotations
+
+import gzip
+import mmap
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from polarice.io.atomic import naming_full_disk, replacing
+from polarice.types import InputError
+
+HEADER_BYTES = 1024
+_FIELDS = [
+    ("nx", "i4"), ("ny", "i4"), ("nz", "i4"), ("mode", "i4"),
+    ("start", "i4", 3), ("m", "i4", 3), ("cell_A", "f4", 3), ("cell_deg", "f4", 3), ("axes", "i4", 3),
+    ("dmin", "f4"), ("dmax", "f4"), ("dmean", "f4"), ("ispg", "i4"), ("nsymbt", "i4"),
+    ("extra1", "V8"), ("exttyp", "S4"), ("nversion", "i4"), ("extra2", "V84"), ("origin", "f4", 3),
+    ("map", "S4"), ("machst", "u1", 4), ("rms", "f4"), ("nlabl", "i4"), ("label", "S80", 10),
+]  # fmt: skip
+_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_OTHER_MODES = {3: "complex int16", 4: "complex float32", 101: "4-bit"}
+_MODE_OF = {np.dtype(np.int8): 0, np.dtype(np.float32): 2, np.dtype(np.float16): 12}
+
+
+@dataclass(frozen=True)
+class MrcHeader:
+    """What the first 1024 bytes say; lengths in pixels, `offset` in bytes."""
+
+    n: int  # sections
+    ny: int
+    nx: int
+    mode: int
+    endian: str  # "<" or ">"
+    pixel_size_A: float  # along x; 0.0 where the header does not say
+    offset: int  # where the pixels begin
+    dtype: np.dtype
+    gzipped: bool
+    there: int  # whole sections in the file (n where it is gzipped)
+    voxel_size_A: tuple[float, float, float]  # x, y, z
+    axes: tuple[int, int, int]  # which of x = 1, y = 2, z = 3 runs along columns, rows, sections
+    stack: bool  # the header says images, not a volume (space group 0 and mz = 1)
+
+
+def header_dtype(endian: str) -> np.dtype:
+    """The 1024-byte header as a NumPy record, `endian` "<" or ">"."""
+    return np.dtype(_FIELDS).newbyteorder(endian)  # type: ignore[arg-type]
+
+
+def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHeader:
+    """Read a header; `unsigned` takes mode 0 for bytes 0..255.
+
+    A file that is shorter than its header says is told by `there` < `n`. Raises InputError where there is no such
+    file or it is no MRC file of a mode that can be read.
+    """
+    path = Path(path)
+    raw, size, gzipped = _first_bytes(path)
+    if len(raw) < HEADER_BYTES:
+        raise InputError(f"{path} is not an MRC file: only {len(raw)} bytes; copy or extract it again")
+    endian, fields = _fields(path, raw)
+    dtype = _pixel_type(path, int(fields["mode"]), endian, unsigned)
+    nx, ny, nz = (int(fields[name]) for name in ("nx", "ny", "nz"))
+    offset = HEADER_BYTES + max(0, int(fields["nsymbt"]))
+    there = nz if gzipped else max(0, min(nz, (size - offset) // (nx * ny * dtype.itemsize)))
+    voxel = tuple(float(c / m) if m > 0 and c > 0 else 0.0 for c, m in zip(fields["cell_A"], fields["m"], strict=True))
+    axes = tuple(int(axis) for axis in fields["axes"])
+    return MrcHeader(
+        nz, ny, nx, int(fields["mode"]), endian, voxel[0], offset, dtype, gzipped, there,
+        voxel_size_A=voxel,  # type: ignore[arg-type]
+        axes=axes if sorted(axes) == [1, 2, 3] else (1, 2, 3),  # type: ignore[arg-type]
+        stack=int(fields["ispg"]) == 0 and int(fields["m"][2]) == 1 and nz > 1,
+    )  # fmt: skip
+
+
+def _first_bytes(path: Path) -> tuple[bytes, int, bool]:
+    """The header's bytes, the size of the file, and whether it is gzipped."""
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read(HEADER_BYTES)
+            size = os.fstat(stream.fileno()).st_size
+        if raw[:2] != b"\x1f\x8b":
+            return raw, size, False
+        with gzip.open(path) as stream:
+            return stream.read(HEADER_BYTES), size, True
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the name and the folder") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise InputError(f"{path}: the gzip file is damaged or cut off; copy it again") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _fields(path: Path, raw: bytes) -> tuple[str, np.void]:
+    """Byte order and fields; the machine stamp is asked first, but a plausible size and mode decide."""
+    for endian in "><" if raw[212:213] == b"\x11" else "<>":
+        fields = np.frombuffer(raw, header_dtype(endian), 1)[0]
+        sizes = [int(fields[name]) for name in ("nx", "ny", "nz")]
+        plausible = all(0 < size < 1 << 24 for size in sizes) and 0 <= fields["nsymbt"] < 1 << 28
+        if plausible and int(fields["mode"]) in {*_MODES, *_OTHER_MODES}:
+            return endian, fields
+    nx, ny, nz, mode = np.frombuffer(raw, "<i4", 4).tolist()
+    raise InputError(
+        f"{path} is not an MRC file, or its header is damaged (size {nx} x {ny} x {nz}, mode {mode}); "
+        "copy or extract it again"
+    )
+
+
+def _pixel_type(path: Path, mode: int, endian: str, unsigned: bool) -> np.dtype:
+    if mode not in _MODES:
+        raise InputError(
+            f"{path}: MRC mode {mode} ({_OTHER_MODES[mode]}) cannot be read; convert it to mode 2 (float32)"
+        )
+    return np.dtype("u1" if mode == 0 and unsigned else endian + _MODES[mode])
+
+
+def open_stack(path: str | os.PathLike[str], unsigned: bool = False) -> np.ndarray:
+    """The sections as a read-only memory-mapped array (n, ny, nx) of the file's own type and byte order.
+
+    Raises InputError where it cannot be read or holds fewer sections than its header says.
+    """
+    return map_sections(path, read_header(path, unsigned))[1]
+
+
+def map_sections(path: str | os.PathLike[str], header: MrcHeader) -> tuple[mmap.mmap, np.ndarray]:
+    """The mapping and the array (n, ny, nx) in it. Raises InputError where the file is shorter than `header` says."""
+    try:
+        if header.gzipped:
+            with tempfile.TemporaryFile(prefix="polarice-") as plain:
+                unpack(path, plain)
+                mapped = mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ)
+        else:
+            with open(path, "rb") as stream:
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    shape = (header.n, header.ny, header.nx)
+    there = max(0, len(mapped) - header.offset) // (header.ny * header.nx * header.dtype.itemsize)
+    if there < header.n:
+        raise InputError(cut_off(path, header, there))
+    return mapped, np.frombuffer(mapped, header.dtype, int(np.prod(shape)), header.offset).reshape(shape)
+
+
+def cut_off(path: str | os.PathLike[str], header: MrcHeader, there: int) -> str:
+    """The message for a file that is shorter than its header says."""
+    return (
+        f"{path} is cut off: its header says {header.n} sections of {header.nx} x {header.ny} pixels, "
+        f"{there} are there; copy or extract it again"
+    )
+
+
+def unpack(path: str | os.PathLike[str], target: IO[bytes]) -> None:
+    """Decompress a gzip file into an open one. Raises InputError where it is damaged or the disk is full."""
+    try:
+        with naming_full_disk(f"{tempfile.gettempdir()} (unpacking {path})"), gzip.open(path) as stream:
+            while piece := stream.read(1 << 22):
+                target.write(piece)
+            target.flush()
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise InputError(f"{path}: the gzip file is damaged or cut off; copy it again") from None
+
+
+def read_volume(path: str | os.PathLike[str], unsigned: bool = False) -> tuple[np.ndarray, float]:
+    """A volume as (z, y, x) float32, whatever the axis order in the file, and its pixel size in Angstrom.
+
+    The pixel size is 0.0 where the header does not say. Raises InputError for a stack of images and for voxels that
+    are not cubes to 1 %.
+    """
+    header = read_header(path, unsigned)
+    if header.n < 2 or header.stack or Path(path).suffix == ".mrcs":
+        raise InputError(f"{path} holds {header.n} image(s), not a volume; give a map (.mrc or .map)")
+    voxel = header.voxel_size_A
+    if min(voxel) > 0 and max(voxel) > 1.01 * min(voxel):
+        sizes = " x ".join(f"{size:.4g}" for size in voxel)
+        raise InputError(f"{path}: voxels of {sizes} A are not cubes; resample the map to one pixel size first")
+    sections = map_sections(path, header)[1].astype(np.float32)
+    order = [(3, 2, 1).index(axis) for axis in header.axes[::-1]]  # where sections, rows, columns go in (z, y, x)
+    return np.ascontiguousarray(np.moveaxis(sections, (0, 1, 2), order)), header.pixel_size_A
+
+
+class StackWriter:
+    """Writes a stack of `n` square images a batch at a time; the file is complete or not there.
+
+    with StackWriter("averages.mrcs", n=50, box=128, pixel_size_A=1.3) as writer:
+        writer.append(images)  # (batch, box, box)
+
+    `dtype` is float32 (mode 2), float16 (mode 12) or int8 (mode 0, rounded). The header is RELION's: space group 0;
+    minimum, maximum, mean and standard deviation are those of the stored values, summed in float64.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], n: int, box: int, pixel_size_A: float, dtype: object = np.float32
+    ) -> None:
+        self._path, self._shape, self._pixel_size_A = Path(path), (n, box, box), pixel_size_A
+        self._dtype = np.dtype(dtype)  # type: ignore[call-overload]
+        self._mode = _MODE_OF[self._dtype]
+        self._statistics = _Statistics()
+        self._done = 0
+        self._file = replacing(path)
+
+    def __enter__(self) -> StackWriter:
+        self._stream = self._file.__enter__()
+        self._stream.write(bytes(HEADER_BYTES))
+        return self
+
+    def append(self, images: np.ndarray) -> None:
+        """Add images (batch, box, box). Raises ValueError on another shape or values that the type cannot hold."""
+        if images.ndim != 3 or images.shape[1:] != self._shape[1:] or self._done + len(images) > self._shape[0]:
+            raise ValueError(f"{images.shape} does not fit {self._shape} with {self._done} already written")
+        stored = np.ascontiguousarray(_converted(np.asarray(images, np.float32), self._dtype))
+        self._statistics.add(stored)
+        self._stream.write(stored.data)
+        self._done += len(images)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if error is None:
+            try:
+                self._finish()
+            except BaseException as failure:
+                self._file.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+        return self._file.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        if self._done != self._shape[0]:
+            raise ValueError(f"{self._path}: {self._done} of {self._shape[0]} images written")
+        self._stream.seek(0)
+        self._stream.write(_new_header(self._shape, self._mode, self._pixel_size_A, self._statistics, stack=True))
+
+
+def write_stack(
+    path: str | os.PathLike[str], images: np.ndarray, pixel_size_A: float, dtype: object = np.float32
+) -> None:
+    """Write images (n, box, box) as `StackWriter` does."""
+    with StackWriter(path, len(images), images.shape[-1], pixel_size_A, dtype) as writer:
+        writer.append(images)
+
+
+def write_volume(path: str | os.PathLike[str], volume: np.ndarray, pixel_size_A: float) -> None:
+    """Write a volume (z, y, x) as float32, space group 1."""
+    values = np.ascontiguousarray(volume, np.float32)
+    statistics = _Statistics()
+    statistics.add(values)
+    with replacing(path) as stream:
+        stream.write(_new_header(values.shape, 2, pixel_size_A, statistics, stack=False))
+        stream.write(values.data)
+
+
+def _converted(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if dtype == np.float32:
+        return values.astype("<f4", copy=False)
+    limits = (-128, 127) if dtype == np.int8 else (-65504, 65504)
+    rounded = np.rint(values) if dtype == np.int8 else values
+    if not ((rounded >= limits[0]) & (rounded <= limits[1])).all():
+        raise ValueError(f"values {values.min():g} .. {values.max():g} do not fit {dtype}; scale them or use float32")
+    return rounded.astype(dtype.newbyteorder("<"))
+
+
+class _Statistics:
+    """Minimum, maximum, mean and standard deviation, summed in float64."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.count, self.sum, self.squares = np.inf, -np.inf, 0, 0.0, 0.0
+
+    def add(self, pixels: np.ndarray) -> None:
+        values = pixels.astype(np.float32, copy=False)
+        if values.size:
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+            self.count += values.size
+            self.sum += float(values.sum(dtype=np.float64))
+            self.squares += float(np.einsum("i,i->", values.ravel(), values.ravel(), dtype=np.float64))
+
+    @property
+    def mean(self) -> float:
+        return self.sum / max(1, self.count)
+
+    @property
+    def deviation(self) -> float:
+        return float(np.sqrt(max(0.0, self.squares / max(1, self.count) - self.mean**2)))
+
+
+def _new_header(shape: tuple[int, ...], mode: int, pixel_size_A: float, statistics: _Statistics, stack: bool) -> bytes:
+    header = np.zeros((), header_dtype("<"))
+    nz, ny, nx = shape
+    header["nx"], header["ny"], header["nz"], header["mode"] = nx, ny, nz, mode
+    header["m"] = nx, ny, 1 if stack else nz
+    header["cell_A"] = np.array(header["m"]) * pixel_size_A
+    header["cell_deg"], header["axes"] = 90.0, (1, 2, 3)
+    header["ispg"], header["nversion"], header["map"] = 0 if stack else 1, 20140, b"MAP "
+    header["machst"] = 0x44, 0x44, 0, 0
+    if statistics.count:
+        header["dmin"], header["dmax"] = statistics.low, statistics.high
+        header["dmean"], header["rms"] = statistics.mean, statistics.deviation
+    header["nlabl"] = 1
+    header["label"][0] = b"Polarice"
+    return header.tobytes()

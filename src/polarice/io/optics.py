@@ -1,0 +1,123 @@
+"""Optics groups, from the `data_optics` block of RELION 3.1 and later or from the per-particle columns before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from polarice.io.table import Table
+from polarice.types import InputError, Optics
+
+PIXEL_SIZE_LABELS = ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize", "rlnPixelSize")
+MICROSCOPE_LABELS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+_OLD_LABELS = (*MICROSCOPE_LABELS, "rlnMagnification", "rlnDetectorPixelSize", "rlnImagePixelSize", "rlnPixelSize")
+_AGREE = 1e-3  # relative; a tenth of a pixel across a box of 100
+
+
+def groups_of_particles(particles: Table, optics: Table) -> np.ndarray:
+    """Row of the optics table for each particle, (n,) int32. Raises InputError for a group that is not defined."""
+    numbers = _group_numbers(optics)
+    if "rlnOpticsGroup" not in particles:
+        if len(numbers) == 1:
+            return np.zeros(len(particles), np.int32)
+        raise InputError(
+            f"{particles.where}: no column _rlnOpticsGroup, and data_optics defines {len(numbers)} groups; "
+            "add the column"
+        )
+    values = particles.integers("rlnOpticsGroup")
+    asked = np.unique(values)
+    index = np.searchsorted(asked, values)
+    row_of = {number: row for row, number in enumerate(numbers.tolist())}
+    unknown = np.array([number not in row_of for number in asked.tolist()], bool)[index]
+    if unknown.any():
+        row = int(np.argmax(unknown))
+        raise InputError(
+            f"{particles.where}, row {row + 1}: optics group {asked[index[row]]} is not defined in data_optics, which "
+            f"has {', '.join(map(str, numbers.tolist()))}; add it there or correct the row"
+        )
+    return np.array([row_of[number] for number in asked.tolist()], np.int32)[index]
+
+
+def optics_groups(optics: Table) -> tuple[Optics, ...]:
+    """The groups of an optics table; what it does not say is 0 (the pixel size, too)."""
+    names = optics.text("rlnOpticsGroupName") if "rlnOpticsGroupName" in optics else _group_numbers(optics).astype(str)
+    pixel = next((label for label in PIXEL_SIZE_LABELS if label in optics), None)
+    columns = [_numbers(optics, label) for label in (pixel, *MICROSCOPE_LABELS, "rlnImageSize")]
+    return tuple(
+        Optics(str(name), float(pixel_size_A), float(voltage_kV), float(cs_mm), float(contrast), int(box_px))
+        for name, pixel_size_A, voltage_kV, cs_mm, contrast, box_px in zip(names, *columns, strict=True)
+    )
+
+
+def _group_numbers(optics: Table) -> np.ndarray:
+    return optics.integers("rlnOpticsGroup") if "rlnOpticsGroup" in optics else np.arange(1, len(optics) + 1)
+
+
+def _numbers(table: Table, label: str | None) -> np.ndarray:
+    return table.numbers(label) if label is not None and label in table else np.zeros(len(table))
+
+
+def optics_from_columns(particles: Table) -> tuple[Table, np.ndarray]:
+    """An optics table for a table up to RELION 3.0, a group for every combination of its columns, and (n,) groups.
+
+    Pixel size = rlnDetectorPixelSize [um] * 1e4 / rlnMagnification.
+    """
+    labels = [label for label in _OLD_LABELS if label in particles]
+    columns = {label: particles.numbers(label) for label in labels}
+    group_of = np.zeros(len(particles), np.int64)
+    for values in columns.values():
+        distinct, index = np.unique(values, return_inverse=True)
+        group_of = group_of * len(distinct) + index
+    _, first, group_of = np.unique(group_of, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # groups in order of appearance
+    group_of = np.argsort(order)[group_of].astype(np.int32)
+    values_of = {label: values[first[order]] for label, values in columns.items()}
+    numbers = np.arange(1, len(order) + 1)
+    table: dict[str, object] = {"rlnOpticsGroupName": [f"opticsGroup{n}" for n in numbers], "rlnOpticsGroup": numbers}
+    table |= {label: values_of[label] for label in MICROSCOPE_LABELS if label in values_of}
+    pixel_size_A = _old_pixel_size(values_of)
+    if pixel_size_A is not None:
+        table["rlnImagePixelSize"] = pixel_size_A
+    return Table.of(table, where=f"{particles.where} (optics)"), group_of
+
+
+def _old_pixel_size(values: dict[str, np.ndarray]) -> np.ndarray | None:
+    for label in ("rlnImagePixelSize", "rlnPixelSize"):
+        if label in values:
+            return values[label]
+    if "rlnMagnification" in values and "rlnDetectorPixelSize" in values:
+        magnification = values["rlnMagnification"]
+        size = values["rlnDetectorPixelSize"] * 1e4 / np.where(magnification > 0, magnification, np.inf)
+        return size
+    return None
+
+
+def completed(optics: Table, groups: Sequence[Optics]) -> Table:
+    """The optics table with the columns that RELION 3.1 must have, taken from `groups` where they were not there."""
+    needed = {
+        "rlnVoltage": [group.voltage_kV for group in groups],
+        "rlnSphericalAberration": [group.cs_mm for group in groups],
+        "rlnAmplitudeContrast": [group.amplitude_contrast for group in groups],
+        "rlnImagePixelSize": [group.pixel_size_A for group in groups],
+        "rlnImageSize": [group.box_px for group in groups],
+        "rlnImageDimensionality": [2] * len(groups),
+        "rlnOpticsGroup": list(range(1, len(groups) + 1)),
+        "rlnOpticsGroupName": [group.name for group in groups],
+    }
+    return optics.with_columns({label: values for label, values in needed.items() if label not in optics})
+
+
+def require_one_scale(groups: Sequence[Optics], used: np.ndarray, where: str) -> None:
+    """Raise InputError where the optics groups in use have different pixel sizes or boxes."""
+    chosen = [groups[row] for row in used.tolist()]
+    pixel_sizes = [group.pixel_size_A for group in chosen]
+    boxes = {group.box_px for group in chosen if group.box_px > 0}
+    if max(pixel_sizes) <= min(pixel_sizes) * (1 + _AGREE) and len(boxes) <= 1:
+        return
+    listed = "; ".join(f"{g.name}: {g.pixel_size_A:.4g} A, box {g.box_px or '?'} px" for g in chosen[:8])
+    what = "boxes" if len(boxes) > 1 else "pixel sizes"
+    raise InputError(
+        f"{where}: optics groups of different {what} cannot be mixed ({listed}{'; ...' if len(chosen) > 8 else ''}); "
+        "rescale the particles to one pixel size and box when extracting, or split the table by optics group"
+    )

@@ -1,0 +1,234 @@
+"""Tables of particles in, RELION 3.1 and later or 3.0 and before, and out again in the layout of 3.1.
+
+Conventions are turned here and nowhere else: psi_deg = -rlnAnglePsi, shift_px = -rlnOriginX/YAngst / pixel size,
+classes and sections from 0 (RELION's from 1).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polarice.io import optics as optics_
+from polarice.io.cells import first_rows
+from polarice.io.mrc import read_header
+from polarice.io.read_ahead import read_ahead
+from polarice.io.stacks import StackSource, disk_order, find_stacks
+from polarice.io.star import Block, StarFile, read_star, write_star
+from polarice.io.table import Table
+from polarice.types import CTFParameters, InputError, Optics, Particles, Pose2D
+
+__all__ = [
+    "ParticleTable", "StackSource", "disk_order", "pose_columns", "read_ahead", "read_particles", "write_particles",
+]  # fmt: skip
+
+_DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+_NO_CTF = "estimate the CTF and extract again, or leave the CTF out with --no-ctf"
+_PLAUSIBLE_PIXEL_A = (0.05, 100.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleTable:
+    """Particles and the table they stood in; row i of `table` is particle i. Both tables are in RELION 3.1's layout."""
+
+    particles: Particles
+    table: Table
+    optics_table: Table
+    path: Path
+
+    def take(self, rows: np.ndarray) -> ParticleTable:
+        """The particles of `rows` (int indices or a boolean mask), in that order."""
+        return replace(self, particles=self.particles.take(rows), table=self.table.take(rows))
+
+
+def read_particles(
+    path: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str] | None = None,
+    need_ctf: bool = True,
+    pixel_size_A: float | None = None,
+) -> ParticleTable:
+    """Read a table of particles; `pixel_size_A` is for tables that do not say it.
+
+    Without `need_ctf` the CTF columns are taken where they are complete, else `particles.ctf` is None. Raises
+    InputError naming table, row (from 1) and remedy: no particles, stack not found, optics group not defined or groups
+    that cannot be mixed, CTF columns missing, a value that is not a number.
+    """
+    star = read_star(path)
+    table = _particle_block(star)
+    if len(table) == 0:
+        raise InputError(f"{table.where} has no particles; check how it was selected")
+    stacks, stack_of, section = _images(table, star.path, image_dir)
+    old = "optics" not in star or star["optics"].table is None
+    optics_table, optics_of = optics_.optics_from_columns(table) if old else (star.table("optics"), None)
+    if optics_of is None:
+        optics_of = optics_.groups_of_particles(table, optics_table)
+    ctf = _ctf(table, optics_table, need_ctf)
+    groups = _with_scale(optics_.optics_groups(optics_table), optics_of, stacks, stack_of, table.where, pixel_size_A)
+    pose = _pose(table, np.array([group.pixel_size_A for group in groups])[optics_of])
+    group_names, group_of = _micrographs(table, stacks, stack_of)
+    particles = Particles(stacks, stack_of, section, groups, optics_of, group_names, group_of, ctf, pose)
+    optics_table = optics_.completed(optics_table, groups)
+    return ParticleTable(particles, _modern(table, particles, optics_table, old), optics_table, star.path)
+
+
+def write_particles(
+    path: str | os.PathLike[str],
+    table: ParticleTable,
+    rows: np.ndarray | None = None,
+    columns: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the particles of `rows` (all without) as RELION 3.1 reads them, `columns` (len(rows),) replaced or added.
+
+    Every other column keeps its text exactly. Raises InputError where the disk is full or the folder may not be
+    written.
+    """
+    chosen = table.table if rows is None else table.table.take(rows)
+    chosen = chosen.with_columns(columns or {})
+    write_star(path, [Block("optics", table=table.optics_table), Block("particles", table=chosen)])
+
+
+def pose_columns(pose: Pose2D, pixel_size_A: float | np.ndarray) -> dict[str, np.ndarray]:
+    """RELION's columns for a pose: class from 1, psi in degrees from -180 to 180, origins in Angstrom."""
+    psi_deg = -pose.psi_deg
+    return {
+        "rlnClassNumber": pose.class_of.astype(np.int64) + 1,
+        "rlnAnglePsi": psi_deg - 360.0 * np.ceil((psi_deg - 180.0) / 360.0) + 0.0,
+        "rlnOriginXAngst": -pose.shift_px[:, 0] * pixel_size_A + 0.0,
+        "rlnOriginYAngst": -pose.shift_px[:, 1] * pixel_size_A + 0.0,
+    }
+
+
+def _particle_block(star: StarFile) -> Table:
+    """The particles, under whatever name programs have given the block."""
+    if "particles" in star:
+        return star.table("particles")
+    for block in star:
+        if block.table is not None and "rlnImageName" in block.table:
+            return block.table
+    raise InputError(f"{star.path}: no block data_particles and no column _rlnImageName; is this a table of particles?")
+
+
+def _images(
+    table: Table, path: Path, image_dir: str | os.PathLike[str] | None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """The stack files, which of them each image lies in, (n,) int32, and at which section from 0, (n,) int64."""
+    number, name, numbered = table.cells("rlnImageName").split_at(b"@")
+    section = np.zeros(len(table), np.int64)
+    try:
+        if numbered.all():
+            section[:] = number.numbers() - 1
+        else:  # a file of its own for each image
+            section[numbered] = [int(text) - 1 for text, there in zip(number.texts(), numbered, strict=True) if there]
+        bad = section < 0
+    except ValueError:
+        bad = np.array([there and not text.isdigit() for text, there in zip(number.texts(), numbered, strict=True)])
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(
+            f"{table.where}, row {row + 1}: _rlnImageName is {str(table.text('rlnImageName')[row])!r}; "
+            "it should read SECTION@STACK with sections from 1"
+        )
+    names, stack_of = name.codes()
+    first = first_rows(stack_of, len(names))
+    texts = [os.fsdecode(text) for text in names]
+    return find_stacks(texts, first.tolist(), path, None if image_dir is None else Path(image_dir)), stack_of, section
+
+
+def _ctf(table: Table, optics_table: Table, need_ctf: bool) -> CTFParameters | None:
+    missing = [label for label in _DEFOCUS_LABELS if label not in table]
+    missing += [label for label in optics_.MICROSCOPE_LABELS if label not in optics_table]
+    if missing:
+        if not need_ctf:
+            return None
+        raise InputError(f"{table.where}: no column {', '.join('_' + label for label in missing)}; {_NO_CTF}")
+    columns = [table.numbers(label) for label in _DEFOCUS_LABELS]
+    for label, default in (("rlnPhaseShift", 0.0), ("rlnCtfBfactor", 0.0), ("rlnCtfScalefactor", 1.0)):
+        columns.append(table.numbers(label) if label in table else np.full(len(table), default))
+    for label, values in zip(
+        (*_DEFOCUS_LABELS, "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor"), columns, strict=True
+    ):
+        bad = ~np.isfinite(values)
+        if bad.any():
+            if not need_ctf:
+                return None
+            row = int(np.argmax(bad))
+            raise InputError(f"{table.where}, row {row + 1}: _{label} is {values[row]:g}; remove the row, or {_NO_CTF}")
+    return CTFParameters(*columns)
+
+
+def _with_scale(
+    groups: tuple[Optics, ...],
+    optics_of: np.ndarray,
+    stacks: tuple[str, ...],
+    stack_of: np.ndarray,
+    where: str,
+    pixel_size_A: float | None,
+) -> tuple[Optics, ...]:
+    """The groups with pixel size and box filled in from the stacks' headers where the table says neither."""
+    first = first_rows(optics_of, len(groups))
+    used = np.flatnonzero(first >= 0)
+    filled = list(groups)
+    for number in used.tolist():
+        group, stack = groups[number], stacks[int(stack_of[first[number]])]
+        if group.box_px <= 0:
+            group = replace(group, box_px=read_header(stack).nx)
+        if not group.pixel_size_A > 0:
+            found = pixel_size_A or read_header(stack).pixel_size_A
+            if not _PLAUSIBLE_PIXEL_A[0] <= found <= _PLAUSIBLE_PIXEL_A[1]:
+                raise InputError(
+                    f"{where}: no pixel size for optics group {group.name}, neither in the table nor in {stack}; "
+                    "give it with --angpix"
+                )
+            group = replace(group, pixel_size_A=found)
+        filled[number] = group
+    optics_.require_one_scale(filled, used, where)
+    return tuple(filled)
+
+
+def _pose(table: Table, pixel_size_A: np.ndarray) -> Pose2D:
+    """What the table knows of class, psi and shift; `pixel_size_A` is (n,)."""
+    pose = Pose2D.unknown(len(table))
+    if "rlnClassNumber" in table:
+        pose = replace(pose, class_of=table.integers("rlnClassNumber").astype(np.int32) - 1)
+    if "rlnAnglePsi" in table:
+        pose = replace(pose, psi_deg=-_finite(table, "rlnAnglePsi"))
+    shifts = pose.shift_px
+    for axis, letter in enumerate("XY"):
+        if f"rlnOrigin{letter}Angst" in table:
+            shifts[:, axis] = -_finite(table, f"rlnOrigin{letter}Angst") / pixel_size_A
+        elif f"rlnOrigin{letter}" in table:
+            shifts[:, axis] = -_finite(table, f"rlnOrigin{letter}")
+    return pose
+
+
+def _finite(table: Table, label: str) -> np.ndarray:
+    values = table.numbers(label)
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values)))
+        raise InputError(f"{table.where}, row {row + 1}: _{label} is {values[row]:g}; correct or remove the row")
+    return values
+
+
+def _micrographs(table: Table, stacks: tuple[str, ...], stack_of: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    for label in ("rlnGroupName", "rlnMicrographName"):
+        if label in table:
+            return table.codes(label)
+    return stacks, stack_of
+
+
+def _modern(table: Table, particles: Particles, optics_table: Table, old: bool) -> Table:
+    """The table in RELION 3.1's layout: origins in Angstrom, optics groups, microscope columns in the optics block."""
+    added: dict[str, np.ndarray] = {}
+    pixel_size_A = np.array([group.pixel_size_A for group in particles.optics])[particles.optics_of]
+    for axis, letter in enumerate("XY"):
+        if f"rlnOrigin{letter}" in table and f"rlnOrigin{letter}Angst" not in table:
+            added[f"rlnOrigin{letter}Angst"] = -particles.pose.shift_px[:, axis] * pixel_size_A + 0.0
+    if old or "rlnOpticsGroup" not in table:
+        added["rlnOpticsGroup"] = optics_table.integers("rlnOpticsGroup")[particles.optics_of]
+    table = table.with_columns(added).without("rlnOriginX", "rlnOriginY")
+    return table.without(*optics_.MICROSCOPE_LABELS) if old else table

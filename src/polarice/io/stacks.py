@@ -1,0 +1,196 @@
+"""Particle images on disk: finding the stacks a table names, checking them, and reading them in disk order."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+
+from polarice.io.mrc import MrcHeader, cut_off, map_sections, read_header, unpack
+from polarice.types import InputError, Particles
+
+OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
+
+
+def find_stacks(
+    names: Sequence[str], rows: Sequence[int], table: Path, image_dir: str | Path | None = None
+) -> tuple[str, ...]:
+    """The files behind the stack names of a table, `rows` being a row (from 0) where each name stands.
+
+    A relative name is looked for in `image_dir`, in the working directory, beside the table and in the folders above
+    it (RELION's names start at the project's folder); in `image_dir` the bare file name will do, for absolute names
+    too. Raises InputError naming table, row, stack and the places.
+    """
+    beside = table.absolute().parent
+    roots = [str(root) for root in (Path.cwd(), beside, *beside.parents)]
+    missing: list[int] = []
+    found: list[str] = []
+    for number, name in enumerate(names):
+        places: Iterable[str] = (os.path.join(root, name) for root in roots)
+        if image_dir is not None:
+            given = (os.path.join(image_dir, name), os.path.join(image_dir, os.path.basename(name)))
+            places = chain(given, places)
+        place = next(filter(os.path.isfile, places), None)
+        found.append(str(place))
+        if place is None:
+            missing.append(number)
+    if missing:
+        first = missing[0]
+        looked = ([str(image_dir)] if image_dir is not None else []) + roots
+        more = f" (and {len(missing) - 1} more stacks)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{table}, row {rows[first] + 1}: image stack {names[first]} not found{more}; looked in "
+            f"{', '.join(dict.fromkeys(looked))}; give the folder the names are relative to with --image-dir"
+        )
+    return tuple(found)
+
+
+def disk_order(particles: Particles) -> np.ndarray:
+    """Row numbers (n,) sorted by stack and section: reading in this order walks the disk forwards."""
+    return np.lexsort((particles.section, particles.stack_of))
+
+
+class StackSource:
+    """The images of a table of particles, an `ImageSource`: memory-mapped, read in disk order whatever was asked.
+
+    Gzipped stacks are unpacked once, when first read, into a temporary folder ($TMPDIR) that goes with the object.
+    Reading is safe from one read-ahead thread beside the main one. `table` names the table in error messages.
+    """
+
+    def __init__(self, particles: Particles, unsigned: bool = False, table: str | Path = "particle table") -> None:
+        if len(particles) == 0:
+            raise InputError(f"{table} has no particles; check how it was selected")
+        self._particles, self._unsigned, self._table = particles, unsigned, str(table)
+        self._headers: dict[int, MrcHeader] = {}
+        self._open: OrderedDict[int, tuple[mmap.mmap, np.ndarray]] = OrderedDict()
+        self._lock = threading.RLock()
+        self._unpacked: dict[int, Path] = {}
+        self._folder: Path | None = None
+        self._box_px = self._header(int(particles.stack_of[0])).nx
+
+    @property
+    def box_px(self) -> int:
+        return self._box_px
+
+    def __len__(self) -> int:
+        return len(self._particles)
+
+    def check(self) -> None:
+        """Open the header of every stack once.
+
+        Raises InputError naming file, row and remedy where a stack is missing, cut off, has fewer sections than the
+        table asks for, or images that are not square or not of the box of the others.
+        """
+        for stack, row, last_row in self._stacks_in_use():
+            header = self._header(stack)
+            section = int(self._particles.section[last_row])
+            if header.there <= section or header.there < header.n:
+                raise InputError(self._too_short(stack, header, last_row if header.there <= section else row))
+            self._check_box(stack, header, row)
+
+    def _stacks_in_use(self) -> Iterator[tuple[int, int, int]]:
+        """Each stack with the first row of the table that names it, and the row that asks for its highest section."""
+        particles = self._particles
+        order = disk_order(particles)
+        stacks, first = np.unique(particles.stack_of, return_index=True)
+        ends = np.searchsorted(particles.stack_of[order], stacks, side="right") - 1
+        yield from zip(stacks.tolist(), first.tolist(), order[ends].tolist(), strict=True)
+
+    def _too_short(self, stack: int, header: MrcHeader, row: int) -> str:
+        path, section = self._particles.stacks[stack], int(self._particles.section[row]) + 1
+        where = f"{self._table}, row {row + 1} (image {section}@{path})"
+        if header.there < header.n:
+            return f"{where}: {cut_off(path, header, header.there)}"
+        return (
+            f"{where}: the stack holds {header.n} sections, section {section} was asked for; "
+            "check that the table belongs to this stack"
+        )
+
+    def _check_box(self, stack: int, header: MrcHeader, row: int) -> None:
+        where = f"{self._table}, row {row + 1}: {self._particles.stacks[stack]}"
+        if header.nx != header.ny:
+            raise InputError(f"{where} has images of {header.nx} x {header.ny} pixels; extract square ones")
+        if header.nx != self._box_px:
+            raise InputError(
+                f"{where} has a box of {header.nx} pixels, {self._particles.stacks[int(self._particles.stack_of[0])]} "
+                f"one of {self._box_px}; rescale them to one box, or split the table"
+            )
+        group = self._particles.optics[int(self._particles.optics_of[row])]
+        if group.box_px not in (0, header.nx):
+            raise InputError(
+                f"{where} has a box of {header.nx} pixels, the table says {group.box_px} for optics group "
+                f"{group.name}; check that the table belongs to this stack"
+            )
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Images of `rows`, (len(rows), N, N) float32, in the order asked for.
+
+        Raises InputError as `check` does, for the stacks that are touched.
+        """
+        rows = np.arange(len(self._particles))[rows]
+        stack_of, section = self._particles.stack_of[rows], self._particles.section[rows]
+        order = np.lexsort((section, stack_of))
+        stack_of, section = stack_of[order], section[order]
+        images = np.empty((len(rows), self._box_px, self._box_px), np.float32)
+        edges = np.flatnonzero(np.diff(stack_of, prepend=-1, append=-1))
+        for low, high in pairwise(edges.tolist()):
+            self._read_stack(int(stack_of[low]), section[low:high], order[low:high], rows, images)
+        return images
+
+    def _read_stack(
+        self, stack: int, section: np.ndarray, target: np.ndarray, rows: np.ndarray, images: np.ndarray
+    ) -> None:
+        """Copy sorted sections of one stack to `images[target]`, neighbouring ones in one piece."""
+        mapped, sections = self._sections(stack, int(rows[target[-1]]))
+        if int(section[-1]) >= len(sections):
+            raise InputError(self._too_short(stack, self._headers[stack], int(rows[target[-1]])))
+        edges = np.flatnonzero(np.diff(section, prepend=section[0] - 2, append=section[-1] + 2) != 1).tolist()
+        for low, high in pairwise(edges):
+            start = int(section[low])
+            images[target[low:high]] = sections[start : start + high - low]
+            with suppress(
+                AttributeError, OSError
+            ):  # what was copied need not count as this program's memory any longer
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _sections(self, stack: int, row: int) -> tuple[mmap.mmap, np.ndarray]:
+        with self._lock:
+            if stack not in self._open:
+                path, header = self._plain(stack)
+                self._check_box(stack, header, row)
+                if header.there < header.n:
+                    raise InputError(self._too_short(stack, header, row))
+                self._open[stack] = map_sections(path, header)
+                while len(self._open) > OPEN_STACKS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(stack)
+            return self._open[stack]
+
+    def _header(self, stack: int) -> MrcHeader:
+        with self._lock:
+            if stack not in self._headers:
+                self._headers[stack] = read_header(self._particles.stacks[stack], self._unsigned)
+            return self._headers[stack]
+
+    def _plain(self, stack: int) -> tuple[Path, MrcHeader]:
+        """The stack itself, or its unpacked copy, and its header."""
+        path, header = Path(self._particles.stacks[stack]), self._header(stack)
+        if header.gzipped:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="polarice-"))
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._unpacked[stack] = self._folder / f"{stack}.mrcs"
+            with open(self._unpacked[stack], "wb") as stream:
+                unpack(path, stream)
+            self._headers[stack] = read_header(self._unpacked[stack], self._unsigned)
+        return self._unpacked.get(stack, path), self._headers[stack]

@@ -1,0 +1,25 @@
+"""`polarice align2d`: bring every particle into register with one of a few class averages (the MAP phase)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polarice.jobs.classification import Classification
+from polarice.jobs.params import option
+
+SUMMARY = "align particles in two dimensions: psi, shift and one of a few references for each"
+
+
+@dataclass(frozen=True)
+class Params(Classification):
+    """All the particles in every iteration, few references."""
+
+    k: int = option(50, "number of references", low=1, high=100_000, flags=("-k", "--K"))
+    iter: int = option(25, "number of iterations", low=1, high=999)
+
+
+def run(params: Params) -> None:
+    """Align; raises InputError for what cannot be used."""
+    from polarice.jobs.classification import classify
+
+    classify("align2d", params, growing_batches=False)

@@ -1,0 +1,123 @@
+"""`job.json`: everything needed to run a job again, and to know what it ran on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import polarice
+from polarice.io.atomic import replacing
+from polarice.types import InputError
+
+NAME = "job.json"
+_PACKAGES = ("torch", "numpy", "finufft", "cufinufft", "scipy", "mrcfile", "gemmi", "matplotlib", "pillow")
+
+
+def write_job_json(
+    folder: str | os.PathLike[str],
+    job: str,
+    params: dict[str, Any],
+    command: str,
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    seed: int | None = None,
+    more: dict[str, Any] | None = None,
+) -> Path:
+    """Write `folder`/job.json, atomically, and return its path.
+
+    `params` is what `jobs.params.as_dict` gives (JSON's own types), `command` the line that runs the job again,
+    `inputs` the files it read (their size and time of change are kept, so that a later run can tell whether they are
+    still the same). `more` is added as it is.
+    """
+    content = {
+        "job": job,
+        "command": command,
+        "working_directory": os.getcwd(),
+        "params": params,
+        "seed": seed,
+        "inputs": [fingerprint(path) for path in inputs],
+        "versions": versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **(more or {}),
+    }
+    path = Path(folder) / NAME
+    with replacing(path, "w") as stream:
+        stream.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_job_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_job_json` wrote; InputError where the folder holds no job, or the file cannot be understood."""
+    path = Path(folder) / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; {folder} is not the folder of a job to continue") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); run the job again in a new folder") from error
+    if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
+        raise InputError(f"{path}: holds no parameters; run the job again in a new folder")
+    return content
+
+
+def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Name, size in bytes and time of change (nanoseconds) of a file; size None where it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return {"path": str(path), "size": None, "mtime_ns": None}
+    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def changed_inputs(job: dict[str, Any]) -> list[str]:
+    """The input files of a job.json that are no longer as they were (paths as written there)."""
+    return [each["path"] for each in job.get("inputs", ()) if fingerprint(each["path"]) != each]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the program and the libraries that are installed, and the machine's processor, memory and GPU."""
+    found = {"polarice": polarice.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["system"] = f"{platform.system()} {platform.release()} ({platform.machine()})"
+    found["CPU"] = f"{_processor()}, {os.cpu_count()} logical cores"
+    if memory := _memory_GiB():
+        found["memory"] = f"{memory:.0f} GiB"
+    found["GPU"] = _gpu()
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory_GiB() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return 0.0
+
+
+def _gpu() -> str:
+    """Names of the CUDA devices; torch is asked only where the job has it loaded already."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return "not asked"
+    if not torch.cuda.is_available():
+        return "none"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

@@ -1,0 +1,109 @@
+"""The report of a classification job: one HTML file that opens by double click, and pictures beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polarice.jobs.report.history import (
+    Row,
+    append_history,
+    class_counts,
+    read_history,
+    rewind_history,
+    summary_of,
+)
+from polarice.types import Iteration
+
+__all__ = [
+    "LeftOut",
+    "Parameter",
+    "Report",
+    "Row",
+    "append_history",
+    "class_counts",
+    "parameters_of",
+    "read_history",
+    "rewind_history",
+    "summary_of",
+    "write_report",
+]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of the report's table of parameters."""
+
+    name: str
+    value: str
+    unit: str
+    help: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A particle that took no part, and why."""
+
+    where: str  # section@stack, and the table's row
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made of."""
+
+    title: str
+    job: str  # class2d, align2d
+    history: Sequence[Row]  # as `read_history` gives it
+    iteration: Iteration  # the last one
+    command: str  # runs the job again
+    continue_command: str  # goes on from the last iteration; "" where that makes no sense
+    parameters: Sequence[Parameter] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    left_out: Sequence[LeftOut] = ()
+    optics_names: Sequence[str] = ()  # one for each row of the model's noise_power
+    particle_diameter_A: float | None = None
+    working_directory: str = ""
+
+
+def parameters_of(params: Any) -> list[Parameter]:
+    """Every field of a job's Params with its value, unit and help."""
+    from polarice.jobs.params import as_dict, options_of
+
+    values = as_dict(params)
+    return [Parameter(each.flag, _words(values[each.field]), each.unit, each.help) for each in options_of(params)]
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "from the data"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
+    """Write report.html and its pictures into the job's folder; returns the page's path.
+
+    Pictures: run_itNNN_classes.png (the montage) and report_convergence.png, _classes, _occupancy, _poses, _spectra,
+    _times.
+    Every file is replaced as a whole. InputError where the disk is full or the folder may not be written.
+    """
+    from polarice.io.atomic import replacing
+    from polarice.jobs.report import charts, page
+    from polarice.jobs.report.montage import write_montage
+
+    folder = Path(folder)
+    write_montage(
+        folder / f"run_it{report.iteration.number:03d}_classes.png", report.iteration, report.particle_diameter_A
+    )
+    figures = page.figures(report)
+    for name, figure in figures.items():
+        charts.write_png(folder / f"report_{name}.png", figure)
+    content = page.html(report, figures)
+    with replacing(folder / "report.html", "w") as stream:
+        stream.write(content)
+    return folder / "report.html"

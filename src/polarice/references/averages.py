@@ -1,0 +1,210 @@
+"""`averages`: K references, each with its own Gaussian prior and nothing else to tie them together (MAP, Scheres 2012).
+
+    A_c(r, theta) = num_c / (den_c + f / tau_c^2(r))
+
+`num` and `den` are the expectation's sums (den is exact for astigmatic CTFs: it varies over the circle), tau^2 the prior's
+variance per ring and f the share of the noise power that the particle mask lets through: masked images carry correlated
+noise, so a coefficient of num / den has error f / den, while the sum over all of them counts the noise rightly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from polarice.align.expect import References
+from polarice.align.model import Prior
+from polarice.align.polar import PolarBasis
+from polarice.align.sums import Sums
+
+SMOOTHING_RINGS = 1  # prior variances are averaged over this many rings on either side
+MIN_SHIFT_SIGMA_PX = 0.5
+MIN_RELATIVE_WEIGHT = 0.02  # emptier classes are pulled as if they held this share of an equal one
+MAX_PULL = 30.0  # in units of log likelihood
+
+
+@dataclass(frozen=True)
+class Averages:
+    """The model; tensors on the engine's device."""
+
+    basis: PolarBasis
+    field: Tensor  # (K, ring, angle) float32
+    weights: Tensor  # (K,) float64, sum 1: share of the images
+    log_prior: Tensor  # (K,) float64: what the expectation adds to each class; log weights, or a pull to equal ones
+    tau2: Tensor  # (K, ring) float64, the prior's variance
+    error: Tensor  # (K, ring) float64, variance that noise puts into num / den
+    ssnr: Tensor  # (K, ring) float64
+    noise_power: Tensor  # (G, shell) float64, shells 0 .. N // 2
+    shift_sigma_px: float
+    mask_fraction: float
+
+    @property
+    def ring_noise(self) -> Tensor:
+        """(G, ring) float32: the part of the noise spectrum that the basis sees."""
+        return self.noise_power[:, 1 : self.basis.r_max + 1].float()
+
+    def references(self, even_harmonics: int) -> References:
+        """The references as the expectation takes them; `even_harmonics` of the CTF's square are accounted for."""
+        harmonics = self.basis.harmonics(self.field)
+        power = torch.fft.rfft(self.field.square())[..., : 2 * even_harmonics : 2]
+        return References(
+            conjugate=harmonics.conj().permute(2, 1, 0).contiguous().resolve_conj(),
+            power_conjugate=power.conj().permute(2, 1, 0).contiguous().resolve_conj(),
+            log_prior=self.log_prior.float(),
+        )
+
+    def maximize(self, sums: Sums, prior: Prior) -> Averages:
+        """The model that the sums speak for."""
+        numerator, denominator = _fields(self.basis, sums)
+        error, ssnr = _signal_to_noise(numerator, denominator, self.mask_fraction)
+        tau2 = prior.tau2_fudge * ssnr * error
+        inverse = self.mask_fraction / tau2.clamp_min(1e-30)
+        field = numerator / (denominator + inverse[..., None])
+        weights = sums.class_weight / sums.class_weight.sum()
+        return replace(
+            self,
+            field=field.float(),
+            weights=weights,
+            log_prior=self._log_prior(weights, prior),
+            tau2=tau2,
+            error=error,
+            ssnr=ssnr,
+            noise_power=self._noise(sums, field, numerator, denominator),
+            shift_sigma_px=max(MIN_SHIFT_SIGMA_PX, float(sums.squared_shift / sums.class_weight.sum() / 2) ** 0.5),
+        )
+
+    @staticmethod
+    def empty(basis: PolarBasis, k: int, noise_power: Tensor, shift_sigma_px: float, mask_fraction: float) -> Averages:
+        """K classes without structure; noise_power (G, S) float64."""
+        rings = torch.zeros(k, basis.r_max, dtype=torch.float64, device=basis.device)
+        weights = torch.full((k,), 1 / k, dtype=torch.float64, device=basis.device)
+        return Averages(
+            basis=basis,
+            field=torch.zeros(k, basis.r_max, basis.n_theta, device=basis.device),
+            weights=weights,
+            log_prior=torch.zeros_like(weights),
+            tau2=rings,
+            error=rings,
+            ssnr=rings,
+            noise_power=noise_power,
+            shift_sigma_px=shift_sigma_px,
+            mask_fraction=mask_fraction,
+        )
+
+    def _log_prior(self, weights: Tensor, prior: Prior) -> Tensor:
+        """Log class weights, or, while classes are being balanced, what makes crowded ones dearer step by step."""
+        if prior.balance == 0:
+            return weights.clamp_min(1e-12).log()
+        relative = (weights * len(weights)).clamp_min(MIN_RELATIVE_WEIGHT)
+        pulled = self.log_prior - prior.balance * relative.log()
+        return (pulled - pulled.mean()).clamp(-MAX_PULL, MAX_PULL)
+
+    def _noise(self, sums: Sums, field: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
+        """What the averages leave unexplained, per optics group and shell.
+
+        The explained power is known summed over groups, in units of each one's noise; it is shared out by the CTF power
+        that each group put in.
+        """
+        explained = (2 * field * numerator - denominator * field.square()).sum(dim=(0, 2))  # (ring,)
+        rings = slice(1, self.basis.r_max + 1)
+        old = self.noise_power[:, rings]
+        share = sums.ctf_power / old
+        share = share / share.sum(dim=0).clamp_min(1e-30)
+        signal = explained * share * old / self.basis.n_theta
+        count = sums.group_count[:, None].clamp_min(1e-9)
+        residual = (sums.image_power - signal) / count / self.mask_fraction
+        noise = self.noise_power.clone()
+        seen = sums.group_count > 0
+        noise[seen, rings] = torch.maximum(residual, 1e-3 * sums.image_power / count)[seen]
+        return noise
+
+    def on(self, basis: PolarBasis) -> Averages:
+        """The same model on another basis of the same box: rings are cut or filled with nothing."""
+        rings = min(basis.r_max, self.basis.r_max)
+        n_q = min(basis.n_q, self.basis.n_q)
+        old = self.basis.harmonics(self.field)[:, :rings, :n_q]
+        harmonics = old.new_zeros(len(self.field), basis.r_max, basis.n_theta // 2 + 1)
+        harmonics[:, :rings, :n_q] = old * (basis.n_theta / self.basis.n_theta)
+
+        def cut(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x[:, :rings], (0, basis.r_max - rings))
+
+        return replace(
+            self,
+            basis=basis,
+            field=basis.field(harmonics),
+            tau2=cut(self.tau2),
+            error=cut(self.error),
+            ssnr=cut(self.ssnr),
+        )
+
+    def split(self, into: Tensor, perturbation: Tensor) -> Averages:
+        """A model of len(into) classes, class j a copy of class into[j]; copies made twice or more are told apart.
+
+        Each copy is moved by as much as noise could have moved its parent: `perturbation` (len(into), ring, angle),
+        unit variance, scaled by the parent's error and its Wiener filter. The next expectations do the rest.
+        """
+        copies = torch.bincount(into, minlength=len(self.field))[into]
+        width = (self.error.sqrt() * self.ssnr / (1 + self.ssnr))[into]
+        width = width * (copies > 1)[:, None]
+        weights = self.weights[into] / copies
+        return replace(
+            self,
+            field=self.field[into] + (width[..., None] * perturbation).float(),
+            weights=weights / weights.sum(),
+            log_prior=self.log_prior[into] - self.log_prior[into].mean(),
+            tau2=self.tau2[into],
+            error=self.error[into],
+            ssnr=self.ssnr[into],
+        )
+
+    def centred(self) -> tuple[Averages, Tensor]:
+        """The averages moved so that their mass lies at the centre, and how far each was off: (K, 2) px, x and y."""
+        offset = centre_of_mass(self.images(), self.basis.radius_px)
+        phases = self.basis.shift_phases(offset)
+        return replace(self, field=self.basis.unshift(self.field, phases)), offset
+
+    def resolution_px(self) -> Tensor:
+        """(K,) the last ring, counted from the centre without a gap, at which the SSNR is at least 1; at least 1."""
+        above = (self.ssnr >= 1).to(torch.int64)
+        return above.cumprod(dim=1).sum(dim=1).clamp_min(1)
+
+    def images(self) -> Tensor:
+        """(K, N, N) float32 class averages in pixels."""
+        return self.basis.to_images(self.field)
+
+
+def _fields(basis: PolarBasis, sums: Sums) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator over the circle, without the quadrature's w_r: each (K, ring, angle) float64."""
+    weight = basis.weight.double()[:, None]
+    numerator = torch.fft.irfft(sums.numerator.permute(2, 1, 0), n=basis.n_theta) / weight
+    even = sums.denominator.permute(2, 1, 0)
+    harmonics = even.new_zeros(*even.shape[:2], 2 * even.shape[2] - 1)
+    harmonics[..., ::2] = even
+    denominator = torch.fft.irfft(harmonics, n=basis.n_theta) / weight
+    return numerator, denominator.clamp_min(0)
+
+
+def _signal_to_noise(numerator: Tensor, denominator: Tensor, mask_fraction: float) -> tuple[Tensor, Tensor]:
+    """Error variance of num / den and the SSNR beyond it, each (K, ring), the latter smoothed over rings."""
+    weight = denominator.mean(dim=2)
+    error = mask_fraction / weight.clamp_min(1e-30)
+    power = (numerator / weight.clamp_min(1e-30)[..., None]).square().mean(dim=2)
+    ssnr = torch.where(weight > 0, (power / error - 1).clamp_min(0), torch.zeros_like(power))
+    kernel = ssnr.new_ones(1, 1, 2 * SMOOTHING_RINGS + 1)
+    total = torch.nn.functional.conv1d(ssnr[:, None], kernel, padding=SMOOTHING_RINGS)[:, 0]
+    count = torch.nn.functional.conv1d(torch.ones_like(ssnr)[:, None], kernel, padding=SMOOTHING_RINGS)[:, 0]
+    return error, total / count
+
+
+def centre_of_mass(images: Tensor, radius_px: float) -> Tensor:
+    """(K, 2) x, y: centre of what stands out of each average (above a third of its peak) inside the particle radius."""
+    box = images.shape[-1]
+    x = torch.arange(box, device=images.device, dtype=images.dtype) - box // 2
+    inside = torch.hypot(x[:, None], x) <= radius_px
+    seen = images * inside
+    mass = (seen - seen.amax(dim=(1, 2), keepdim=True) / 3).clamp_min(0)
+    total = mass.sum(dim=(1, 2)).clamp_min(1e-30)
+    return torch.stack([(mass.sum(dim=1) @ x) / total, (mass.sum(dim=2) @ x) / total], dim=1)

@@ -1,0 +1,122 @@
+"""One posterior problem, as the engine sees it and as the oracle does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from align.phantoms import Blobs, ctf_parameters, optics, particle_images
+from polarice.align import oracle
+from polarice.align.expect import PolarImages, References, Search
+from polarice.align.images import ParticleImages
+from polarice.align.polar import PolarBasis
+from polarice.ctf import ctf
+from polarice.fourier import centred_fft2, centred_ifft2
+
+PIXEL_SIZE_A = 3.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Images of K phantoms under known poses, and everything that both sides need to score them."""
+
+    images: ParticleImages
+    references: np.ndarray  # (K, N, N) float64
+    noise: oracle.NoiseSpectrum
+    basis: PolarBasis
+    search: Search
+    centre_px: np.ndarray  # (n, 2) whole pixels
+
+    @property
+    def batch(self) -> PolarImages:
+        rows = np.arange(len(self.images))
+        return self.images.polar(self.basis, rows, self.images.source.read(rows), self.centre_px)
+
+    @property
+    def ring_noise(self) -> torch.Tensor:
+        """(1, ring) float32."""
+        return torch.from_numpy(self.noise(np.arange(1.0, self.basis.r_max + 1))).float()[None]
+
+    @property
+    def masked(self) -> np.ndarray:
+        """(n, N, N) float64: what the engine samples."""
+        pixels = torch.from_numpy(self.images.source.read(np.arange(len(self.images))))
+        return self.images.preparation(pixels, torch.from_numpy(self.centre_px)).double().numpy()
+
+    @property
+    def psi_rad(self) -> np.ndarray:
+        return np.arange(self.search.psi_count) * 2 * np.pi / self.search.psi_count
+
+    @property
+    def disc(self) -> oracle.Disc:
+        return oracle.Disc(self.basis.box_px, self.basis.r_max)
+
+    @property
+    def poses(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.search.shifts_px.double().numpy(), self.psi_rad
+
+    def ctf_at(self, frequency: np.ndarray) -> np.ndarray:
+        """(n, k) CTF at frequencies (k, 2) in Fourier pixels."""
+        parameters = self.images.particles.ctf
+        if parameters is None:
+            return np.ones((len(self.images), len(frequency)))
+        kx, ky = frequency.T / (self.basis.box_px * PIXEL_SIZE_A)
+        return ctf(optics(PIXEL_SIZE_A), parameters, kx, ky)
+
+    @property
+    def ctf_grid(self) -> np.ndarray:
+        """(n, N, N) CTF on the centred grid."""
+        box = self.basis.box_px
+        whole = oracle.Disc(box, box)  # every pixel
+        return self.ctf_at(whole.frequency).reshape(-1, box, box)
+
+    def engine_references(self, log_prior: np.ndarray | None = None) -> References:
+        field = self.basis.sample(torch.from_numpy(self.references).float())
+        prior = np.zeros(len(self.references)) if log_prior is None else log_prior
+        return references_of(self.basis, field, self.images.even_harmonics(self.basis), torch.from_numpy(prior).float())
+
+
+def references_of(basis: PolarBasis, field: torch.Tensor, even: int, log_prior: torch.Tensor) -> References:
+    """What a model hands the expectation, for fields (K, ring, angle)."""
+    power = torch.fft.rfft(field.square())[..., : 2 * even : 2]
+    return References(
+        conjugate=basis.harmonics(field).conj().permute(2, 1, 0).contiguous().resolve_conj(),
+        power_conjugate=power.conj().permute(2, 1, 0).contiguous().resolve_conj(),
+        log_prior=log_prior,
+    )
+
+
+def scene(
+    box_px: int = 48,
+    astigmatism_A: float | None = 0.0,
+    n: int = 4,
+    noise_sd: float = 0.4,
+    spectrum: Callable[[int], oracle.NoiseSpectrum] = oracle.fading_noise,
+    seed: int = 0,
+) -> Scene:
+    """n images of two phantoms, r_max = 16, radius 11 px; astigmatism None leaves the CTF out."""
+    rng = np.random.default_rng(seed)
+    blobs = [Blobs.random(8.0, s) for s in (1, 2)]
+    parameters = None if astigmatism_A is None else ctf_parameters(n, astigmatism_A, seed)
+    basis = PolarBasis(box_px, 11.0, 16, slack_px=3.0)
+    shifts = torch.tensor([[x, y] for x in (-2.0, 0.0, 2.0) for y in (-1.5, 0.5)])
+    empty = particle_images(np.zeros((n, box_px, box_px)), 11.0, parameters)
+    search = Search(shifts, basis.n_theta, shift_sigma_px=3.0)
+    spread = noise_sd**2
+    fading = spectrum(basis.r_max)
+    blank = Scene(
+        empty,
+        np.stack([b.image(box_px) for b in blobs]),
+        lambda radius: spread * fading(radius),
+        basis,
+        search,
+        rng.integers(-2, 3, (n, 2)).astype(float),
+    )
+    whole = blank.centre_px + shifts.numpy()[rng.integers(0, len(shifts), n)]
+    psi = np.rad2deg(blank.psi_rad[rng.integers(0, basis.n_theta, n)])
+    clean = np.stack([blobs[i % 2].image(box_px, psi[i], whole[i]) for i in range(n)])
+    seen = centred_ifft2(centred_fft2(clean) * blank.ctf_grid).real + noise_sd * rng.standard_normal(clean.shape)
+    return Scene(particle_images(seen, 11.0, parameters), blank.references, blank.noise, basis, search, blank.centre_px)

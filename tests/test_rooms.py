@@ -1,0 +1,97 @@
+"""The storeys look down only, and the rooms stay small: the table of the design, held by walking the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src/polarice"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+GROUND = {"types", "cluster"}
+BELOW_STAGES = GROUND | {"fourier", "ctf", "simulate"}  # a stage reads no files
+STAGES = {"motion", "pick", "extract", "align"}
+MODELS = {"references", "postprocess"}
+# room: the rooms it may import, besides itself
+TABLE = {
+    "types": set(),
+    "cluster": set(),
+    "fourier": {"types"},
+    "io": {"types"},
+    "ctf": GROUND | {"fourier", "io"},
+    "simulate": GROUND | {"fourier", "io", "ctf"},
+    **{stage: BELOW_STAGES for stage in STAGES},
+    **{model: BELOW_STAGES | STAGES | {"io"} for model in MODELS},
+    "jobs": BELOW_STAGES | STAGES | MODELS | {"io", "project"},
+    "project": GROUND | {"io"},
+    "cli": {"jobs", "project", "types"},
+    "web": {"jobs", "project", "types"},
+    "bench": {"jobs", "project", "types"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+OWNERS = {"mpi4py": {"cluster"}, "gemmi": {"io", "simulate"}}  # who may import these packages at all
+WITHOUT_TORCH = {"types", "io", "cli"}
+HEAVY = {"torch", "matplotlib", "gemmi", "scipy", "finufft", "PIL"}  # before --help prints
+MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 600, 60, 7
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Dotted names of everything imported, `from polarice import ctf` as polarice.ctf."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports name the whole path"
+            for alias in node.names:
+                yield (f"{node.module}.{alias.name}" if node.module == "polarice" else node.module or ""), node
+
+
+def tree_of(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def ids(module: Path) -> str:
+    return str(module.relative_to(SOURCE))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=ids)
+def test_imports_look_down_only(module):
+    room = room_of(module)
+    assert room in TABLE, f"{room} has no place in the table of rooms"
+    for name, node in imports(tree_of(module)):
+        package, _, inner = name.partition(".")
+        other = inner.partition(".")[0]
+        if package == "polarice" and other and not other.startswith("__") and other != room:
+            assert other in TABLE[room], f"line {node.lineno}: {room} may not import {other}"
+        assert room in OWNERS.get(package, {room}), f"line {node.lineno}: {room} may not import {package}"
+        assert not (package == "torch" and room in WITHOUT_TORCH), f"line {node.lineno}: {room} may not import torch"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) in {"jobs", "cli", "types", "io"}], ids=ids)
+def test_what_the_command_line_loads_is_light(module):
+    """No heavy import at module level in the rooms that `polarice --help` may reach."""
+    body = [node for node in tree_of(module).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    found = {name.partition(".")[0] for node in body for name, _ in imports(node)} & HEAVY
+    assert not found, f"{found} belong inside the functions that need them"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=ids)
+def test_nothing_outgrows_its_room(module):
+    lines = module.read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_LINES, f"{lines} lines: look for the seam"
+    assert not {"utils", "common", "helpers", "core"} & set(module.with_suffix("").parts[len(SOURCE.parts) :])
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert size <= MAX_FUNCTION_LINES, f"{node.name}: {size} lines"
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+            count = len([name for name in names if name not in ("self", "cls")]) + len(node.args.kwonlyargs)
+            assert count <= MAX_ARGUMENTS, f"{node.name}: {count} arguments"
