@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Threads that wait asleep: spinning ones slow everything down where other programs share the processor.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: help env demo test test-slow lint format docs clean
 .DEFAULT_GOAL := help
 

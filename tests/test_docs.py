@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from polarice.cli import markdown, parse
+from polarice.cli import main, markdown, parse
+from polarice.io.particles import read_particles, write_particles
 from polarice.jobs import JOBS, load
 from polarice.jobs.params import check, options_of
 
@@ -30,11 +35,11 @@ def test_every_option_is_documented(name):
         assert f"| `{spelled}`" in section, f"{spelled} of {name} is not documented"
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The words of every `polarice ...` and `make ...` line of a page's code blocks."""
+def commands(page: Path, programs: str = "polarice|make") -> list[list[str]]:
+    """The words of every line of a page's code blocks that begins with one of `programs`."""
     lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     code = [line.strip().removeprefix("$ ") for line in lines if line.startswith("    ")]
-    words = [shlex.split(line, comments=True) for line in code if re.match(r"(\.venv/bin/)?(polarice|make) ", line)]
+    words = [shlex.split(line, comments=True) for line in code if re.match(rf"(\.venv/bin/)?({programs})", line)]
     return [[Path(each[0]).name, *each[1:]] for each in words]
 
 
@@ -55,3 +60,52 @@ def test_readme_shows_the_two_commands_and_every_job():
     assert "make demo" in shown and "make test" in shown
     for name in JOBS:
         assert any(each.startswith(f"polarice {name}") for each in shown) or name == "demo"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+    assert all(picture.stat().st_size < 300_000 for picture in (ROOT / "docs/images").iterdir())
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory):
+    """A folder in which the README's polarice commands were typed in turn, each with less to do than it asks."""
+    folder, iterations = tmp_path_factory.mktemp("readme"), itertools.count(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        apoferritin = read_particles(ROOT / "src/polarice/data/apoferritin/particles.star").take(np.arange(0, 550, 7))
+        write_particles("particles.star", apoferritin)
+        shutil.copy(ROOT / "src/polarice/data/apoferritin/particles.mrcs", folder)
+        shutil.copy(ROOT / "src/polarice/data/ribosome70S.mrc", "map.mrc")
+        for _, name, *words in commands(ROOT / "README.md", "polarice"):
+            if name == "simulate":
+                words += ["--particles", "50"]
+            elif "--continue" in words:
+                words += ["--iter", str(next(iterations))]
+            elif "--help" not in words:
+                words += ["--k", "3", "--iter", "2"]
+            assert "--help" in words or main([name, *words]) == 0, f"polarice {name} {shlex.join(words)}"
+    return folder
+
+
+def test_readme_commands_run_as_they_are_typed(typed):
+    assert len(read_particles(typed / "Class2D/job001/run_it004_data.star", typed).particles) == 79
+    assert len(read_particles(typed / "Align2D/job002/run_it002_data.star", typed).particles) == 79
+    assert (typed / "Class2D/job001/report.html").exists()
+    assert len(np.load(typed / "simulated/truth.npz")["quat"]) == 50
+
+
+def test_readme_commands_of_relion_run_as_they_are_typed(typed):
+    """All but the one that opens a window, on the iteration that is there."""
+    if not shutil.which("relion_refine"):
+        pytest.skip("relion_refine is not installed")
+    shown = commands(ROOT / "README.md", "relion_(?!display)")
+    assert {words[0] for words in shown} == {"relion_refine", "relion_stack_create"}
+    for words in shown:
+        words = [word.replace("it040", "it004") for word in words]
+        words = ["5" if before == "--iter" else word for before, word in zip(["", *words], words, strict=False)]
+        done = subprocess.run(words, cwd=typed, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{shlex.join(words)}: {done.stdout[-500:]}{done.stderr[-2000:]}"
+    assert (typed / "aligned.mrcs").exists() and (typed / "Class2D/job001/relion_it005_classes.mrcs").exists()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from align.phantoms import Blobs, ctf_parameters, optics, particle_images
 from polarice.align import oracle
-from polarice.align.expect import PolarImages, References, Search
+from polarice.align.expect import PolarImages, Posterior, References, Search, expect
 from polarice.align.images import ParticleImages
 from polarice.align.polar import PolarBasis
+from polarice.align.sums import Sums
 from polarice.ctf import ctf
 from polarice.fourier import centred_fft2, centred_ifft2
 
 PIXEL_SIZE_A = 3.0
+
+expect_module = sys.modules["polarice.align.expect"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class Scene:
         return ctf(optics(PIXEL_SIZE_A), parameters, kx, ky)
 
     @property
+    def shift_log_prior(self) -> np.ndarray:
+        """(n, shift, 1, 1) the Gaussian on whole shifts."""
+        whole = self.centre_px[:, None] + self.search.shifts_px.double().numpy()
+        return oracle.shift_log_prior(whole, self.search.shift_sigma_px)[:, :, None, None]
+
+    @property
     def ctf_grid(self) -> np.ndarray:
         """(n, N, N) CTF on the centred grid."""
         box = self.basis.box_px
@@ -74,9 +85,33 @@ class Scene:
         return self.ctf_at(whole.frequency).reshape(-1, box, box)
 
     def engine_references(self, log_prior: np.ndarray | None = None) -> References:
-        field = self.basis.sample(torch.from_numpy(self.references).float())
+        field = self.basis.sample(torch.from_numpy(self.references).float().to(self.basis.device))
         prior = np.zeros(len(self.references)) if log_prior is None else log_prior
-        return references_of(self.basis, field, self.images.even_harmonics(self.basis), torch.from_numpy(prior).float())
+        return references_of(
+            self.basis, field, self.images.even_harmonics(self.basis), torch.from_numpy(prior).float().to(field.device)
+        )
+
+
+def run(where: Scene, batch: PolarImages | None = None, log_prior: np.ndarray | None = None) -> tuple[Posterior, Sums]:
+    """The engine's expectation of the scene's batch, or of another."""
+    batch = where.batch if batch is None else batch
+    return expect(where.basis, where.engine_references(log_prior), batch, where.search, where.ring_noise)
+
+
+def engine_log_weights(where: Scene, monkeypatch: Any, batch: PolarImages | None = None) -> np.ndarray:
+    """(n, shift, K, psi) float64: what the expectation makes a posterior of, priors included."""
+    seen: list[torch.Tensor] = []
+    inner = expect_module.log_weights
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        weights = inner(*arguments)
+        seen.append(weights.double().clone())
+        return weights
+
+    with monkeypatch.context() as patch:
+        patch.setattr(expect_module, "log_weights", spy)
+        run(where, batch)
+    return seen[0].numpy()
 
 
 def references_of(basis: PolarBasis, field: torch.Tensor, even: int, log_prior: torch.Tensor) -> References:
@@ -104,7 +139,7 @@ def scene(
     basis = PolarBasis(box_px, 11.0, 16, slack_px=3.0)
     shifts = torch.tensor([[x, y] for x in (-2.0, 0.0, 2.0) for y in (-1.5, 0.5)])
     empty = particle_images(np.zeros((n, box_px, box_px)), 11.0, parameters)
-    search = Search(shifts, basis.n_theta, shift_sigma_px=3.0)
+    search = Search.over(basis, shifts, basis.n_theta, 3.0)
     spread = noise_sd**2
     fading = spectrum(basis.r_max)
     blank = Scene(

@@ -12,6 +12,7 @@ subtracted before the inverse transform, where it costs nothing. What the models
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,10 @@ from polarice.align.polar import PolarBasis
 from polarice.align.sums import Sums
 
 KEPT_MASS = 0.999  # share of each image's posterior that goes into the sums
-HARMONIC_BLOCK = 16  # harmonics that share one matrix product; each block starts at its own first ring
+LOST_MASS = 1e-4  # share of it that is not looked at, at the most
+FLOOR = -80.0  # log weights below this are as good as nothing, and their exponentials would be slow denormal numbers
+SIGNIFICANT = 1e-3  # cells are counted as significant from this share of the best one's weight
+HARMONIC_BLOCK = 32  # harmonics that share one matrix product; each block starts at its own first ring
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,14 @@ class Search:
     """The poses that are tried: every shift of the grid around each image's centre, every angle of the circle."""
 
     shifts_px: Tensor  # (shift, 2) x, y
+    phases: tuple[Tensor, Tensor]  # cos and sin that undo them, each (shift, ring, angle)
     psi_count: int
     shift_sigma_px: float  # width of the Gaussian prior on the whole shift, per axis
+
+    @staticmethod
+    def over(basis: PolarBasis, shifts_px: Tensor, psi_count: int, shift_sigma_px: float) -> Search:
+        """The plan for these shifts (shift, 2) on this basis."""
+        return Search(shifts_px, basis.shift_phases(shifts_px), psi_count, shift_sigma_px)
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Posterior:
     shift_px: Tensor  # (image, 2) whole shift, x and y
     log_likelihood: Tensor  # log of the sum of all weights, up to the image's own power
     max_probability: Tensor
-    significant: Tensor  # cells with more than a thousandth of the best one's weight
+    significant: Tensor  # cells with more than SIGNIFICANT of the best one's weight
 
 
 def expect(
@@ -69,34 +79,38 @@ def expect(
 ) -> tuple[Posterior, Sums]:
     """Posterior of a batch and its share of the sums; noise_power is (optics group, ring)."""
     scale = (basis.weight / noise_power)[images.optics_of]  # (image, ring)
-    phases = basis.shift_phases(search.shifts_px)
-    data = _moved_harmonics(basis, images.field * images.ctf * scale[:, :, None], phases)  # (q, image*shift, ring)
+    data = _moved_harmonics(basis, images.field * images.ctf * scale[:, :, None], search.phases)
     ctf_power = _even_harmonics(images.ctf.square() * scale[:, :, None], len(references.power_conjugate))
-    weights = log_weights(basis, references, data, ctf_power, search)  # (image, shift, reference, angle)
     log_prior, shift2 = _log_prior(references, images, search)
-    weights += log_prior[..., None]
+    weights = log_weights(basis, references, data, ctf_power, log_prior, search.psi_count)
     posterior, rows, kept = _normalise(weights, images, search)
     return posterior, _accumulate(basis, images, data, ctf_power, (rows, kept, shift2), posterior, len(noise_power))
 
 
-def log_weights(basis: PolarBasis, references: References, data: Tensor, ctf_power: Tensor, search: Search) -> Tensor:
-    """score - norm of every cell: (image, shift, reference, angle) float32."""
+def log_weights(
+    basis: PolarBasis, references: References, data: Tensor, ctf_power: Tensor, log_prior: Tensor, psi_count: int
+) -> Tensor:
+    """score - norm + log prior of every cell: (image, shift, reference, angle) float32.
+
+    data (q, image*shift, ring), ctf_power (even q, image, ring), log_prior (image, shift, reference).
+    """
     n_q, rows, _ = data.shape
-    n_images, n_shifts, n_refs = ctf_power.shape[1], len(search.shifts_px), len(references.log_prior)
+    n_refs = log_prior.shape[2]
     spectrum = torch.empty(n_q, rows, n_refs, dtype=torch.complex64, device=data.device)
     for start in range(0, n_q, HARMONIC_BLOCK):
         block = slice(start, start + HARMONIC_BLOCK)
         ring = int(basis.first_ring[start])
         torch.bmm(data[block, :, ring:], references.conjugate[block, ring:], out=spectrum[block])
     norm = torch.bmm(ctf_power, references.power_conjugate)  # (even q, image, reference)
-    view = spectrum.view(n_q, n_images, n_shifts, n_refs)
+    view = spectrum.view(n_q, *log_prior.shape)
     view[: 2 * len(norm) : 2] -= 0.5 * norm[:, :, None, :]
-    cells = spectrum.new_zeros(rows, n_refs, search.psi_count // 2 + 1)
+    view[0] += basis.n_theta * log_prior
+    cells = spectrum.new_zeros(rows, n_refs, psi_count // 2 + 1)
     cells[..., :n_q] = spectrum.permute(1, 2, 0)
-    weights = torch.fft.irfft(cells, n=search.psi_count)
-    if search.psi_count != basis.n_theta:
-        weights *= search.psi_count / basis.n_theta
-    return weights.view(n_images, n_shifts, n_refs, search.psi_count)
+    weights = torch.fft.irfft(cells, n=psi_count)
+    if psi_count != basis.n_theta:
+        weights *= psi_count / basis.n_theta
+    return weights.view(*log_prior.shape, psi_count)
 
 
 def _moved_harmonics(basis: PolarBasis, field: Tensor, phases: tuple[Tensor, Tensor]) -> Tensor:
@@ -121,29 +135,41 @@ def _log_prior(references: References, images: PolarImages, search: Search) -> t
 
 
 def _normalise(weights: Tensor, images: PolarImages, search: Search) -> tuple[Posterior, Tensor, Tensor]:
-    """Turn log weights into weights in place; the posterior, the (image*shift) rows that matter and their weights."""
+    """The posterior, the (image*shift) rows that matter, and their weights (row, reference, angle), normalised.
+
+    Rows whose best cell lies so far below the image's best that all of them together hold less than LOST_MASS are
+    never exponentiated; of the others, those that hold KEPT_MASS are kept.
+    """
     n, n_shifts, n_refs, n_psi = weights.shape
-    flat = weights.view(n, -1)
-    peak, best = flat.max(dim=1)
-    flat.sub_(peak[:, None]).exp_()
-    mass = weights.view(n, n_shifts, -1).sum(dim=2)  # (image, shift)
+    row_peak = weights.flatten(2).amax(dim=2)  # (image, shift)
+    peak, best_shift = row_peak.max(dim=1)
+    reach = math.log(weights[0].numel() / LOST_MASS)
+    rows = (row_peak > peak[:, None] - reach).view(-1).nonzero()[:, 0]
+    cells = weights.view(n * n_shifts, -1)[rows]
+    cells.sub_(peak[rows // n_shifts, None]).clamp_(min=FLOOR).exp_()
+    mass = torch.zeros_like(row_peak).view(-1)
+    mass[rows] = cells.sum(dim=1)
+    mass = mass.view(n, n_shifts)
+    count = torch.zeros_like(mass).view(-1)
+    count[rows] = (cells > SIGNIFICANT).sum(dim=1, dtype=count.dtype)
     total = mass.sum(dim=1)
-    shift = best // (n_refs * n_psi)
+    best = weights.flatten(2)[torch.arange(n, device=rows.device), best_shift].argmax(dim=1)
     posterior = Posterior(
-        class_of=(best // n_psi) % n_refs,
+        class_of=best // n_psi,
         psi_rad=(best % n_psi) * (2 * torch.pi / n_psi),
-        shift_px=images.centre_px + search.shifts_px[shift],
+        shift_px=images.centre_px + search.shifts_px[best_shift],
         log_likelihood=peak + total.log(),
         max_probability=1 / total,
-        significant=(flat > 1e-3).sum(dim=1),
+        significant=count.view(n, n_shifts).sum(dim=1).to(torch.int64),
     )
     ordered, order = (mass / total[:, None]).sort(dim=1, descending=True)
-    keep_sorted = ordered.cumsum(dim=1) - ordered < KEPT_MASS  # always the first
-    keep = torch.zeros_like(keep_sorted).scatter(1, order, keep_sorted)
+    keep = torch.zeros_like(ordered, dtype=torch.bool)
+    keep.scatter_(1, order, ordered.cumsum(dim=1) - ordered < KEPT_MASS)  # always the first
     kept_total = (mass * keep).sum(dim=1)
-    rows = keep.view(-1).nonzero()[:, 0]
-    kept = weights.view(n * n_shifts, n_refs, n_psi)[rows] / kept_total[rows // n_shifts, None, None]
-    return posterior, rows, kept
+    chosen = keep.view(-1)[rows]
+    rows = rows[chosen]
+    kept = cells[chosen] / kept_total[rows // n_shifts, None]
+    return posterior, rows, kept.view(-1, n_refs, n_psi)
 
 
 def _accumulate(

@@ -57,7 +57,7 @@ class ParticleImages:
 
     @property
     def pixel_size_A(self) -> float:
-        return self.particles.optics[0].pixel_size_A
+        return self.particles.optics[int(self.particles.optics_of[0])].pixel_size_A  # the same in all that are used
 
     def raw(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(rows, images (batch, N, N) float32) in batches of `size`."""
@@ -111,8 +111,8 @@ class ParticleImages:
         if self.particles.ctf is None or not self.apply_ctf:
             return 1
         phase = max(
-            _astigmatic_phase(self.particles.ctf, wavelength_A(o.voltage_kV), self._highest_frequency(basis))
-            for o in self.particles.optics
+            _astigmatic_phase(self.particles.ctf, wavelength_A(voltage_kV), self._highest_frequency(basis))
+            for voltage_kV in {self.particles.optics[g].voltage_kV for g in np.unique(self.particles.optics_of)}
         )
         wanted = 1 if phase < 1e-3 else math.ceil(phase + 2.5 * phase ** (1 / 3) + 1.5)
         return min(wanted, (basis.n_q + 1) // 2)

@@ -17,12 +17,13 @@ from polarice.align.images import Clock, ParticleImages
 from polarice.align.model import M, Prior
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import soft_mask
-from polarice.align.schedule import RESOLUTION_MARGIN, Schedule, Step, shift_grid
+from polarice.align.schedule import RESOLUTION_MARGIN, RESOLUTION_MARGIN_RINGS, Schedule, Step, shift_grid
 from polarice.align.sums import Sums
 from polarice.cluster import Comm, Serial
 from polarice.types import Assignment, Pose2D
 
 STARVED = 0.1  # classes with less than this share of an equal one are started anew
+CENTRE_PSEUDOCOUNT = 5.0  # particles
 SERIAL = Serial()
 SETTLED_SHARE = 0.9  # of the particles, whose classes decide up to which resolution images are compared
 
@@ -80,10 +81,10 @@ def fit(
         assignment, sums = expect_all(images, model, search, (used, state.assignment), settings, clock)
         since = time.perf_counter()
         sums = comm.sum(sums)
-        model = model.maximize(sums, Prior(settings.tau2_fudge, step.balance))
+        model = model.maximize(sums, Prior(settings.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
         changed = _changes(state.assignment.pose, assignment.pose, used)
         if settings.centre_classes and step.revive:
-            model, assignment = _centred(model, assignment)
+            model, assignment = _centred(model, assignment, used)
         model, revived = _revived(model, step, rng)
         clock.add("maximization", since)
         state = State(number, model, assignment)
@@ -184,7 +185,7 @@ def _resolved_px(model: M) -> int:
 
 def _basis(images: ParticleImages, now: PolarBasis, step: Step, resolved_px: int) -> PolarBasis:
     """The basis of this step: rings up to the ramp, but not far beyond what the averages resolve."""
-    wanted = min(step.ramp_px, math.ceil(RESOLUTION_MARGIN * resolved_px) + 2)
+    wanted = min(step.ramp_px, math.ceil(RESOLUTION_MARGIN * resolved_px) + RESOLUTION_MARGIN_RINGS)
     r_max = max(wanted, min(now.r_max, step.ramp_px))
     slack = step.shift_range_px + step.shift_step_px
     same = r_max == now.r_max and slack <= now.slack_px
@@ -198,11 +199,8 @@ def _search(model: M, step: Step, rng: np.random.Generator) -> Search:
     shifts = shift_grid(step.shift_range_px, step.shift_step_px, perturbation)
     finest = model.basis.n_theta
     count = finest if step.psi_step_deg is None else max(finest, 2 * math.ceil(180 / step.psi_step_deg))
-    return Search(
-        shifts_px=torch.from_numpy(shifts).float().to(model.basis.device),
-        psi_count=count,
-        shift_sigma_px=model.shift_sigma_px,
-    )
+    shifts_px = torch.from_numpy(shifts).float().to(model.basis.device)
+    return Search.over(model.basis, shifts_px, count, model.shift_sigma_px)
 
 
 def _writable(assignment: Assignment) -> Assignment:
@@ -225,16 +223,29 @@ def _store(assignment: Assignment, rows: np.ndarray, posterior: Posterior) -> No
     assignment.significant[rows] = posterior.significant.cpu().numpy()
 
 
-def _centred(model: M, assignment: Assignment) -> tuple[M, Assignment]:
-    """Class averages moved to the centre of their mass, and every particle's shift with its class."""
-    model, offset = model.centred()
+def _centred(model: M, assignment: Assignment, used: np.ndarray) -> tuple[M, Assignment]:
+    """Class averages moved so that their particles were, on the average, picked at their centres.
+
+    Unlike the centre of mass this does not move when a neighbour looks in at the mask's edge. Of a class with few
+    particles only a part of the way is gone. Every particle's shift moves with its class.
+    """
     pose = assignment.pose
+    k = len(model.weights)
+    class_of = pose.class_of[used]
+    in_frame = _turned(pose.shift_px[used], -np.deg2rad(pose.psi_deg[used]))
+    count = np.bincount(class_of, minlength=k)
+    total = np.stack([np.bincount(class_of, in_frame[:, axis], minlength=k) for axis in (0, 1)], axis=1)
+    offset = -total / (count + CENTRE_PSEUDOCOUNT)[:, None]
+    model = model.moved(torch.from_numpy(offset).to(model.weights.device))
     known = pose.class_of >= 0
-    moved = offset.double().cpu().numpy()[np.maximum(pose.class_of, 0)] * known[:, None]
-    psi = np.deg2rad(pose.psi_deg)
-    cos, sin = np.cos(psi), np.sin(psi)
-    turned = np.stack([cos * moved[:, 0] - sin * moved[:, 1], sin * moved[:, 0] + cos * moved[:, 1]], axis=1)
-    return model, replace(assignment, pose=replace(pose, shift_px=pose.shift_px + turned))
+    back = _turned(offset[np.maximum(pose.class_of, 0)] * known[:, None], np.deg2rad(pose.psi_deg))
+    return model, replace(assignment, pose=replace(pose, shift_px=pose.shift_px + back))
+
+
+def _turned(vectors: np.ndarray, angle_rad: np.ndarray) -> np.ndarray:
+    """Vectors (n, 2; x, y) turned by angles (n,), x towards y."""
+    cos, sin = np.cos(angle_rad), np.sin(angle_rad)
+    return np.stack([cos * vectors[:, 0] - sin * vectors[:, 1], sin * vectors[:, 0] + cos * vectors[:, 1]], axis=1)
 
 
 def _changes(before: Pose2D, after: Pose2D, used: np.ndarray) -> tuple[float, float, float]:

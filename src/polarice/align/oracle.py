@@ -1,16 +1,17 @@
 """The slow oracle: posterior and averages by direct float64 sums on Cartesian pixels, without rings and without FFT.
 
-    log weight(i, t, c, psi) = - sum_k [|X_i - C_i S_t A_c(R_-psi k)|^2 - |X_i|^2](k) / (2 sigma^2(|k|)),    |k| <= r_max
+    log weight(i, t, c, psi) = - sum_k [|X_i - C_i S_t A_c(R_-psi k)|^2 - |X_i|^2](k) / (2 sigma^2(|k|)),  |k| <= r_max
 
-with S_t = exp(-2 pi i k.t / N) and every transform a direct Fourier sum over pixels, scaled by 1/N, the origin at N // 2;
-a reference is compact, so its transform at a rotated frequency is the same sum, taken there. This is the image model of
-the engine written down word by word: what `expect` gives must agree with it.
+with S_t = exp(-2 pi i k.t / N) and every transform a direct Fourier sum over pixels, scaled by 1/N, the origin at
+N // 2; a reference is compact, so its transform at a rotated frequency is the same sum, taken there. This is the image
+model of the engine written down word by word: what `expect` gives must agree with it.
 
-The two are the same integral over the disc |k| <= r_max, by different quadratures. The engine's is sum_r w_r sum_theta: it
-has a smooth edge but leaves out k = 0 (an error of about pi / 6 times the integrand there). The sum here has k = 0 and a
-ragged edge. They can only agree to a part in a thousand where the integrand fades at both ends, so compare them with a
-noise spectrum that grows towards k = 0 and towards r_max (`fading_noise`), given as a function of |k|: the engine takes it
-at its rings, the oracle at |k|. The images may then be anything that a mask has made compact.
+The two are the same integral over the disc |k| <= r_max, by different quadratures. The engine's is
+sum_r w_r sum_theta: it has a smooth edge but leaves out k = 0 (an error of about pi / 6 times the integrand there). The
+sum here has k = 0 and a ragged edge. They can only agree to a part in a thousand where the integrand fades at both
+ends, so compare them with a noise spectrum that grows towards k = 0 and towards r_max (`fading_noise`), given as a
+function of |k|: the engine takes it at its rings, the oracle at |k|. The images may then be anything that a mask has
+made compact.
 """
 
 from __future__ import annotations

@@ -11,7 +11,11 @@ GROWTH_SHARE = 0.6  # of the iterations, in which the number of references doubl
 FIRST_REFERENCES = 5
 PARTICLES_PER_REFERENCE = 100  # of a mini-batch, at the least
 SMALLEST_BATCH = 2000
-RESOLUTION_MARGIN = 1.25  # images are compared this far beyond where the averages still hold signal
+GROWTH_SHIFT_SIGMA_PX = 2.0  # while averages are vague, images would all seem centred
+MIN_SSNR = 0.5  # granted to every ring until the last iteration: an average that is zero on a ring aligns nothing there
+BALANCE = 0.5  # strength of the pull to equal occupancy, per iteration
+RESOLUTION_MARGIN_RINGS = 10
+RESOLUTION_MARGIN = 1.0  # images are compared this far beyond where the averages still hold signal
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Step:
     psi_step_deg: float | None  # None: the ring's own sampling
     balance: float  # strength of the pull towards equal occupancy, 0 for none
     revive: bool  # starved classes are started anew
+    min_ssnr: float  # signal that the prior grants every ring
+    min_shift_sigma_px: float  # the shift prior stays at least so wide
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,31 @@ class Schedule:
     def step(self, number: int) -> Step:
         """Iteration `number`, from 1."""
         growth = max(1, round(GROWTH_SHARE * self.iterations))
-        settled = number > growth + (self.iterations - growth) // 2
         last = number == self.iterations
+        shift_range_px, shift_step_px = self._shifts(number, growth)
         return Step(
             number=number,
             total=self.iterations,
             references=self._references(number, growth),
             batch=self._batch(number),
             ramp_px=self._ramp(number, growth),
-            shift_range_px=min(self.offset_range_px, 2 * self.offset_step_px) if settled else self.offset_range_px,
-            shift_step_px=self.offset_step_px if settled else 2 * self.offset_step_px,
+            shift_range_px=shift_range_px,
+            shift_step_px=shift_step_px,
             psi_step_deg=self.psi_step_deg,
-            balance=0.0 if last else 0.5,
+            balance=0.0 if last else BALANCE,
             revive=number <= self.iterations - 3,
+            min_ssnr=0.0 if last else MIN_SSNR,
+            min_shift_sigma_px=GROWTH_SHIFT_SIGMA_PX if number <= growth else 0.5,
         )
+
+    def _shifts(self, number: int, growth: int) -> tuple[float, float]:
+        """Range and step of the shift search: coarse and wide, then finer and nearer, the last two finest."""
+        coarse = 2 * self.offset_step_px
+        if number > self.iterations - 2:
+            return min(self.offset_range_px, 1.5 * self.offset_step_px), self.offset_step_px / 2
+        if number > growth + (self.iterations - growth) // 3:
+            return min(self.offset_range_px, 1.25 * coarse), self.offset_step_px
+        return self.offset_range_px, coarse
 
     def _references(self, number: int, growth: int) -> int:
         stages = [self.k]

@@ -44,10 +44,9 @@ class Sums:
             image_power=(member.T @ field.square().mean(dim=2)).double(),
             ctf_power=(member.T @ ctf.square().mean(dim=2)).double(),
             group_count=member.sum(dim=0).double(),
-            **{
-                name: scalars.get(name, zero).double()
-                for name in ("squared_shift", "log_likelihood", "max_probability")
-            },
+            squared_shift=scalars.get("squared_shift", zero).double(),
+            log_likelihood=scalars.get("log_likelihood", zero).double(),
+            max_probability=scalars.get("max_probability", zero).double(),
         )
 
     def __add__(self, other: Sums) -> Sums:

@@ -85,11 +85,11 @@ def random_sums(
     """
     rows, seed, batch = draw
     rng = np.random.default_rng([seed, 1])
-    chosen = np.sort(rng.permutation(rows)[: references * START_IMAGES])
+    chosen = rows[np.sort(rng.permutation(len(rows))[: references * START_IMAGES])]  # in the order of the disk
     dealt = rng.permutation(np.arange(len(chosen)) % references)
     total: Sums | None = None
     place = 0
-    for chunk, batch_images in images.batches(basis, chosen, np.zeros((len(images), 2)), batch, Clock()):
+    for chunk, batch_images in images.batches(basis, chosen, images.particles.pose.shift_px, batch, Clock()):
         scale = (basis.weight / noise)[batch_images.optics_of][:, :, None]
         data = basis.harmonics(batch_images.field * batch_images.ctf * scale)
         power = (batch_images.ctf.square() * scale).sum(dim=2)

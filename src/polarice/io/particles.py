@@ -30,6 +30,7 @@ __all__ = [
 _DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _NO_CTF = "estimate the CTF and extract again, or leave the CTF out with --no-ctf"
 _PLAUSIBLE_PIXEL_A = (0.05, 100.0)
+MOST_SECTIONS = 2**31 - 1  # what the header of a stack can say
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +121,13 @@ def _images(
     number, name, numbered = table.cells("rlnImageName").split_at(b"@")
     section = np.zeros(len(table), np.int64)
     try:
+        values = np.ones(len(table))
         if numbered.all():
-            section[:] = number.numbers() - 1
+            values = number.numbers()
         else:  # a file of its own for each image
-            section[numbered] = [int(text) - 1 for text, there in zip(number.texts(), numbered, strict=True) if there]
-        bad = section < 0
+            values[numbered] = [float(text) for text, there in zip(number.texts(), numbered, strict=True) if there]
+        bad = ~((values >= 1) & (values <= MOST_SECTIONS) & (values == np.rint(values)))
+        section[~bad] = values[~bad].astype(np.int64) - 1
     except ValueError:
         bad = np.array([there and not text.isdigit() for text, there in zip(number.texts(), numbered, strict=True)])
     if bad.any():

@@ -15,11 +15,11 @@ class Params(Classification):
     """All the particles in every iteration, few references."""
 
     k: int = option(50, "number of references", low=1, high=100_000, flags=("-k", "--K"))
-    iter: int = option(25, "number of iterations", low=1, high=999)
+    iter: int | None = option(None, "number of iterations; 25, or those of the run that goes on", low=1, high=999)
 
 
 def run(params: Params) -> None:
     """Align; raises InputError for what cannot be used."""
     from polarice.jobs.classification import classify
 
-    classify("align2d", params, growing_batches=False)
+    classify("align2d", params, growing_batches=False, iterations=25)

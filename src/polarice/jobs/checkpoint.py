@@ -1,21 +1,28 @@
-"""Checkpoints: the state of a classification, bit for bit, in `run_itNNN_polarice.npz`."""
+"""Checkpoints: the state of a classification after each iteration, bit for bit, in `run_itNNN_polarice.npz`.
+
+The checkpoint is the last file of an iteration to be written: an iteration is done when it stands there.
+"""
 
 from __future__ import annotations
 
 import re
+import zipfile
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from polarice.align.loop import State
-from polarice.align.polar import PolarBasis
 from polarice.io.atomic import replacing
-from polarice.references.averages import Averages
 from polarice.types import Assignment, InputError, Pose2D
 
-KEPT = 2  # the newest checkpoints stay; a kill during the writing of one leaves the one before
-_MODEL_ARRAYS = ("field", "weights", "log_prior", "tau2", "error", "ssnr", "noise_power")
+if TYPE_CHECKING:
+    import torch
+
+    from polarice.align.loop import State
+    from polarice.references.averages import Averages
+
+_BASIS = ("box_px", "radius_px", "r_max", "slack_px")
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -23,24 +30,18 @@ def path_of(folder: Path, number: int) -> Path:
 
 
 def write_checkpoint(folder: Path, state: State[Averages]) -> Path:
-    """Write the state, then drop checkpoints older than the newest two."""
-    model, assignment = state.model, state.assignment
-    arrays = {name: getattr(model, name).cpu().numpy() for name in _MODEL_ARRAYS}
-    arrays |= {
-        "basis": np.array([model.basis.box_px, model.basis.radius_px, model.basis.r_max, model.basis.slack_px]),
-        "scalars": np.array([model.shift_sigma_px, model.mask_fraction]),
-        "class_of": assignment.pose.class_of,
-        "psi_deg": assignment.pose.psi_deg,
-        "shift_px": assignment.pose.shift_px,
-        "log_likelihood": assignment.log_likelihood,
-        "max_probability": assignment.max_probability,
-        "significant": assignment.significant,
-    }
+    """Write the state; InputError where the disk is full."""
+    model, found = state.model, state.assignment
+    arrays: dict[str, Any] = {f"basis.{name}": getattr(model.basis, name) for name in _BASIS}
+    for each in fields(model):
+        value = getattr(model, each.name)
+        if each.name != "basis":
+            arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else value
+    arrays |= {f"pose.{each.name}": getattr(found.pose, each.name) for each in fields(found.pose)}
+    arrays |= {f"found.{each.name}": getattr(found, each.name) for each in fields(found) if each.name != "pose"}
     path = path_of(folder, state.number)
     with replacing(path) as stream:
-        np.savez(stream, **arrays)
-    for old in checkpoints(folder)[:-KEPT]:
-        path_of(folder, old).unlink(missing_ok=True)
+        np.savez(stream, allow_pickle=False, **arrays)
     return path
 
 
@@ -54,22 +55,27 @@ def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Av
     """The state as it was written; InputError where the file cannot be read."""
     path = path_of(folder, number)
     try:
-        with np.load(path) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: this checkpoint cannot be read ({error}); remove it to go on from the one before")
-    box, radius, r_max, slack = arrays["basis"]
-    shift_sigma, mask_fraction = arrays["scalars"]
-    model = Averages(
-        basis=PolarBasis(int(box), float(radius), int(r_max), float(slack), device),
-        shift_sigma_px=float(shift_sigma),
-        mask_fraction=float(mask_fraction),
-        **{name: torch.from_numpy(arrays[name]).to(device) for name in _MODEL_ARRAYS},
-    )
-    assignment = Assignment(
-        Pose2D(arrays["class_of"], arrays["psi_deg"], arrays["shift_px"]),
-        arrays["log_likelihood"],
-        arrays["max_probability"],
-        arrays["significant"],
-    )
-    return State(number, model, assignment)
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            return _state(number, dict(stored), device)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: this checkpoint cannot be read ({error}); remove it to go on from the one before"
+        ) from error
+
+
+def _state(number: int, arrays: dict[str, np.ndarray], device: torch.device) -> State[Averages]:
+    import torch
+
+    from polarice.align.loop import State
+    from polarice.align.polar import PolarBasis
+    from polarice.references.averages import Averages
+
+    def part(name: str) -> dict[str, Any]:
+        return {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
+
+    basis = PolarBasis(**{name: value.item() for name, value in part("basis").items()}, device=device)
+    model: dict[str, Any] = {
+        name: value.item() if value.ndim == 0 else torch.from_numpy(value).to(device)
+        for name, value in part("model").items()
+    }
+    return State(number, Averages(basis=basis, **model), Assignment(Pose2D(**part("pose")), **part("found")))

@@ -15,11 +15,11 @@ class Params(Classification):
     """Growing mini-batches, many classes."""
 
     k: int = option(100, "number of classes", low=1, high=100_000, flags=("-k", "--K"))
-    iter: int = option(30, "number of iterations", low=1, high=999)
+    iter: int | None = option(None, "number of iterations; 30, or those of the run that goes on", low=1, high=999)
 
 
 def run(params: Params) -> None:
     """Classify; raises InputError for what cannot be used."""
     from polarice.jobs.classification import classify
 
-    classify("class2d", params, growing_batches=True)
+    classify("class2d", params, growing_batches=True, iterations=30)

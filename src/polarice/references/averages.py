@@ -2,9 +2,9 @@
 
     A_c(r, theta) = num_c / (den_c + f / tau_c^2(r))
 
-`num` and `den` are the expectation's sums (den is exact for astigmatic CTFs: it varies over the circle), tau^2 the prior's
-variance per ring and f the share of the noise power that the particle mask lets through: masked images carry correlated
-noise, so a coefficient of num / den has error f / den, while the sum over all of them counts the noise rightly.
+`num` and `den` are the expectation's sums (den is exact for astigmatic CTFs: it varies over the circle), tau^2 the
+prior's variance per ring and f the share of the noise power that the particle mask lets through: masked images carry
+correlated noise, so a coefficient of num / den has error f / den, while the sum over all counts the noise rightly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from polarice.align.model import Prior
 from polarice.align.polar import PolarBasis
 from polarice.align.sums import Sums
 
+MAX_GAP_RINGS = 2
 SMOOTHING_RINGS = 1  # prior variances are averaged over this many rings on either side
-MIN_SHIFT_SIGMA_PX = 0.5
 MIN_RELATIVE_WEIGHT = 0.02  # emptier classes are pulled as if they held this share of an equal one
 MAX_PULL = 30.0  # in units of log likelihood
 
@@ -59,7 +59,7 @@ class Averages:
         """The model that the sums speak for."""
         numerator, denominator = _fields(self.basis, sums)
         error, ssnr = _signal_to_noise(numerator, denominator, self.mask_fraction)
-        tau2 = prior.tau2_fudge * ssnr * error
+        tau2 = prior.tau2_fudge * ssnr.clamp_min(prior.min_ssnr) * error
         inverse = self.mask_fraction / tau2.clamp_min(1e-30)
         field = numerator / (denominator + inverse[..., None])
         weights = sums.class_weight / sums.class_weight.sum()
@@ -72,7 +72,7 @@ class Averages:
             error=error,
             ssnr=ssnr,
             noise_power=self._noise(sums, field, numerator, denominator),
-            shift_sigma_px=max(MIN_SHIFT_SIGMA_PX, float(sums.squared_shift / sums.class_weight.sum() / 2) ** 0.5),
+            shift_sigma_px=max(prior.min_shift_sigma_px, _shift_sigma_px(sums)),
         )
 
     @staticmethod
@@ -160,20 +160,30 @@ class Averages:
             ssnr=self.ssnr[into],
         )
 
-    def centred(self) -> tuple[Averages, Tensor]:
-        """The averages moved so that their mass lies at the centre, and how far each was off: (K, 2) px, x and y."""
-        offset = centre_of_mass(self.images(), self.basis.radius_px)
-        phases = self.basis.shift_phases(offset)
-        return replace(self, field=self.basis.unshift(self.field, phases)), offset
+    def moved(self, offset_px: Tensor) -> Averages:
+        """Every average moved by -offset_px (K, 2; x, y): what lay at the offset comes to the centre."""
+        return replace(self, field=self.basis.unshift(self.field, self.basis.shift_phases(offset_px)))
 
     def resolution_px(self) -> Tensor:
-        """(K,) the last ring, counted from the centre without a gap, at which the SSNR is at least 1; at least 1."""
-        above = (self.ssnr >= 1).to(torch.int64)
-        return above.cumprod(dim=1).sum(dim=1).clamp_min(1)
+        """(K,) ring up to which each average holds signal; at least 1.
+
+        The last ring before the SSNR falls below 1, where gaps of up to MAX_GAP_RINGS do not count: a hollow or round
+        particle's transform has zeros.
+        """
+        above = self.ssnr >= 1
+        padded = torch.nn.functional.pad(above.double()[:, None], (0, MAX_GAP_RINGS))
+        bridged = torch.nn.functional.max_pool1d(padded, MAX_GAP_RINGS + 1, stride=1)[:, 0]
+        reach = bridged.to(torch.int64).cumprod(dim=1)
+        last = (reach * above * torch.arange(1, above.shape[1] + 1, device=above.device)).amax(dim=1)
+        return last.clamp_min(1)
 
     def images(self) -> Tensor:
         """(K, N, N) float32 class averages in pixels."""
         return self.basis.to_images(self.field)
+
+
+def _shift_sigma_px(sums: Sums) -> float:
+    return float(sums.squared_shift / sums.class_weight.sum() / 2) ** 0.5
 
 
 def _fields(basis: PolarBasis, sums: Sums) -> tuple[Tensor, Tensor]:
@@ -197,14 +207,3 @@ def _signal_to_noise(numerator: Tensor, denominator: Tensor, mask_fraction: floa
     total = torch.nn.functional.conv1d(ssnr[:, None], kernel, padding=SMOOTHING_RINGS)[:, 0]
     count = torch.nn.functional.conv1d(torch.ones_like(ssnr)[:, None], kernel, padding=SMOOTHING_RINGS)[:, 0]
     return error, total / count
-
-
-def centre_of_mass(images: Tensor, radius_px: float) -> Tensor:
-    """(K, 2) x, y: centre of what stands out of each average (above a third of its peak) inside the particle radius."""
-    box = images.shape[-1]
-    x = torch.arange(box, device=images.device, dtype=images.dtype) - box // 2
-    inside = torch.hypot(x[:, None], x) <= radius_px
-    seen = images * inside
-    mass = (seen - seen.amax(dim=(1, 2), keepdim=True) / 3).clamp_min(0)
-    total = mass.sum(dim=(1, 2)).clamp_min(1e-30)
-    return torch.stack([(mass.sum(dim=1) @ x) / total, (mass.sum(dim=2) @ x) / total], dim=1)

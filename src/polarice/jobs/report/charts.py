@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 INK = "#2a2f36"  # text and axes; becomes the page's own ink in SVG
 FAINT = "#c9ced6"  # grid and frame; likewise
 COLOURS = ("#3b82c4", "#e07b39", "#3fa37a", "#a768c2", "#c9a227", "#5b6b7d")
+LIMIT = 1  # colour of a line that others are held against
 STEPS = ("reading", "preparation", "expectation", "maximization", "writing")
 WIDTH = 10.6  # inches, of a full-width chart
 
@@ -37,11 +38,11 @@ def convergence(history: Sequence[Row]) -> Figure:
     _curve(axes[2], history, "changed_class", "changed class (%)", scale=100)
     _curve(axes[3], history, "resolution_A", "resolution (Å)", label="best class")
     _curve(axes[3], history, "median_resolution_A", "", label="median class", colour=2)
-    _curve(axes[3], history, "resolution_limit_A", "", label="compared up to", colour=1, style="--")
+    _curve(axes[3], history, "resolution_limit_A", "", label="compared up to", colour=LIMIT)
     _curve(axes[4], history, "changed_psi_deg", "in-plane angle (°)", label="median change")
-    _curve(axes[4], history, "psi_step_deg", "", label="search step", colour=1, style="--")
+    _curve(axes[4], history, "psi_step_deg", "", label="search step", colour=LIMIT)
     _curve(axes[5], history, "changed_shift_px", "shift (px)", label="median change")
-    _curve(axes[5], history, "shift_step_px", "", label="search step", colour=1, style="--")
+    _curve(axes[5], history, "shift_step_px", "", label="search step", colour=LIMIT)
     for axis in axes[3:]:
         _legend(axis)
         axis.set_xlabel("iteration")
@@ -54,7 +55,7 @@ def classes_in_use(history: Sequence[Row]) -> Figure:
     figure, axes = _panels(1, 2, height=2.7)
     _curve(axes[0], history, "classes_in_use", "classes", label="with particles")
     _curve(axes[0], history, "effective_classes", "", label="effective number", colour=2)
-    _curve(axes[0], history, "classes", "", label="asked for", colour=1, style="--")
+    _curve(axes[0], history, "classes", "", label="asked for", colour=LIMIT)
     _legend(axes[0])
     _curve(axes[1], history, "particles_used", "particles in the iteration")
     axes[0].yaxis.set_major_locator(_whole_ticks())
@@ -238,9 +239,9 @@ def _curve(
     scale: float = 1,
     label: str | None = None,
     colour: int = 0,
-    style: str = "-",
 ) -> None:
-    """One figure of the history over the iterations; what is not known leaves a gap."""
+    """One figure of the history over the iterations, a limit dashed; what is not known leaves a gap."""
+    style = "--" if colour == LIMIT else "-"
     numbers = np.array([row["number"] for row in history], np.float64)
     values = np.array([np.nan if row.get(field) is None else scale * row[field] for row in history], np.float64)
     marker = "o" if style == "-" and len(values) < 60 else ""

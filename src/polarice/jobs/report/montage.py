@@ -87,6 +87,16 @@ def thumbnail(average: np.ndarray, radius_px: float, side_px: int) -> Image:
     return picture.resize((side_px, side_px), Image.Resampling.LANCZOS)
 
 
+def strip(images: np.ndarray, side_px: int, gap_px: int = 4) -> Image:
+    """Images (n, N, N) side by side on white, each `side_px` wide and stretched for itself."""
+    from PIL import Image
+
+    page = Image.new("L", (len(images) * (side_px + gap_px) - gap_px, side_px), 255)
+    for place, image in enumerate(images):
+        page.paste(thumbnail(image, image.shape[-1] / 2, side_px), (place * (side_px + gap_px), 0))
+    return page
+
+
 def png_bytes(picture: Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)

@@ -73,7 +73,7 @@ def html(report: Report, drawn: Mapping[str, Figure]) -> str:
         title=escape(report.title),
         subtitle=_subtitle(report),
         version=polarice.__version__,
-        cell=_cell_px(len(shown)),
+        style=stylesheet(_cell_px(len(shown))),
         numbers="\n".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in _numbers(report)),
         gallery=_gallery(report, shown),
         gallery_note=_gallery_note(report, shown),
@@ -90,6 +90,11 @@ def html(report: Report, drawn: Mapping[str, Figure]) -> str:
         again=_again(report),
         versions=_table(("", ""), ((name, ("v", value)) for name, value in report.versions.items())),
     )
+
+
+def stylesheet(cell_px: int = 128) -> str:
+    """The pages' style; pictures in a gallery are at least `cell_px` wide."""
+    return Template(files(__package__).joinpath("style.css").read_text(encoding="utf-8")).substitute(cell=cell_px)
 
 
 def _subtitle(report: Report) -> str:

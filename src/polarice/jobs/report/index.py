@@ -1,0 +1,76 @@
+"""An index page over several jobs: what each did, its pictures and numbers, and the way to its own report."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from urllib.parse import quote
+
+import polarice
+from polarice.io.atomic import replacing
+from polarice.jobs.report.page import stylesheet
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG and what is to be said about it."""
+
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One part of the page. All texts are plain; what is empty is left out."""
+
+    title: str
+    text: Sequence[str] = ()  # paragraphs
+    numbers: Sequence[tuple[str, str]] = ()  # (what, value)
+    pictures: Sequence[Picture] = ()
+    commands: Sequence[tuple[str, str]] = ()  # (what for, what to type)
+    links: Sequence[tuple[str, str]] = ()  # (text, path relative to the page)
+
+
+def write_index(path: str | os.PathLike[str], title: str, subtitle: str, chapters: Sequence[Chapter]) -> Path:
+    """Write the page, complete in one file but for its links; InputError where it may not be written."""
+    template = Template(files(__package__).joinpath("index.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=escape(title),
+        subtitle=escape(subtitle),
+        version=polarice.__version__,
+        style=stylesheet(),
+        links="".join(f'<a href="#part-{i}">{escape(each.title)}</a>' for i, each in enumerate(chapters)),
+        chapters="\n".join(_chapter(i, each) for i, each in enumerate(chapters)),
+    )
+    with replacing(path, "w") as stream:
+        stream.write(page)
+    return Path(path)
+
+
+def _chapter(place: int, chapter: Chapter) -> str:
+    numbers = "\n".join(
+        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in chapter.numbers
+    )
+    parts = [f'<section id="part-{place}">', f"<h2>{escape(chapter.title)}</h2>"]
+    parts += [f'<p class="text">{escape(each)}</p>' for each in chapter.text]
+    parts += [f'<div class="numbers" style="margin:0 0 18px">\n{numbers}\n</div>'] if numbers else []
+    parts += [_picture(each) for each in chapter.pictures]
+    parts += [f'<p class="note">{escape(why)}</p><pre>{escape(words)}</pre>' for why, words in chapter.commands]
+    links = "".join(f'<a href="{quote(where)}">{escape(text)}</a>' for text, where in chapter.links)
+    parts += [f"<nav>{links}</nav>"] if links else []
+    return "\n".join([*parts, "</section>"])
+
+
+def _picture(picture: Picture) -> str:
+    source = base64.b64encode(picture.png).decode()
+    caption = escape(picture.caption)
+    return (
+        f'<figure><img class="montage" alt="{caption}" src="data:image/png;base64,{source}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

@@ -1,0 +1,174 @@
+"""Runs and their folders: which folder may be written to, and going on with a run that stopped."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from polarice.jobs.params import as_dict, command_line, from_dict, options_of
+from polarice.jobs.provenance import NAME, changed_inputs, read_job_json, write_job_json
+from polarice.types import InputError
+
+ANEW = ("iter", "device", "threads", "memory")  # may be given anew to a run that goes on
+_ITERATION = re.compile(r"run_it(\d{3,})_")
+_REPORT = "report.html"
+_LEFT_OVER = re.compile(r"\.(run_it|report|index|job|history).*\.tmp-\d+")  # of a file that a kill cut off
+
+P = TypeVar("P", bound=Any)
+
+
+def go_on_command(job: str, folder: Path) -> str:
+    """The line that goes on with the run in `folder`."""
+    return shlex.join(["polarice", job, "--continue", str(folder)])
+
+
+def require_free(job: str, folder: Path) -> None:
+    """Raise InputError where `folder` holds a run, of ours or of another program; nothing is written yet."""
+    another = "choose another folder with --o"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: this is a file, not a folder for results; {another}")
+    ours = _job_of(folder)
+    if any(_ITERATION.match(path.name) for path in folder.glob("run_it*")):
+        remedy = f", or go on with {go_on_command(job, folder)}" if ours == job else ""
+        raise InputError(f"{folder}: holds a run already; {another}{remedy}")
+    if ours is not None and ours != job:
+        raise InputError(f"{folder}: holds the results of a job ({ours}); {another}")
+
+
+def _job_of(folder: Path) -> str | None:
+    """The job that left a job.json in `folder`."""
+    if not (folder / NAME).exists():
+        return None
+    try:
+        return str(read_job_json(folder).get("job"))
+    except InputError:
+        return "of some kind"
+
+
+def continued(job: str, params: P) -> P:
+    """The parameters of the run that `params.continue_` names; those in ANEW may be given anew.
+
+    Raises InputError where there is no such run, its input has changed, all its iterations are done, or another
+    parameter is asked to change.
+    """
+    named = params.continue_
+    if not named.exists():
+        raise InputError(f"--continue {named}: no such file or folder; give the folder of the run, or a file of it")
+    folder = named if named.is_dir() else named.parent
+    saved = read_job_json(folder)
+    if saved.get("job") != job:
+        raise InputError(f"{folder}: this is a run of {saved.get('job')}; go on with polarice {saved.get('job')}")
+    try:
+        old = replace(from_dict(type(params), saved["params"]), o=folder)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / NAME}: parameters that make no sense ({error}); start anew") from error
+    _require_same(params, old)
+    _require_inputs(folder, saved)
+    given = {name: getattr(params, name) for name in ANEW if getattr(params, name) not in (None, "auto")}
+    params = replace(old, continue_=named, **given)
+    _require_iterations_left(job, params)
+    return params
+
+
+def _require_same(params: Any, old: Any) -> None:
+    for each in options_of(type(params)):
+        value, kept = getattr(params, each.field), getattr(old, each.field)
+        same = value == kept or (each.field == "o" and value.resolve() == kept.resolve())
+        if each.field in (*ANEW, "continue_") or same or value == (None if each.positional else each.default):
+            continue
+        raise InputError(
+            f"{each.flag} {value}: a run that goes on keeps what it began with ({kept}); leave this out, or start anew"
+        )
+
+
+def _require_inputs(folder: Path, saved: dict[str, Any]) -> None:
+    for path in changed_inputs(saved)[:1]:
+        if not Path(path).exists():
+            raise InputError(
+                f"{path}: not found; the run in {folder} was started in {saved.get('working_directory')} "
+                "and goes on from there"
+            )
+        raise InputError(f"{path}: changed since the run in {folder} began; start anew with --o another folder")
+
+
+def _require_iterations_left(job: str, params: Any) -> None:
+    done = last_checkpoint(params)
+    named = _named(params)
+    if named is not None and done == 0:
+        raise InputError(f"{params.continue_}: no checkpoint of iteration {named} or before it is in {params.o}")
+    if done < params.iter or (done == params.iter and not _reported(params.o, done)):
+        return
+    raise InputError(
+        f"{params.o}: all {done} iterations are done; ask for more: "
+        f"{go_on_command(job, params.continue_)} --iter {done + 10}"
+    )
+
+
+def _reported(folder: Path, number: int) -> bool:
+    """Whether the report of the last iteration was written to the end, which is the last thing a run does."""
+    from polarice.jobs.checkpoint import path_of
+
+    page = folder / _REPORT
+    return page.exists() and page.stat().st_mtime_ns >= path_of(folder, number).stat().st_mtime_ns
+
+
+def last_checkpoint(params: Any, below: int | None = None) -> int:
+    """The newest checkpoint to go on from (of `--continue run_itNNN_...`, up to NNN), below `below`; 0: none."""
+    from polarice.jobs.checkpoint import checkpoints
+
+    named = _named(params)
+    found = checkpoints(params.o)
+    return max(
+        (n for n in found if (named is None or n <= named) and (below is None or n < below)),
+        default=0,
+    )
+
+
+def _named(params: Any) -> int | None:
+    match = _ITERATION.match(params.continue_.name) if params.continue_ is not None else None
+    return int(match[1]) if match and not params.continue_.is_dir() else None
+
+
+def claim(job: str, params: Any, inputs: list[Any]) -> bool:
+    """Make the folder and its job.json, or bring job.json of a run that goes on up to date; sweep up after a kill.
+
+    Returns whether there was no such folder before.
+    """
+    folder, new = params.o, not params.o.exists()
+    plain = replace(params, continue_=None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder ({error.strerror}); choose another with --o") from error
+    for path in folder.iterdir():
+        if _LEFT_OVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    if params.continue_ is None or read_job_json(folder)["params"] != as_dict(plain):
+        write_job_json(folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed)
+    return new
+
+
+def abandon(folder: Path, new: bool) -> None:
+    """Take back what `claim` made: nothing is left of a run that never began."""
+    with suppress(OSError):
+        (folder / NAME).unlink(missing_ok=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def rewind(params: Any) -> int:
+    """Number of the iteration to go on after (0: from nothing); what is left of later ones is removed."""
+    from polarice.io.class2d import discard_from
+    from polarice.jobs.report import rewind_history
+
+    done = last_checkpoint(params, below=params.iter)
+    discard_from(params.o, done + 1)
+    rewind_history(params.o, done + 1)
+    if params.continue_ is not None:
+        print(f"going on after iteration {done} of {params.iter}", file=sys.stderr)
+    return done

@@ -1,0 +1,248 @@
+"""A run that is stopped, however and whenever, goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.runs import STOPPED_BY_CRASH, assert_same_files, child, crash, polarice, stub_report, wait_for
+from jobs.sets import ParticleSet
+from polarice.io.star import read_star
+from polarice.jobs.report import read_history
+
+ITERATIONS = 3
+RUN = f"class2d particles.star --k 4 --iter {ITERATIONS} --particle-diameter 50 --threads 1"
+GO_ON = "class2d --continue out"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A folder with particles and, in `out`, a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("restart")
+    ParticleSet(n=120, box_px=24).write(folder)
+    assert crash(f"{RUN} --o out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def place(whole, tmp_path, monkeypatch) -> Path:
+    """The same particles in a working directory of one's own."""
+    for name in ("particles.star", "stack.mrcs"):
+        shutil.copy2(whole / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    stub_report(monkeypatch)
+    return tmp_path
+
+
+def temporaries(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def assert_same_end(whole: Path, place: Path, number: int = ITERATIONS) -> None:
+    assert_same_files(place / "out", whole / "out", number)
+    assert temporaries(place / "out") == []
+    figures = [
+        [{name: value for name, value in row.items() if name != "seconds"} for row in read_history(folder)]
+        for folder in (place / "out", whole / "out")
+    ]
+    assert figures[0] == figures[1] and len(figures[0]) == number
+
+
+def test_the_same_seed_gives_the_same_bits(whole, place):
+    assert crash(f"{RUN} --o out", place) == 0
+    for number in range(1, ITERATIONS + 1):
+        assert_same_files(place / "out", whole / "out", number)
+
+
+def test_another_seed_gives_another_answer(whole, place):
+    assert polarice(f"{RUN} --o out --seed 2").code == 0
+    last = f"run_it{ITERATIONS:03d}_classes.mrcs"
+    assert (place / "out" / last).read_bytes() != (whole / "out" / last).read_bytes()
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.2, 0.5])
+def test_kill_at_any_moment(whole, place, seconds):
+    process = child(f"{RUN} --o out", place)
+    wait_for(lambda: (place / "out/job.json").exists())
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    if process.exitcode == -signal.SIGKILL:
+        assert crash(GO_ON, place) == 0
+    assert_same_end(whole, place)
+
+
+def test_kill_again_and_again(whole, place):
+    """Of a run that is killed in every second iteration, nothing is lost and nothing done wrong."""
+    line, kills = f"{RUN} --o out", 0
+    while (code := crash(line, place, ("os.replace", 12))) == STOPPED_BY_CRASH:
+        line, kills = GO_ON, kills + 1
+    assert code == 0 and kills >= 2
+    assert_same_end(whole, place)
+
+
+# job.json is the first file renamed, then five of RELION, the history and the checkpoint of each iteration (the
+# history only once: lines are appended to it)
+@pytest.mark.parametrize("at", [1, 2, 4, 6, 7, 8, 9, 13, 14, 20])
+def test_a_kill_while_any_file_is_written(whole, place, at):
+    assert crash(f"{RUN} --o out", place, ("os.replace", at)) == STOPPED_BY_CRASH
+    if at == 1:  # not even job.json was there
+        assert temporaries(place / "out") and not (place / "out/job.json").exists()
+        assert crash(f"{RUN} --o out", place) == 0
+    else:
+        assert crash(GO_ON, place) == 0
+    assert_same_end(whole, place)
+
+
+def test_a_kill_between_checkpoint_and_report_does_the_last_iteration_again(whole, place):
+    assert crash(f"{RUN} --o out", place) == 0
+    (place / "out/report.html").unlink()
+    again = polarice(GO_ON)
+    assert again.code == 0 and f"going on after iteration {ITERATIONS - 1} of {ITERATIONS}" in again.err
+    assert (place / "out/report.html").exists()
+    assert_same_end(whole, place)
+
+
+def test_going_on_from_a_named_iteration(whole, place):
+    shutil.copytree(whole / "out", place / "out")
+    for name in ("model", "optimiser", "classes"):  # nothing of theirs is read
+        (place / f"out/run_it002_{name}.{'mrcs' if name == 'classes' else 'star'}").touch()
+    ended = polarice("class2d --continue out/run_it002_optimiser.star")
+    assert ended.code == 0 and "going on after iteration 2 of 3" in ended.err
+    assert_same_files(place / "out", whole / "out", ITERATIONS)
+
+
+def test_a_checkpoint_that_is_gone_is_said_and_nothing_is_lost(whole, place):
+    shutil.copytree(whole / "out", place / "out")
+    for number in (1, 2):
+        (place / f"out/run_it{number:03d}_polarice.npz").unlink()
+    before = sorted(path.name for path in (place / "out").iterdir())
+    ended = polarice("class2d --continue out/run_it002_optimiser.star")
+    assert ended.code == 2 and "no checkpoint of iteration 2 or before it is in out" in ended.err
+    assert sorted(path.name for path in (place / "out").iterdir()) == before
+
+
+def test_a_damaged_checkpoint_is_named(whole, place):
+    shutil.copytree(whole / "out", place / "out")
+    path = place / "out/run_it003_polarice.npz"
+    os.truncate(path, path.stat().st_size // 2)
+    ended = polarice("class2d --continue out --iter 5")
+    assert ended.code == 2 and ended.err.count("\n") == 2 and "out/run_it003_polarice.npz" in ended.err
+    assert "remove it to go on from the one before" in ended.err
+    path.unlink()
+    assert polarice(f"{GO_ON}/run_it002_optimiser.star --iter {ITERATIONS}").code == 0
+    assert_same_files(place / "out", whole / "out", ITERATIONS)
+
+
+def test_a_finished_run_says_so_and_takes_more_iterations(whole, place):
+    assert crash(f"{RUN} --o out", place) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (place / "out").iterdir()}
+    ended = polarice(GO_ON)
+    assert ended.code == 2 and ended.err == (
+        "polarice class2d: error: out: all 3 iterations are done; ask for more: "
+        "polarice class2d --continue out --iter 13\n"
+    )
+    assert before == {path.name: path.stat().st_mtime_ns for path in (place / "out").iterdir()}
+    assert crash(f"{GO_ON} --iter 5", place, ("os.replace", 10)) == STOPPED_BY_CRASH
+    assert polarice(GO_ON).code == 0  # five are asked for from now on
+    assert [row["number"] for row in read_history("out")] == [1, 2, 3, 4, 5]
+    assert json.loads(Path("out/job.json").read_text())["params"]["iter"] == 5
+    assert_same_files(place / "out", whole / "out", ITERATIONS)
+
+
+def test_more_iterations_than_the_default_and_as_many_as_it(whole, place):
+    """What stands on the command line counts, be it the default or not."""
+    shutil.copytree(whole / "out", place / "out")
+    assert crash(f"{GO_ON} --iter 30", place, ("os.replace", 3)) == STOPPED_BY_CRASH
+    assert json.loads(Path("out/job.json").read_text())["params"]["iter"] == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--k 7", "--k 7: a run that goes on keeps what it began with (4)"),
+        ("--seed 3", "--seed 3: a run that goes on keeps what it began with (1)"),
+        ("--o elsewhere", "--o elsewhere: a run that goes on keeps what it began with (out)"),
+        ("other.star", "particles other.star: a run that goes on keeps what it began with (particles.star)"),
+    ],
+)
+def test_what_cannot_change_is_refused(whole, place, words, message):
+    shutil.copytree(whole / "out", place / "out")
+    ended = polarice(f"{GO_ON} {words} --iter 5")
+    assert ended.code == 2 and message in ended.err
+    assert read_history("out") == read_history(whole / "out")
+
+
+def test_what_may_be_said_again(whole, place):
+    shutil.copytree(whole / "out", place / "out")
+    assert polarice(f"{GO_ON}/run_it002_optimiser.star particles.star --o ./out --k 4 --threads 1").code == 0
+    assert_same_files(place / "out", whole / "out", ITERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "message"),
+    [
+        (lambda: None, "class2d --continue nowhere", "--continue nowhere: no such file or folder"),
+        (lambda: Path("empty").mkdir(), "class2d --continue empty", "job.json: not found; empty is not the folder"),
+        (lambda: None, "align2d --continue out", "out: this is a run of class2d; go on with polarice class2d"),
+        (lambda: Path("out/job.json").write_text("{"), GO_ON, "job.json: not readable as JSON"),
+        (lambda: Path("out/job.json").write_text("[]"), GO_ON, "job.json: holds no parameters"),
+        (
+            lambda: Path("out/job.json").write_text('{"job": "class2d", "params": {"k": "x", "particles": "a"}}'),
+            GO_ON,
+            "out/job.json: parameters that make no sense",
+        ),
+        (lambda: os.utime("stack.mrcs"), GO_ON, "changed since the run in out began; start anew with --o"),
+        (lambda: Path("stack.mrcs").unlink(), GO_ON, "stack.mrcs: not found; the run in out was started in"),
+    ],
+)
+def test_what_cannot_go_on_says_why(whole, place, prepare, words, message):
+    assert crash(f"{RUN} --o out", place) == 0
+    prepare()
+    ended = polarice(f"{words} --iter 4")
+    assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1
+    assert [row["number"] for row in read_history("out")] == [1, 2, 3]
+
+
+def test_control_c_says_how_to_go_on(whole, place):
+    words = [sys.executable, "-m", "polarice", *RUN.split(), "--o", "out"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (place / "out/run_it001_polarice.npz").exists())
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "polarice class2d: stopped; to go on: polarice class2d --continue out"
+    assert temporaries(place / "out") == []
+    assert crash(GO_ON, place) == 0
+    assert_same_end(whole, place)
+
+
+def test_control_c_while_looking_at_the_images(whole, place):
+    process = child(f"{RUN} --o out", place, ("polarice.align.survey._faults", 10**9))
+    wait_for(lambda: (place / "out/job.json").exists())
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    assert "to go on: polarice class2d --continue out" in (place / "stderr").read_text()
+    assert crash(GO_ON, place) == 0
+    assert_same_end(whole, place)
+
+
+def test_align2d_goes_on_too(place):
+    line = "align2d particles.star --k 3 --iter 3 --particle-diameter 50 --threads 1 --o out"
+    shutil.copytree(place, place / "other")
+    assert crash(line, place / "other") == 0
+    assert crash(line, place, ("os.replace", 11)) == STOPPED_BY_CRASH
+    assert crash("align2d --continue out", place) == 0
+    assert_same_files(place / "out", place / "other/out", 3)
+    classes = read_star("out/run_it003_data.star").table("particles").integers("rlnClassNumber")
+    assert np.bincount(classes, minlength=4)[1:].min() > 0
