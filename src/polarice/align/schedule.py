@@ -12,7 +12,7 @@ FIRST_REFERENCES = 5
 PARTICLES_PER_REFERENCE = 100  # of a mini-batch, at the least
 SMALLEST_BATCH = 2000
 GROWTH_SHIFT_SIGMA_PX = 2.0  # while averages are vague, images would all seem centred
-MIN_SSNR = 0.5  # granted to every ring until the last iteration: an average that is zero on a ring aligns nothing there
+MIN_SSNR = 0.5  # granted to every ring while classes grow: an average that is zero on a ring aligns nothing there
 BALANCE = 0.5  # strength of the pull to equal occupancy, per iteration
 RESOLUTION_MARGIN_RINGS = 10
 RESOLUTION_MARGIN = 1.0  # images are compared this far beyond where the averages still hold signal
@@ -66,7 +66,7 @@ class Schedule:
             psi_step_deg=self.psi_step_deg,
             balance=0.0 if last else BALANCE,
             revive=number <= self.iterations - 3,
-            min_ssnr=0.0 if last else MIN_SSNR,
+            min_ssnr=MIN_SSNR if number <= growth else 0.0,
             min_shift_sigma_px=GROWTH_SHIFT_SIGMA_PX if number <= growth else 0.5,
         )
 
