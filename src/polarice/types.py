@@ -131,7 +131,7 @@ class Assignment:
     pose: Pose2D
     log_likelihood: np.ndarray  # (n,) float64
     max_probability: np.ndarray  # (n,) float32, the weight of the best (class, angle, shift)
-    significant: np.ndarray  # (n,) int32, samples that together hold 99.9 % of the weight
+    significant: np.ndarray  # (n,) int32, poses with more than a thousandth of the best one's weight
 
 
 @dataclass(frozen=True)

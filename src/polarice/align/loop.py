@@ -17,7 +17,7 @@ from polarice.align.images import Clock, ParticleImages
 from polarice.align.model import M, Prior
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import soft_mask
-from polarice.align.schedule import RESOLUTION_MARGIN, RESOLUTION_MARGIN_RINGS, Schedule, Step, shift_grid
+from polarice.align.schedule import RESOLUTION_MARGIN_RINGS, Schedule, Step, shift_grid
 from polarice.align.sums import Sums
 from polarice.cluster import Comm, Serial
 from polarice.types import Assignment, Pose2D
@@ -25,7 +25,7 @@ from polarice.types import Assignment, Pose2D
 STARVED = 0.1  # classes with less than this share of an equal one are started anew
 CENTRE_PSEUDOCOUNT = 5.0  # particles
 SERIAL = Serial()
-SETTLED_SHARE = 0.9  # of the particles, whose classes decide up to which resolution images are compared
+SETTLED_SHARE = 0.9  # of the particles; the ring that only the others' averages still reach sets the resolution
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def fit(
         sums = comm.sum(sums)
         model = model.maximize(sums, Prior(settings.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
         changed = _changes(state.assignment.pose, assignment.pose, used)
-        if settings.centre_classes and step.revive:
+        if settings.centre_classes and step.settling:
             model, assignment = _centred(model, assignment, used)
         model, revived = _revived(model, step, rng)
         clock.add("maximization", since)
@@ -133,7 +133,8 @@ def batch_size(basis: PolarBasis, references: int, search: Search, batch_bytes: 
     shifts = len(search.shifts_px)
     weights = 4 * 3 * shifts * references * (search.psi_count + 2)
     data = 8 * 3 * shifts * basis.r_max * (basis.n_theta // 2 + 1)
-    return max(1, int(batch_bytes / (weights + data)))
+    preparation = 64 * basis.box_px**2  # padded twofold, its transform, and their copies (PolarBasis.sample)
+    return max(1, int(batch_bytes / max(weights + data, preparation)))
 
 
 def _grown(model: M, step: Step, rng: np.random.Generator) -> M:
@@ -156,7 +157,7 @@ def _revived(model: M, step: Step, rng: np.random.Generator) -> tuple[M, tuple[i
     weights = model.weights.tolist()
     k = len(weights)
     starved = [c for c in range(k) if weights[c] * k < STARVED]
-    if not starved or len(starved) == k or not step.revive:
+    if not starved or len(starved) == k or not step.settling:
         return model, ()
     into = list(range(k))
     for c in starved:
@@ -168,7 +169,7 @@ def _revived(model: M, step: Step, rng: np.random.Generator) -> tuple[M, tuple[i
 
 
 def _perturbation(model: M, count: int, rng: np.random.Generator) -> Tensor:
-    """(count, ring, angle): polar fields of white noise within the mask, unit variance on every ring."""
+    """(count, ring, angle): polar fields of white noise within the basis's radius, unit variance on every ring."""
     basis = model.basis
     noise = torch.from_numpy(rng.standard_normal((count, basis.box_px, basis.box_px), np.float32)).to(basis.device)
     field = basis.sample(noise * soft_mask(basis.box_px, basis.radius_px, basis.device))
@@ -176,7 +177,7 @@ def _perturbation(model: M, count: int, rng: np.random.Generator) -> Tensor:
 
 
 def _resolved_px(model: M) -> int:
-    """The ring up to which most particles' class averages hold signal."""
+    """The ring beyond which the class averages of most particles (SETTLED_SHARE) hold no signal."""
     rings, order = model.resolution_px().sort()
     share = model.weights[order].cumsum(dim=0)
     at = int(torch.searchsorted(share, torch.tensor(SETTLED_SHARE, dtype=share.dtype, device=share.device)))
@@ -184,8 +185,8 @@ def _resolved_px(model: M) -> int:
 
 
 def _basis(images: ParticleImages, now: PolarBasis, step: Step, resolved_px: int) -> PolarBasis:
-    """The basis of this step: rings up to the ramp, but not far beyond what the averages resolve."""
-    wanted = min(step.ramp_px, math.ceil(RESOLUTION_MARGIN * resolved_px) + RESOLUTION_MARGIN_RINGS)
+    """The basis of this step: rings up to the ramp, but not far beyond what the averages resolve; none is given back."""
+    wanted = min(step.ramp_px, resolved_px + RESOLUTION_MARGIN_RINGS)
     r_max = max(wanted, min(now.r_max, step.ramp_px))
     slack = step.shift_range_px + step.shift_step_px
     same = r_max == now.r_max and slack <= now.slack_px

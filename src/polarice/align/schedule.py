@@ -14,8 +14,7 @@ SMALLEST_BATCH = 2000
 GROWTH_SHIFT_SIGMA_PX = 2.0  # while averages are vague, images would all seem centred
 MIN_SSNR = 0.5  # granted to every ring while classes grow: an average that is zero on a ring aligns nothing there
 BALANCE = 0.5  # strength of the pull to equal occupancy, per iteration
-RESOLUTION_MARGIN_RINGS = 10
-RESOLUTION_MARGIN = 1.0  # images are compared this far beyond where the averages still hold signal
+RESOLUTION_MARGIN_RINGS = 10  # images are compared this far beyond where the averages still hold signal
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Step:
     shift_step_px: float
     psi_step_deg: float | None  # None: the ring's own sampling
     balance: float  # strength of the pull towards equal occupancy, 0 for none
-    revive: bool  # starved classes are started anew
+    settling: bool  # averages are centred and starved classes started anew; not in the last three iterations
     min_ssnr: float  # signal that the prior grants every ring
     min_shift_sigma_px: float  # the shift prior stays at least so wide
 
@@ -65,30 +64,30 @@ class Schedule:
             shift_step_px=shift_step_px,
             psi_step_deg=self.psi_step_deg,
             balance=0.0 if last else BALANCE,
-            revive=number <= self.iterations - 3,
+            settling=number <= self.iterations - 3,
             min_ssnr=MIN_SSNR if number <= growth else 0.0,
             min_shift_sigma_px=GROWTH_SHIFT_SIGMA_PX if number <= growth else 0.5,
         )
 
     def _shifts(self, number: int, growth: int) -> tuple[float, float]:
         """Range and step of the shift search: coarse and wide, then finer and nearer, the last two finest."""
-        coarse = 2 * self.offset_step_px
-        if number > self.iterations - 2:
+        coarse = max(self.offset_step_px, min(2 * self.offset_step_px, self.offset_range_px))
+        if number > max(growth, self.iterations - 2):
             return min(self.offset_range_px, 1.5 * self.offset_step_px), self.offset_step_px / 2
         if number > growth + (self.iterations - growth) // 3:
-            return min(self.offset_range_px, 1.25 * coarse), self.offset_step_px
+            return min(self.offset_range_px, 2.5 * self.offset_step_px), self.offset_step_px
         return self.offset_range_px, coarse
 
     def _references(self, number: int, growth: int) -> int:
         stages = [self.k]
         while stages[0] >= 2 * FIRST_REFERENCES:
             stages.insert(0, math.ceil(stages[0] / 2))
-        if number > growth:
+        if number > growth or number == self.iterations:
             return self.k
         return stages[min(len(stages) - 1, (number - 1) * len(stages) // growth)]
 
     def _batch(self, number: int) -> int:
-        """All the particles, or mini-batches that grow to all of them in the last fifth of the iterations."""
+        """All the particles, or mini-batches that grow to all of them in the last tenth of the iterations."""
         first = max(SMALLEST_BATCH, PARTICLES_PER_REFERENCE * self.k)
         if not self.growing_batches or first >= self.particles:
             return self.particles
@@ -106,6 +105,8 @@ class Schedule:
 def shift_grid(range_px: float, step_px: float, perturbation: np.ndarray) -> np.ndarray:
     """(shift, 2) x, y float64: a square grid inside a disc, moved by `perturbation` (2,) in units of the step."""
     reach = int(range_px / step_px + 1e-6)
+    if reach == 0:  # nothing is searched: the centre stays where it is
+        return np.zeros((1, 2))
     index = np.arange(-reach, reach + 1) * step_px
     y, x = np.meshgrid(index, index, indexing="ij")
     inside = np.hypot(x, y) <= range_px + 1e-6

@@ -48,14 +48,18 @@ class Classification:
     psi_step: float | None = option(
         None, "coarsest step of the in-plane angle; as fine as the resolution asks", unit="deg", low=0.1, high=90
     )
-    offset_range: float = option(5.0, "shifts are searched this far from each particle's last centre", unit="px", low=0)
-    offset_step: float = option(1.0, "finest step of the shifts", unit="px", low=0.1, high=10)
+    offset_range: float = option(
+        5.0, "shifts are searched this far from each particle's last centre, at first", unit="px", low=0
+    )
+    offset_step: float = option(
+        1.0, "step of the shifts; twice it at first, half of it in the last two iterations", unit="px", low=0.1, high=10
+    )
     strict_highres_exp: float | None = option(
         None, "compare images up to this resolution at most; Nyquist", unit="A", low=0.1
     )
     ctf: bool = option(True, "correct for the contrast transfer function")
     ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak")
-    center_classes: bool = option(True, "bring class averages to the centre of their mass")
+    center_classes: bool = option(True, "centre class averages where their particles were picked")
     norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1")
     image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
     angpix: float | None = option(None, "pixel size, for tables that do not state it", unit="A", low=0.01, high=100)
@@ -94,10 +98,11 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
             raise InputError(f"{error}; to go on: {resume.go_on_command(job, params.o)}") from error
         resume.abandon(params.o, new)
         raise
-    except _out_of_memory() as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise InputError(
-            f"out of memory ({str(error).splitlines()[0]}); allow less with --memory, or ask for fewer classes or a "
-            "smaller --offset-range"
+            "out of memory; allow less with --memory, or ask for fewer classes or a smaller --offset-range"
         ) from error
 
 
@@ -462,7 +467,7 @@ def _device(params: Any) -> torch.device:
     torch.set_num_threads(params.threads or len(os.sched_getaffinity(0)))
     there = torch.cuda.is_available()
     if params.device == "cuda" and not there:
-        raise InputError("--device cuda: no CUDA device is there; use --device cpu or auto")
+        raise InputError("--device cuda: no CUDA device is there; use --device cpu")
     return torch.device("cuda" if params.device != "cpu" and there else "cpu")
 
 
@@ -480,17 +485,18 @@ def _keep_freed_memory() -> None:
     mallopt(trim_threshold, 1 << 30)
 
 
-def _out_of_memory() -> tuple[type[BaseException], ...]:
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's, CUDA's, and what torch says on a processor, which is a plain RuntimeError."""
     import torch
 
-    return (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _batch_bytes(params: Any, device: torch.device) -> int:
-    """Memory of one batch: small on a processor, for its cache's sake; a quarter of what is free on a GPU."""
+    """Memory of one batch: small on a processor, for its cache's sake; an eighth of a GPU's."""
     import torch
 
-    default = 128 << 20 if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 4
+    default = 128 << 20 if device.type == "cpu" else torch.cuda.mem_get_info(device)[1] // 8
     return default if params.memory is None else min(default, int(params.memory * (1 << 30)) // 4)
 
 

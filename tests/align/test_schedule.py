@@ -1,0 +1,97 @@
+"""The plan of a run: how classes, batches, rings and shifts go from first to last iteration."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from polarice.align.loop import _grown, _revived
+from polarice.align.polar import PolarBasis
+from polarice.align.schedule import Schedule, Step, shift_grid
+from polarice.references.averages import Averages
+
+
+def schedule(k: int = 100, iterations: int = 30, particles: int = 100_000, growing: bool = True) -> Schedule:
+    return Schedule(k, iterations, particles, 8, 60, 5.0, 1.0, growing_batches=growing)
+
+
+def steps(plan: Schedule) -> list[Step]:
+    return [plan.step(number) for number in range(1, plan.iterations + 1)]
+
+
+@pytest.mark.parametrize("k", [1, 3, 9, 10, 20, 50, 100, 300])
+@pytest.mark.parametrize("iterations", [1, 2, 5, 25])
+def test_references_grow_to_all_of_them(k, iterations):
+    counts = [step.references for step in steps(schedule(k, iterations))]
+    assert counts == sorted(counts)
+    assert counts[-1] == k
+    assert all(later <= 2 * earlier for earlier, later in itertools.pairwise(counts)) or iterations < 10
+    assert counts[0] >= min(k, 5)
+    assert counts[0] < 10 or iterations < 5
+
+
+def test_mini_batches_grow_to_every_particle():
+    batches = [step.batch for step in steps(schedule())]
+    assert batches[0] == 10_000  # 100 particles for each of 100 classes
+    assert batches == sorted(batches)
+    assert batches[-4:] == [100_000] * 4
+    assert sum(batches) < 15 * 100_000  # thirty iterations for the price of fifteen
+    assert {step.batch for step in steps(schedule(growing=False))} == {100_000}
+    assert {step.batch for step in steps(schedule(particles=1500))} == {1500}
+
+
+def test_resolution_and_shifts_end_at_their_limits():
+    plan = steps(schedule())
+    assert plan[0].ramp_px == 8
+    assert plan[18].ramp_px == plan[-1].ramp_px == 60
+    assert (plan[0].shift_range_px, plan[0].shift_step_px) == (5.0, 2.0)
+    assert (plan[-1].shift_range_px, plan[-1].shift_step_px) == (1.5, 0.5)
+    assert plan[-1].balance == 0
+    assert not plan[-1].settling
+
+
+def test_shift_grid_is_a_disc_moved_by_part_of_a_step():
+    grid = shift_grid(5.0, 2.0, np.zeros(2))
+    assert len(grid) == 21
+    assert np.linalg.norm(grid, axis=1).max() <= 5
+    moved = shift_grid(5.0, 2.0, np.array([0.25, -0.5]))
+    np.testing.assert_allclose(moved - grid, np.broadcast_to([0.5, -1.0], grid.shape))
+    np.testing.assert_array_equal(shift_grid(0.0, 1.0, np.zeros(2)), np.zeros((1, 2)))
+
+
+def model(weights: list[float]) -> Averages:
+    """A model whose class j is j + 1 everywhere."""
+    basis = PolarBasis(32, 12.0, 8)
+    empty = Averages.empty(basis, len(weights), torch.ones(1, 17, dtype=torch.float64), 3.0, 0.5)
+    values = torch.arange(1.0, len(weights) + 1)[:, None, None]
+    rings = torch.ones(len(weights), 8, dtype=torch.float64)
+    return Averages(
+        **{
+            **vars(empty),
+            "field": values.expand(-1, 8, basis.n_theta).contiguous(),
+            "weights": torch.tensor(weights, dtype=torch.float64),
+            "error": 1e-4 * rings,
+            "ssnr": rings,
+        }
+    )
+
+
+def test_growth_splits_the_fullest():
+    step = schedule(k=6, iterations=20).step(10)
+    grown = _grown(model([0.6, 0.3, 0.1]), step, np.random.default_rng(0))
+    assert step.references == 6
+    parents = grown.field.mean(dim=(1, 2)).round().tolist()
+    assert sorted(parents) == [1, 1, 1, 2, 2, 3] or sorted(parents) == [1, 1, 1, 1, 2, 3]
+    assert float(grown.weights.sum()) == pytest.approx(1)
+    twins = [j for j, parent in enumerate(parents) if parent == 1]
+    assert not torch.equal(grown.field[twins[0]], grown.field[twins[1]])
+
+
+def test_starved_class_takes_half_of_the_fullest():
+    step = schedule(k=4, iterations=20).step(10)
+    revived, which = _revived(model([0.5, 0.29, 0.2, 0.01]), step, np.random.default_rng(0))
+    assert which == (3,)
+    assert revived.field[3].mean() == pytest.approx(1, abs=0.05)  # the first class's
+    assert revived.weights.tolist() == pytest.approx([0.25, 0.29, 0.2, 0.25], abs=0.02)
+    torch.testing.assert_close(revived.field[1:3], model([0.25] * 4).field[1:3])
