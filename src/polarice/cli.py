@@ -22,8 +22,8 @@ from polarice.types import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (default: the process's own) and return the exit code; messages go to stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:  # before torch loads OpenMP: threads that spin while they wait take the cores from other programs
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if argv is None:  # before torch loads OpenMP: threads that wait spin shortly, or they take other programs' cores
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     name = f"polarice {words[0]}" if words and words[0] in JOBS else "polarice"
     try:
         code = _dispatch(words)

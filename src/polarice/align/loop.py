@@ -185,7 +185,7 @@ def _resolved_px(model: M) -> int:
 
 
 def _basis(images: ParticleImages, now: PolarBasis, step: Step, resolved_px: int) -> PolarBasis:
-    """The basis of this step: rings up to the ramp, but not far beyond what the averages resolve; none is given back."""
+    """The basis of this step: rings up to the ramp, but not far beyond what is resolved; none is given back."""
     wanted = min(step.ramp_px, resolved_px + RESOLUTION_MARGIN_RINGS)
     r_max = max(wanted, min(now.r_max, step.ramp_px))
     slack = step.shift_range_px + step.shift_step_px
