@@ -252,7 +252,7 @@ def test_parameters_that_do_not_fit_the_particles(place, words, message):
 
 def test_no_cuda(place, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert_refused(polarice(f"{RUN} --device cuda"), "--device cuda: no CUDA device is there; use --device cpu or auto")
+    assert_refused(polarice(f"{RUN} --device cuda"), "--device cuda: no CUDA device is there; use --device cpu")
 
 
 def test_more_classes_than_usable_particles(place, images):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SUMMARY = "classify simulated 70S ribosomes and real apoferritin, and make a page of the results"
 DATA = Path(__file__).parents[1] / "data"
 APOFERRITIN_CLASSES = 10
-RIBOSOME_DIAMETER_A, APOFERRITIN_DIAMETER_A = 290.0, 150.0
+RIBOSOME_DIAMETER_A, APOFERRITIN_DIAMETER_A = 290.0, 140.0
 SNR = 0.1
 PAGE = "report.html"
 RAW_SHOWN, RAW_SIDE_PX = 10, 96
