@@ -90,8 +90,18 @@ def test_growth_splits_the_fullest():
 
 def test_starved_class_takes_half_of_the_fullest():
     step = schedule(k=4, iterations=20).step(10)
-    revived, which = _revived(model([0.5, 0.29, 0.2, 0.01]), step, np.random.default_rng(0))
+    weights = [0.5, 0.29, 0.2, 0.01]
+    revived, which = _revived(model(weights), np.array(weights), step, np.random.default_rng(0))
     assert which == (3,)
     assert revived.field[3].mean() == pytest.approx(1, abs=0.05)  # the first class's
     assert revived.weights.tolist() == pytest.approx([0.25, 0.29, 0.2, 0.25], abs=0.02)
     torch.testing.assert_close(revived.field[1:3], model([0.25] * 4).field[1:3])
+
+
+def test_class_that_is_nobodys_best_is_started_anew():
+    step = schedule(k=4, iterations=20).step(10)
+    _, which = _revived(model([0.4, 0.25, 0.2, 0.15]), np.array([0.5, 0.3, 0.2, 0.0]), step, np.random.default_rng(0))
+    assert which == (3,)
+    last = schedule(k=4, iterations=20).step(20)
+    _, which = _revived(model([0.4, 0.25, 0.2, 0.15]), np.array([0.5, 0.3, 0.2, 0.0]), last, np.random.default_rng(0))
+    assert which == ()

@@ -85,7 +85,7 @@ def fit(
         changed = _changes(state.assignment.pose, assignment.pose, used)
         if settings.centre_classes and step.settling:
             model, assignment = _centred(model, assignment, used)
-        model, revived = _revived(model, step, rng)
+        model, revived = _revived(model, _shares(assignment, used, step.references), step, rng)
         clock.add("maximization", since)
         state = State(number, model, assignment)
         yield Turn(
@@ -152,12 +152,17 @@ def _grown(model: M, step: Step, rng: np.random.Generator) -> M:
     return model.split(torch.tensor(into, device=model.weights.device), _perturbation(model, len(into), rng))
 
 
-def _revived(model: M, step: Step, rng: np.random.Generator) -> tuple[M, tuple[int, ...]]:
-    """Starved classes take over half of the fullest ones."""
+def _shares(assignment: Assignment, used: np.ndarray, k: int) -> np.ndarray:
+    """(K,) share of the particles whose best class each one is."""
+    return np.bincount(assignment.pose.class_of[used], minlength=k) / len(used)
+
+
+def _revived(model: M, shares: np.ndarray, step: Step, rng: np.random.Generator) -> tuple[M, tuple[int, ...]]:
+    """Classes starved of weight, or of particles whose best class they are, take over half of the fullest ones."""
     weights = model.weights.tolist()
     k = len(weights)
-    starved = [c for c in range(k) if weights[c] * k < STARVED]
-    if not starved or len(starved) == k or not step.settling:
+    starved = [c for c in range(k) if min(weights[c], shares[c]) * k < STARVED]
+    if not starved or len(starved) == k or step.number == step.total:
         return model, ()
     into = list(range(k))
     for c in starved:

@@ -30,7 +30,7 @@ class Step:
     shift_step_px: float
     psi_step_deg: float | None  # None: the ring's own sampling
     balance: float  # strength of the pull towards equal occupancy, 0 for none
-    settling: bool  # averages are centred and starved classes started anew; not in the last three iterations
+    settling: bool  # averages are centred; not in the last three iterations
     min_ssnr: float  # signal that the prior grants every ring
     min_shift_sigma_px: float  # the shift prior stays at least so wide
 
