@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from align.phantoms import Blobs, ctf_parameters, optics, particle_images
 from polarice.align import oracle
-from polarice.align.expect import PolarImages, Posterior, References, Search, expect
+from polarice.align.expect import PolarImages, Posterior, References, expect, log_weights
 from polarice.align.images import ParticleImages
 from polarice.align.polar import PolarBasis
+from polarice.align.search import Search
 from polarice.align.sums import Sums
 from polarice.ctf import ctf
 from polarice.fourier import centred_fft2, centred_ifft2
 
 PIXEL_SIZE_A = 3.0
-
-expect_module = sys.modules["polarice.align.expect"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,8 @@ class Scene:
     @property
     def batch(self) -> PolarImages:
         rows = np.arange(len(self.images))
-        return self.images.polar(self.basis, rows, self.images.source.read(rows), self.centre_px)
+        field = self.images.fields(self.basis, self.images.source.read(rows), self.centre_px)
+        return self.images.polar(self.basis, rows, field, self.centre_px, self.centre_px)
 
     @property
     def ring_noise(self) -> torch.Tensor:
@@ -98,20 +96,11 @@ def run(where: Scene, batch: PolarImages | None = None, log_prior: np.ndarray | 
     return expect(where.basis, where.engine_references(log_prior), batch, where.search, where.ring_noise)
 
 
-def engine_log_weights(where: Scene, monkeypatch: Any, batch: PolarImages | None = None) -> np.ndarray:
+def engine_log_weights(where: Scene, batch: PolarImages | None = None) -> np.ndarray:
     """(n, shift, K, psi) float64: what the expectation makes a posterior of, priors included."""
-    seen: list[torch.Tensor] = []
-    inner = expect_module.log_weights
-
-    def spy(*arguments: Any) -> torch.Tensor:
-        weights = inner(*arguments)
-        seen.append(weights.double().clone())
-        return weights
-
-    with monkeypatch.context() as patch:
-        patch.setattr(expect_module, "log_weights", spy)
-        run(where, batch)
-    return seen[0].numpy()
+    batch = where.batch if batch is None else batch
+    weights = log_weights(where.basis, where.engine_references(), batch, where.search, where.ring_noise)
+    return weights.double().numpy()
 
 
 def references_of(basis: PolarBasis, field: torch.Tensor, even: int, log_prior: torch.Tensor) -> References:
@@ -131,12 +120,13 @@ def scene(
     noise_sd: float = 0.4,
     spectrum: Callable[[int], oracle.NoiseSpectrum] = oracle.fading_noise,
     seed: int = 0,
+    rings: int = 16,
 ) -> Scene:
-    """n images of two phantoms, r_max = 16, radius 11 px; astigmatism None leaves the CTF out."""
+    """n images of two phantoms, radius 11 px; astigmatism None leaves the CTF out."""
     rng = np.random.default_rng(seed)
     blobs = [Blobs.random(8.0, s) for s in (1, 2)]
     parameters = None if astigmatism_A is None else ctf_parameters(n, astigmatism_A, seed)
-    basis = PolarBasis(box_px, 11.0, 16, slack_px=3.0)
+    basis = PolarBasis(box_px, 11.0, rings, slack_px=4.0)
     shifts = torch.tensor([[x, y] for x in (-2.0, 0.0, 2.0) for y in (-1.5, 0.5)])
     empty = particle_images(np.zeros((n, box_px, box_px)), 11.0, parameters)
     search = Search.over(basis, shifts, basis.n_theta, 3.0)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from align.scenes import engine_log_weights, run, scene
-from polarice.align.expect import PolarImages, Posterior, Search, expect
+from polarice.align.expect import PolarImages, Posterior, expect
+from polarice.align.search import Search
 from polarice.align.sums import Sums
 
 
@@ -23,20 +24,20 @@ def apart(first: Sums, second: Sums) -> float:
 
 @pytest.mark.parametrize("box", [47, 48])
 @pytest.mark.parametrize("cells", [1, 9])
-def test_turning_image_and_ctf_turns_the_score(box, cells, monkeypatch):
+def test_turning_image_and_ctf_turns_the_score(box, cells):
     """By exactly that many cells, at shift zero."""
     where = scene(box, 4000.0)
     where = replace(where, search=Search.over(where.basis, torch.zeros(1, 2), where.basis.n_theta, 3.0))
     batch = where.batch
     turned = replace(batch, field=batch.field.roll(cells, -1), ctf=batch.ctf.roll(cells, -1))
-    before, after = (engine_log_weights(where, monkeypatch, b) for b in (batch, turned))
+    before, after = (engine_log_weights(where, b) for b in (batch, turned))
     assert np.abs(after - np.roll(before, cells, -1)).max() < 1e-5 * np.ptp(before)
 
 
-def test_finer_angles_pass_through_the_coarser_ones(monkeypatch):
+def test_finer_angles_pass_through_the_coarser_ones():
     where = scene(48, 4000.0)
-    finer = replace(where, search=replace(where.search, psi_count=2 * where.basis.n_theta))
-    coarse, fine = (engine_log_weights(w, monkeypatch) for w in (where, finer))
+    finer = replace(where, search=Search.over(where.basis, where.search.shifts_px, 2 * where.basis.n_theta, 3.0))
+    coarse, fine = (engine_log_weights(w) for w in (where, finer))
     assert np.abs(fine[..., ::2] - coarse).max() < 1e-5 * np.ptp(coarse)
 
 

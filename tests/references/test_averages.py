@@ -10,11 +10,12 @@ import torch
 
 from align.phantoms import CPU, Blobs, ctf_parameters, optics, particle_images, unassigned
 from align.scenes import PIXEL_SIZE_A, references_of
-from polarice.align.expect import Search, expect
+from polarice.align.expect import expect
 from polarice.align.loop import _centred
 from polarice.align.model import Prior
 from polarice.align.polar import PolarBasis
 from polarice.align.schedule import shift_grid
+from polarice.align.search import Search
 from polarice.align.sums import Sums
 from polarice.ctf import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
@@ -70,7 +71,8 @@ def test_posed_copies_give_the_reference_back(box, astigmatism):
     clean = np.stack([blobs[i % 2].image(box, psi[i], moved[i]) for i in range(n)])
     seen, parameters = with_ctf(clean, astigmatism)
     images = particle_images(seen, RADIUS_PX, parameters)
-    batch = images.polar(basis, np.arange(n), images.source.images, np.zeros((n, 2)))
+    field = images.fields(basis, images.source.images, np.zeros((n, 2)))
+    batch = images.polar(basis, np.arange(n), field, np.zeros((n, 2)), np.zeros((n, 2)))
     model = blank(basis, 2, noise=1e-3)
     field = basis.sample(torch.from_numpy(np.stack([b.image(box) for b in blobs])).float())
     references = references_of(basis, field, images.even_harmonics(basis), torch.zeros(2))
@@ -96,7 +98,8 @@ def test_noise_of_pure_noise(levels, known):
     model = blank(basis, 2, groups, noise=1.0 if known else 1.5)
     if known:
         model = replace(model, noise_power=torch.tensor(levels, dtype=torch.float64)[:, None].expand(-1, 25).clone())
-    batch = images.polar(basis, np.arange(n), images.source.images, np.zeros((n, 2)))
+    field = images.fields(basis, images.source.images, np.zeros((n, 2)))
+    batch = images.polar(basis, np.arange(n), field, np.zeros((n, 2)), np.zeros((n, 2)))
     search = Search.over(basis, torch.from_numpy(shift_grid(1.0, 1.0, np.zeros(2))).float(), basis.n_theta, 2.0)
     _, sums = expect(basis, model.references(1), batch, search, model.ring_noise)
     noise = model.maximize(sums, Prior()).ring_noise.double().numpy()
@@ -113,7 +116,8 @@ def test_signal_is_told_from_noise():
     truth = Blobs.random(8.0, 3).image(box)
     seen = truth + rng.standard_normal((n, box, box))
     images = particle_images(seen, RADIUS_PX)
-    batch = images.polar(basis, np.arange(n), images.source.images, np.zeros((n, 2)))
+    field = images.fields(basis, images.source.images, np.zeros((n, 2)))
+    batch = images.polar(basis, np.arange(n), field, np.zeros((n, 2)), np.zeros((n, 2)))
     member = torch.ones(1, n)
     model = blank(basis, 1)
     scale = (basis.weight / model.ring_noise)[batch.optics_of][:, :, None]
@@ -234,7 +238,8 @@ def test_log_likelihood_does_not_fall(astigmatism, monkeypatch):
     clean = np.stack([blobs[i % 2].image(box, rng.uniform(0, 360), rng.normal(0, 0.8, 2)) for i in range(n)])
     seen, parameters = with_ctf(clean, astigmatism)
     images = particle_images(seen + 0.5 * rng.standard_normal(seen.shape), RADIUS_PX, parameters)
-    batch = images.polar(basis, np.arange(n), images.source.images, np.zeros((n, 2)))
+    field = images.fields(basis, images.source.images, np.zeros((n, 2)))
+    batch = images.polar(basis, np.arange(n), field, np.zeros((n, 2)), np.zeros((n, 2)))
     model = blank(basis, 2, noise=0.4)
     start = torch.from_numpy(np.stack([b.image(box) + 2 * rng.standard_normal((box, box)) for b in blobs])).float()
     model = replace(model, field=basis.sample(start * images.preparation.mask(CPU)))

@@ -8,24 +8,34 @@ With X_i the masked image's polar field, C_i its CTF, A_c a reference, and ^q th
 
 The second is the same product with the even harmonics of C^2 (one for a round CTF, a few with astigmatism) and is
 subtracted before the inverse transform, where it costs nothing. What the models tie together never shows here.
+
+Coarse to fine: a level with fewer rings (`search.Level`) scores every shift with every reference, or those that the
+level before it left; what together holds less than PRUNED_MASS of an image's posterior is not looked at again. A
+posterior is a martingale: what rings further out are expected to make of a share is that share, so this is also what
+is expected to be lost, as far as the model is true (docs/design.md says what was measured).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from polarice.align.polar import PolarBasis
+from polarice.align.search import Level, Search
 from polarice.align.sums import Sums
 
 KEPT_MASS = 0.999  # share of each image's posterior that goes into the sums
-LOST_MASS = 1e-4  # share of it that is not looked at, at the most
+PRUNED_MASS = 5e-5  # share of it that a coarse level may take out of the search
+LOST_MASS = 1e-4  # share of it that is not exponentiated, at the most
 FLOOR = -80.0  # log weights below this are as good as nothing, and their exponentials would be slow denormal numbers
 SIGNIFICANT = 1e-3  # cells are counted as significant from this share of the best one's weight
 HARMONIC_BLOCK = 32  # harmonics that share one matrix product; each block starts at its own first ring
+CLASS_BLOCK_BYTES = 16 << 20  # of weights that are made at once, where references are many
 
 
 @dataclass(frozen=True)
@@ -36,30 +46,25 @@ class References:
     power_conjugate: Tensor  # (even q, ring, reference) complex64: conjugate harmonics of the squared field
     log_prior: Tensor  # (reference,) log of the class weights
 
+    def __len__(self) -> int:
+        return len(self.log_prior)
+
 
 @dataclass(frozen=True)
 class PolarImages:
-    """A batch of images in the polar basis, masked and moved by whole pixels to their last known centre."""
+    """A batch of images in the polar basis, masked and moved to their last known centre."""
 
     field: Tensor  # (image, ring, angle) float32
     ctf: Tensor  # (image, ring, angle) float32
     optics_of: Tensor  # (image,) int64
     centre_px: Tensor  # (image, 2) float32, what they were moved by (x, y)
 
+    def __len__(self) -> int:
+        return len(self.field)
 
-@dataclass(frozen=True)
-class Search:
-    """The poses that are tried: every shift of the grid around each image's centre, every angle of the circle."""
-
-    shifts_px: Tensor  # (shift, 2) x, y
-    phases: tuple[Tensor, Tensor]  # cos and sin that undo them, each (shift, ring, angle)
-    psi_count: int
-    shift_sigma_px: float  # width of the Gaussian prior on the whole shift, per axis
-
-    @staticmethod
-    def over(basis: PolarBasis, shifts_px: Tensor, psi_count: int, shift_sigma_px: float) -> Search:
-        """The plan for these shifts (shift, 2) on this basis."""
-        return Search(shifts_px, basis.shift_phases(shifts_px), psi_count, shift_sigma_px)
+    def take(self, rows: slice | Tensor) -> PolarImages:
+        """The images `rows`."""
+        return PolarImages(*(getattr(self, each.name)[rows] for each in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -73,131 +78,283 @@ class Posterior:
     max_probability: Tensor
     significant: Tensor  # cells with more than SIGNIFICANT of the best one's weight
 
+    @staticmethod
+    def joined(parts: list[Posterior]) -> Posterior:
+        """Posteriors of several batches as one."""
+        return Posterior(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(Posterior)))
+
 
 def expect(
     basis: PolarBasis, references: References, images: PolarImages, search: Search, noise_power: Tensor
 ) -> tuple[Posterior, Sums]:
     """Posterior of a batch and its share of the sums; noise_power is (optics group, ring)."""
-    scale = (basis.weight / noise_power)[images.optics_of]  # (image, ring)
-    data = _moved_harmonics(basis, images.field * images.ctf * scale[:, :, None], search.phases)
-    ctf_power = _even_harmonics(images.ctf.square() * scale[:, :, None], len(references.power_conjugate))
-    log_prior, shift2 = _log_prior(references, images, search)
-    weights = log_weights(basis, references, data, ctf_power, log_prior, search.psi_count)
-    posterior, rows, kept = _normalise(weights, images, search)
-    return posterior, _accumulate(basis, images, data, ctf_power, (rows, kept, shift2), posterior, len(noise_power))
+    problem = _Problem.of(basis, references, images, search, noise_power)
+    pairs: Tensor | None = None
+    for level, finer in itertools.pairwise(search.levels):
+        left = _holding(problem.mass_of_pairs(level, pairs), PRUNED_MASS).view(-1).nonzero()[:, 0]
+        pairs = problem.refined(left, level, finer)
+    compared = problem.compared(search.levels[-1], pairs)
+    found, weights = problem.log_weights(compared)
+    posterior, kept = _normalise(found, weights, problem)
+    return posterior, _accumulate(problem, images, compared, kept, posterior, len(noise_power))
 
 
 def log_weights(
-    basis: PolarBasis, references: References, data: Tensor, ctf_power: Tensor, log_prior: Tensor, psi_count: int
+    basis: PolarBasis, references: References, images: PolarImages, search: Search, noise_power: Tensor
 ) -> Tensor:
-    """score - norm + log prior of every cell: (image, shift, reference, angle) float32.
+    """score - norm + log prior of every cell on the whole basis: (image, shift, reference, angle) float32."""
+    problem = _Problem.of(basis, references, images, search, noise_power)
+    level = search.levels[-1]
+    _, weights = problem.log_weights(problem.compared(level, None))
+    return weights.view(len(images.field), len(search.shifts_px), len(references), level.psi_count)
 
-    data (q, image*shift, ring), ctf_power (even q, image, ring), log_prior (image, shift, reference).
-    """
-    n_q, rows, _ = data.shape
-    n_refs = log_prior.shape[2]
-    spectrum = torch.empty(n_q, rows, n_refs, dtype=torch.complex64, device=data.device)
+
+@dataclass(frozen=True)
+class _Compared:
+    """The images of a batch at one level, moved by the shifts that are left: what references are multiplied with."""
+
+    level: Level
+    pairs: Tensor | None  # (pair,) (image * shifts + shift) * references + reference, ascending; None: all there are
+    rows: Tensor  # (row,) image * shifts + shift, ascending
+    data: Tensor  # (q, row, ring) complex64
+    ctf_power: Tensor  # (even q, image, ring) complex64
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What goes into the sums, normalised so that each image's weights add up to 1."""
+
+    rows: Tensor  # (row,) places in _Compared.rows, ascending
+    row_of: Tensor  # (pair,) place in `rows`
+    class_of: Tensor  # (pair,)
+    weights: Tensor  # (pair, angle)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A batch, the references and the search, as all levels need them."""
+
+    basis: PolarBasis
+    references: References
+    search: Search
+    field: Tensor  # (image, ring, angle): w / sigma^2 C X
+    ctf_power: Tensor  # (image, ring, angle): w / sigma^2 C^2
+    centre_px: Tensor  # (image, 2)
+
+    @staticmethod
+    def of(
+        basis: PolarBasis, references: References, images: PolarImages, search: Search, noise_power: Tensor
+    ) -> _Problem:
+        scale = (basis.weight / noise_power)[images.optics_of][:, :, None]
+        weighted_ctf = images.ctf * scale
+        return _Problem(
+            basis=basis,
+            references=references,
+            search=search,
+            field=images.field * weighted_ctf,
+            ctf_power=images.ctf * weighted_ctf,
+            centre_px=images.centre_px,
+        )
+
+    def squared_shift(self, level: Level) -> Tensor:
+        """(image, shift) of the whole shift."""
+        return (self.centre_px[:, None] + level.shifts_px).square().sum(-1)
+
+    def shift_log_prior(self, level: Level) -> Tensor:
+        """(image, shift)."""
+        return self.squared_shift(level) / (-2 * self.search.shift_sigma_px**2)
+
+    def pairs_of_image(self, level: Level) -> int:
+        """Of a shift and a reference."""
+        return len(level.shifts_px) * len(self.references)
+
+    def refined(self, pairs: Tensor, level: Level, finer: Level) -> Tensor:
+        """Pairs of a level as those of the next one: each shift as all those that it was nearest to."""
+        if len(finer.shifts_px) == len(level.shifts_px):
+            return pairs
+        n_refs, n_shifts = len(self.references), len(level.shifts_px)
+        reference, shift, image = pairs % n_refs, pairs // n_refs % n_shifts, pairs // (n_refs * n_shifts)
+        which, child = (finer.nearest == shift[:, None]).nonzero(as_tuple=True)
+        return ((image[which] * len(finer.shifts_px) + child) * n_refs + reference[which]).sort().values
+
+    def compared(self, level: Level, pairs: Tensor | None) -> _Compared:
+        """The batch at one level, for the pairs that are left."""
+        n, n_shifts, n_refs = len(self.field), len(level.shifts_px), len(self.references)
+        field = self.field[:, : level.rings, :: level.stride].contiguous()
+        opposite = field.roll(level.n_theta // 2, -1)
+        cos, sin = level.phases
+        if pairs is None:
+            rows = torch.arange(n * n_shifts, device=field.device)
+            moved = (field[:, None] * cos).addcmul_(opposite[:, None], sin).flatten(0, 1)
+        else:
+            rows = torch.unique_consecutive(pairs // n_refs)
+            image, shift = rows // n_shifts, rows % n_shifts
+            moved = _picked(field, image).mul_(_picked(cos, shift))
+            moved.addcmul_(_picked(opposite, image), _picked(sin, shift))
+        data = torch.fft.rfft(moved)[..., : level.n_q].permute(2, 0, 1).contiguous()
+        count = min(len(self.references.power_conjugate), (level.n_q + 1) // 2)
+        power = torch.fft.rfft(self.ctf_power[:, : level.rings, :: level.stride])[..., : 2 * count : 2]
+        return _Compared(level, pairs, rows, data, power.permute(2, 0, 1).contiguous())
+
+    def log_weights(self, compared: _Compared) -> tuple[Tensor, Tensor]:
+        """The pairs (pair,) that are left, and score - norm + log prior of them at every angle: (pair, angle)."""
+        blocks = list(self._blocks(compared))
+        if len(blocks) == 1:
+            return blocks[0]
+        return torch.cat([pairs for pairs, _ in blocks]), torch.cat([weights for _, weights in blocks])
+
+    def mass_of_pairs(self, level: Level, pairs: Tensor | None) -> Tensor:
+        """(image, pair of shift and reference) share of the image's posterior at one level, 0 for what is out."""
+        table = self.field.new_full((len(self.field) * self.pairs_of_image(level),), -math.inf)
+        for found, weights in self._blocks(self.compared(level, pairs)):
+            peak = weights.amax(dim=1)
+            total = weights.sub_(peak[:, None]).clamp_(min=FLOOR).exp_().sum(dim=1)
+            table[found] = peak + total.log()
+        return table.view(len(self.field), -1).softmax(dim=1)
+
+    def _blocks(self, compared: _Compared) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs and their weights, for a block of references at a time."""
+        n_refs, rows = len(self.references), len(compared.rows)
+        size = max(1, CLASS_BLOCK_BYTES // max(1, rows * 4 * compared.level.psi_count))
+        for start in range(0, n_refs, size):
+            stop = min(n_refs, start + size)
+            pairs, row_of = self._pairs_of(compared, start, stop)
+            if len(pairs) == 0:
+                continue
+            yield pairs, self._log_weights_of(compared, slice(start, stop), pairs, row_of)
+
+    def _pairs_of(self, compared: _Compared, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Pairs of a block of references and the place of their rows in the level's, or None where all are left."""
+        n_refs = len(self.references)
+        if compared.pairs is None:
+            classes = torch.arange(start, stop, device=compared.rows.device)
+            return (compared.rows[:, None] * n_refs + classes).view(-1), None
+        pairs = compared.pairs
+        if stop - start < n_refs:
+            class_of = pairs % n_refs
+            pairs = pairs[(class_of >= start) & (class_of < stop)]
+        return pairs, torch.searchsorted(compared.rows, pairs // n_refs)
+
+    def _log_weights_of(self, compared: _Compared, classes: slice, pairs: Tensor, row_of: Tensor | None) -> Tensor:
+        level, n, n_refs = compared.level, len(self.field), len(self.references)
+        spectrum = _products(self.basis, compared, self.references.conjugate[:, :, classes])
+        even, rings = len(compared.ctf_power), level.rings
+        norm = torch.bmm(compared.ctf_power, self.references.power_conjugate[:even, :rings, classes])
+        shift_prior, class_prior = self.shift_log_prior(level), self.references.log_prior
+        cells = spectrum.new_zeros(len(pairs), level.psi_count // 2 + 1)
+        if row_of is None:
+            view = spectrum.view(level.n_q, n, len(level.shifts_px), -1)
+            view[: 2 * even : 2] -= 0.5 * norm[:, :, None]
+            view[0] += level.n_theta * (shift_prior[..., None] + class_prior[classes])
+            cells[:, : level.n_q] = spectrum.flatten(1).T
+        else:
+            count = spectrum.shape[2]
+            class_of = pairs % n_refs - (classes.start or 0)
+            image = pairs // self.pairs_of_image(level)
+            cells[:, : level.n_q] = spectrum.flatten(1).index_select(1, row_of * count + class_of).T
+            cells[:, : 2 * even : 2] -= 0.5 * norm.flatten(1).index_select(1, image * count + class_of).T
+            cells[:, 0] += level.n_theta * (shift_prior.view(-1)[pairs // n_refs] + class_prior[pairs % n_refs])
+        weights = torch.fft.irfft(cells, n=level.psi_count)
+        return weights if level.psi_count == level.n_theta else weights * (level.psi_count / level.n_theta)
+
+
+def _picked(fields: Tensor, which: Tensor) -> Tensor:
+    """fields[which], by copying whole fields."""
+    return fields.view(len(fields), -1).index_select(0, which).view(-1, *fields.shape[1:])
+
+
+def _products(basis: PolarBasis, compared: _Compared, conjugate: Tensor) -> Tensor:
+    """sum over rings of data and references, (q, row, reference) complex64; conjugate (q, ring, reference)."""
+    n_q, rows, rings = compared.data.shape
+    spectrum = conjugate.new_empty(n_q, rows, conjugate.shape[2])
     for start in range(0, n_q, HARMONIC_BLOCK):
-        block = slice(start, start + HARMONIC_BLOCK)
+        block = slice(start, min(n_q, start + HARMONIC_BLOCK))
         ring = int(basis.first_ring[start])
-        torch.bmm(data[block, :, ring:], references.conjugate[block, ring:], out=spectrum[block])
-    norm = torch.bmm(ctf_power, references.power_conjugate)  # (even q, image, reference)
-    view = spectrum.view(n_q, *log_prior.shape)
-    view[: 2 * len(norm) : 2] -= 0.5 * norm[:, :, None, :]
-    view[0] += basis.n_theta * log_prior
-    cells = spectrum.new_zeros(rows, n_refs, psi_count // 2 + 1)
-    cells[..., :n_q] = spectrum.permute(1, 2, 0)
-    weights = torch.fft.irfft(cells, n=psi_count)
-    if psi_count != basis.n_theta:
-        weights *= psi_count / basis.n_theta
-    return weights.view(*log_prior.shape, psi_count)
+        torch.bmm(compared.data[block, :, ring:], conjugate[block, ring:rings], out=spectrum[block])
+    return spectrum
 
 
-def _moved_harmonics(basis: PolarBasis, field: Tensor, phases: tuple[Tensor, Tensor]) -> Tensor:
-    """Harmonics of every image moved by every shift: (q, image*shift, ring) complex64, contiguous."""
-    cos, sin = phases
-    moved = field[:, None] * cos  # (image, shift, ring, angle)
-    moved.addcmul_(basis.opposite(field)[:, None], sin)
-    harmonics = basis.harmonics(moved)
-    return harmonics.permute(3, 0, 1, 2).reshape(basis.n_q, -1, basis.r_max)
+def _holding(mass: Tensor, lost: float) -> Tensor:
+    """(image, pair) which pairs to keep so that at most `lost` of each image's mass, which adds up to 1, is not.
+
+    By a threshold per image out of a few: below `lost` over the number of pairs, what is left out cannot hold more.
+    """
+    threshold = mass.new_full((len(mass),), lost / mass.shape[1])
+    level = lost
+    undecided = torch.ones_like(threshold, dtype=torch.bool)
+    while level > lost / mass.shape[1]:
+        outside = (mass * (mass < level)).sum(dim=1)
+        now = undecided & (outside <= lost)
+        threshold[now] = level
+        undecided &= ~now
+        level /= 4
+    return mass >= threshold[:, None]
 
 
-def _even_harmonics(field: Tensor, count: int) -> Tensor:
-    """Harmonics 0, 2, 4, ... of a real field (image, ring, angle): (even q, image, ring) complex64, contiguous."""
-    return torch.fft.rfft(field)[..., : 2 * count : 2].permute(2, 0, 1).contiguous()
+def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Posterior, _Kept]:
+    """The posterior of log weights (pair, angle), which are used up, and the part of it that goes into the sums.
 
-
-def _log_prior(references: References, images: PolarImages, search: Search) -> tuple[Tensor, Tensor]:
-    """Log prior (image, shift, reference) and the squared whole shifts (image, shift)."""
-    whole = images.centre_px[:, None] + search.shifts_px
-    shift2 = whole.square().sum(-1)
-    return references.log_prior - shift2[..., None] / (2 * search.shift_sigma_px**2), shift2
-
-
-def _normalise(weights: Tensor, images: PolarImages, search: Search) -> tuple[Posterior, Tensor, Tensor]:
-    """The posterior, the (image*shift) rows that matter, and their weights (row, reference, angle), normalised.
-
-    Rows whose best cell lies so far below the image's best that all of them together hold less than LOST_MASS are
+    Pairs whose best cell lies so far below the image's best that all of them together hold less than LOST_MASS are
     never exponentiated; of the others, those that hold KEPT_MASS are kept.
     """
-    n, n_shifts, n_refs, n_psi = weights.shape
-    row_peak = weights.flatten(2).amax(dim=2)  # (image, shift)
-    peak, best_shift = row_peak.max(dim=1)
-    reach = math.log(weights[0].numel() / LOST_MASS)
-    rows = (row_peak > peak[:, None] - reach).view(-1).nonzero()[:, 0]
-    cells = weights.view(n * n_shifts, -1)[rows]
-    cells.sub_(peak[rows // n_shifts, None]).clamp_(min=FLOOR).exp_()
-    mass = torch.zeros_like(row_peak).view(-1)
-    mass[rows] = cells.sum(dim=1)
-    mass = mass.view(n, n_shifts)
-    count = torch.zeros_like(mass).view(-1)
-    count[rows] = (cells > SIGNIFICANT).sum(dim=1, dtype=count.dtype)
+    level, n, n_refs, n_psi = problem.search.levels[-1], len(problem.field), len(problem.references), weights.shape[1]
+    of_image = problem.pairs_of_image(level)
+    image = pairs // of_image
+    pair_peak = weights.amax(dim=1)
+    table = pair_peak.new_full((n * of_image,), -math.inf)
+    table[pairs] = pair_peak
+    peak, best = table.view(n, -1).max(dim=1)
+    best_pair = pairs == best[image] + image * of_image
+    psi = torch.zeros_like(best)
+    psi[image[best_pair]] = weights[best_pair].argmax(dim=1)
+
+    near = pair_peak > peak[image] - math.log(of_image * n_psi / LOST_MASS)
+    pairs, image, cells = pairs[near], image[near], weights[near]
+    cells.sub_(peak[image, None]).clamp_(min=FLOOR).exp_()
+    mass = torch.zeros_like(table)
+    mass[pairs] = cells.sum(dim=1)
+    mass = mass.view(n, -1)
     total = mass.sum(dim=1)
-    best = weights.flatten(2)[torch.arange(n, device=rows.device), best_shift].argmax(dim=1)
+    significant = torch.zeros_like(total).index_add_(0, image, (cells > SIGNIFICANT).sum(dim=1).to(total.dtype))
     posterior = Posterior(
-        class_of=best // n_psi,
-        psi_rad=(best % n_psi) * (2 * torch.pi / n_psi),
-        shift_px=images.centre_px + search.shifts_px[best_shift],
+        class_of=best % n_refs,
+        psi_rad=psi * (2 * torch.pi / n_psi),
+        shift_px=problem.centre_px + problem.search.shifts_px[best // n_refs],
         log_likelihood=peak + total.log(),
         max_probability=1 / total,
-        significant=count.view(n, n_shifts).sum(dim=1).to(torch.int64),
+        significant=significant.to(torch.int64),
     )
-    ordered, order = (mass / total[:, None]).sort(dim=1, descending=True)
-    keep = torch.zeros_like(ordered, dtype=torch.bool)
-    keep.scatter_(1, order, ordered.cumsum(dim=1) - ordered < KEPT_MASS)  # always the first
+    keep = _holding(mass / total[:, None], 1 - KEPT_MASS)
     kept_total = (mass * keep).sum(dim=1)
-    chosen = keep.view(-1)[rows]
-    rows = rows[chosen]
-    kept = cells[chosen] / kept_total[rows // n_shifts, None]
-    return posterior, rows, kept.view(-1, n_refs, n_psi)
+    chosen = keep.view(-1)[pairs].nonzero()[:, 0]
+    pairs, image, cells = pairs[chosen], image[chosen], cells[chosen]
+    rows, row_of = torch.unique(pairs // n_refs, return_inverse=True)
+    return posterior, _Kept(rows, row_of, pairs % n_refs, cells.div_(kept_total[image, None]))
 
 
 def _accumulate(
-    basis: PolarBasis,
-    images: PolarImages,
-    data: Tensor,
-    ctf_power: Tensor,
-    weighted: tuple[Tensor, Tensor, Tensor],
-    posterior: Posterior,
-    groups: int,
+    problem: _Problem, images: PolarImages, compared: _Compared, kept: _Kept, posterior: Posterior, groups: int
 ) -> Sums:
     """The batch's sums: numerator and denominator of every reference, and what noise and priors are estimated from."""
-    rows, kept, shift2 = weighted
-    image_of_row = rows // shift2.shape[1]
-    turned = torch.fft.rfft(kept)[..., : basis.n_q].conj().permute(2, 0, 1).contiguous()  # (q, row, reference)
-    chosen = data[:, rows].transpose(1, 2)  # (q, ring, row)
-    numerator = torch.bmm(chosen, turned)
-    even = turned[: 2 * len(ctf_power) : 2]
-    denominator = torch.bmm(ctf_power[:, image_of_row].transpose(1, 2), even)
-    row_weight = kept.sum(dim=(1, 2))
+    n_q, n_refs, n_shifts = compared.level.n_q, len(problem.references), len(compared.level.shifts_px)
+    place = torch.searchsorted(compared.rows, kept.rows)
+    turned = compared.data.new_zeros(n_q, len(kept.rows) * n_refs)
+    harmonics = torch.fft.rfft(kept.weights)[:, :n_q].conj().resolve_conj()
+    turned.index_copy_(1, kept.row_of * n_refs + kept.class_of, harmonics.T.contiguous())
+    turned = turned.view(n_q, -1, n_refs)
+    numerator = torch.bmm(compared.data[:, place].transpose(1, 2), turned)  # (q, ring, reference)
+    ctf_power = compared.ctf_power[:, kept.rows // n_shifts]
+    denominator = torch.bmm(ctf_power.transpose(1, 2), turned[: 2 * len(ctf_power) : 2])
+    weight = kept.weights.sum(dim=1)
+    squared_shift = problem.squared_shift(compared.level).view(-1)[kept.rows]
     return Sums.of_batch(
         images.field,
         images.ctf,
         (images.optics_of, groups),
         numerator=numerator,
         denominator=denominator,
-        class_weight=kept.sum(dim=(0, 2)),
-        squared_shift=(row_weight * shift2.reshape(-1)[rows]).sum(),
+        class_weight=weight.new_zeros(n_refs).index_add_(0, kept.class_of, weight),
+        squared_shift=(weight * squared_shift[kept.row_of]).sum(),
         log_likelihood=posterior.log_likelihood.double().sum(),
         max_probability=posterior.max_probability.double().sum(),
     )

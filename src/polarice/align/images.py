@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +18,29 @@ from polarice.align.prepare import Preparation
 from polarice.ctf import ctf, wavelength_A
 from polarice.types import CTFParameters, ImageSource, Particles
 
+Item = TypeVar("Item")
+
 
 @dataclass
 class Clock:
     """Seconds spent, by stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def waiting(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, counting what is waited for them to `stage`."""
+        since = time.perf_counter()
+        for item in items:
+            self.add(stage, since)
+            yield item
+            since = time.perf_counter()
+        self.add(stage, since)
+
+    def share(self, clocks: Sequence[Clock]) -> None:
+        """Count the mean of clocks that ran side by side."""
+        for clock in clocks:
+            for stage, seconds in clock.seconds.items():
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds / len(clocks)
 
     def add(self, stage: str, since: float) -> float:
         """Count what has passed since `since` to `stage`; returns now."""
@@ -64,27 +82,22 @@ class ParticleImages:
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         yield from zip(chunks, self.read_ahead(self.source.read(chunk) for chunk in chunks), strict=True)
 
-    def batches(
-        self, basis: PolarBasis, rows: np.ndarray, centre_px: np.ndarray, size: int, clock: Clock
-    ) -> Iterator[tuple[np.ndarray, PolarImages]]:
-        """(rows, polar images) in batches; centre_px (n, 2) is rounded to whole pixels."""
-        since = time.perf_counter()
-        for chunk, images in self.raw(rows, size):
-            since = clock.add("reading", since)
-            batch = self.polar(basis, chunk, images, np.rint(centre_px[chunk]))
-            clock.add("preparation", since)
-            yield chunk, batch
-            since = time.perf_counter()
-
-    def polar(self, basis: PolarBasis, rows: np.ndarray, images: np.ndarray, centre_px: np.ndarray) -> PolarImages:
-        """Polar fields and CTFs of a batch that has been read."""
-        centre = torch.from_numpy(centre_px).to(self.device)
+    def fields(self, basis: PolarBasis, images: np.ndarray, cut_px: np.ndarray) -> Tensor:
+        """Polar fields (batch, ring, n_theta) of images (batch, N, N), cut around whole-pixel centres (batch, 2)."""
+        centre = torch.from_numpy(cut_px).to(self.device)
         pixels = torch.from_numpy(images).to(self.device, torch.float32)
+        return basis.sample(self.preparation(pixels, centre))
+
+    def polar(
+        self, basis: PolarBasis, rows: np.ndarray, field: Tensor, cut_px: np.ndarray, centre_px: np.ndarray
+    ) -> PolarImages:
+        """Fields of images cut around `cut_px`, moved the rest of the way to their centres; with their CTFs."""
+        rest_px = torch.from_numpy(centre_px - cut_px).float().to(self.device)
         return PolarImages(
-            field=basis.sample(self.preparation(pixels, centre)),
+            field=basis.moved(field, rest_px) if rest_px.any() else field,
             ctf=self.polar_ctf(basis, rows),
             optics_of=torch.from_numpy(self.particles.optics_of[rows].astype(np.int64)).to(self.device),
-            centre_px=centre.float(),
+            centre_px=torch.from_numpy(centre_px).float().to(self.device),
         )
 
     def polar_ctf(self, basis: PolarBasis, rows: np.ndarray) -> Tensor:

@@ -6,24 +6,28 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polarice.align.expect import Posterior, Search, expect
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.model import M, Prior
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import soft_mask
 from polarice.align.schedule import RESOLUTION_MARGIN_RINGS, Schedule, Step, shift_grid
-from polarice.align.sums import Sums
+from polarice.align.search import Search
+from polarice.align.store import PolarStore
+from polarice.align.sweep import Sweep, batch_size
 from polarice.cluster import Comm, Serial
 from polarice.types import Assignment, Pose2D
 
 STARVED = 0.1  # classes with less than this share of an equal one are started anew
 CENTRE_PSEUDOCOUNT = 5.0  # particles
+FARTHEST_FROM_CUT_PX = 2.0  # images are cut anew when their centre is farther than this, along x or y
+CONCENTRATED = 0.02  # share of the cells that images had significant, below which coarse levels come first
 SERIAL = Serial()
 SETTLED_SHARE = 0.9  # of the particles; the ring that only the others' averages still reach sets the resolution
 
@@ -34,7 +38,10 @@ class Settings:
 
     tau2_fudge: float = 2.0
     seed: int = 0
-    batch_bytes: int = 128 << 20  # memory of one batch's weights
+    batch_bytes: int = 64 << 20  # memory of one batch's weights
+    workers: int = 1  # threads that each work on a batch
+    store_bytes: int = 1 << 30  # memory for polar fields that are kept between iterations
+    scratch: Path | None = None  # folder for a file that keeps them all instead
     centre_classes: bool = True
 
 
@@ -45,6 +52,7 @@ class State(Generic[M]):
     number: int  # iterations done
     model: M
     assignment: Assignment
+    cut_px: np.ndarray  # (n, 2) whole pixels around which images were cut last
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,18 @@ def fit(
     comm: Comm = SERIAL,
 ) -> Iterator[Turn[M]]:
     """Go on from `state` to the end of the schedule; rows are the particles to use, in the order of the disk."""
+    store = PolarStore(rows, settings.store_bytes, settings.scratch)
     for number in range(state.number + 1, schedule.iterations + 1):
         step, clock = schedule.step(number), Clock()
         rng = np.random.default_rng([settings.seed, 2, number])
         model = _grown(state.model, step, rng).on(_basis(images, state.model.basis, step, _resolved_px(state.model)))
-        search = _search(model, step, rng)
+        search = _search(model, step, state.assignment, rng)
         used = rows if step.batch >= len(rows) else np.sort(rng.choice(len(rows), step.batch, replace=False))
         used = used if used is rows else rows[used]
-        assignment, sums = expect_all(images, model, search, (used, state.assignment), settings, clock)
+        size = batch_size(model.basis, len(model.weights), search, settings.batch_bytes)
+        sweep = Sweep(images, model, search, size, settings.workers)
+        cut_px = _cut(state.cut_px, state.assignment.pose.shift_px)
+        assignment, sums = sweep.run(used, state.assignment, cut_px, store, clock)
         since = time.perf_counter()
         sums = comm.sum(sums)
         model = model.maximize(sums, Prior(settings.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
@@ -87,7 +99,7 @@ def fit(
             model, assignment = _centred(model, assignment, used)
         model, revived = _revived(model, _shares(assignment, used, step.references), step, rng)
         clock.add("maximization", since)
-        state = State(number, model, assignment)
+        state = State(number, model, assignment, cut_px)
         yield Turn(
             state=state,
             step=step,
@@ -99,42 +111,6 @@ def fit(
             revived=revived,
             clock=clock,
         )
-
-
-def expect_all(
-    images: ParticleImages,
-    model: M,
-    search: Search,
-    particles: tuple[np.ndarray, Assignment],
-    settings: Settings,
-    clock: Clock,
-) -> tuple[Assignment, Sums]:
-    """The expectation of many images in batches: their new assignments (others keep theirs) and their sums."""
-    used, before = particles
-    even = images.even_harmonics(model.basis)
-    references = model.references(even)
-    size = batch_size(model.basis, len(model.weights), search, settings.batch_bytes)
-    centre_px = before.pose.shift_px
-    assignment = _writable(before)
-    total: Sums | None = None
-    for rows, batch in images.batches(model.basis, used, centre_px, size, clock):
-        since = time.perf_counter()
-        posterior, sums = expect(model.basis, references, batch, search, model.ring_noise)
-        total = sums if total is None else total + sums
-        _store(assignment, rows, posterior)
-        images.progress(len(rows))
-        clock.add("expectation", since)
-    assert total is not None
-    return assignment, total
-
-
-def batch_size(basis: PolarBasis, references: int, search: Search, batch_bytes: int) -> int:
-    """Images whose weights, and what is made on the way to them, fit into `batch_bytes`."""
-    shifts = len(search.shifts_px)
-    weights = 4 * 3 * shifts * references * (search.psi_count + 2)
-    data = 8 * 3 * shifts * basis.r_max * (basis.n_theta // 2 + 1)
-    preparation = 64 * basis.box_px**2  # padded twofold, its transform, and their copies (PolarBasis.sample)
-    return max(1, int(batch_bytes / max(weights + data, preparation)))
 
 
 def _grown(model: M, step: Step, rng: np.random.Generator) -> M:
@@ -181,6 +157,12 @@ def _perturbation(model: M, count: int, rng: np.random.Generator) -> Tensor:
     return field / field.square().mean(dim=2, keepdim=True).sqrt()
 
 
+def _cut(cut_px: np.ndarray, centre_px: np.ndarray) -> np.ndarray:
+    """Where to cut images (n, 2): where they were cut before, or anew where their centre has gone too far from it."""
+    far = np.abs(centre_px - cut_px).max(axis=1) > FARTHEST_FROM_CUT_PX
+    return np.where(far[:, None], np.rint(centre_px), cut_px)
+
+
 def _resolved_px(model: M) -> int:
     """The ring beyond which the class averages of most particles (SETTLED_SHARE) hold no signal."""
     rings, order = model.resolution_px().sort()
@@ -192,13 +174,13 @@ def _resolved_px(model: M) -> int:
 def _basis(images: ParticleImages, now: PolarBasis, step: Step, resolved_px: int) -> PolarBasis:
     """The basis of this step: rings up to the ramp, but not far beyond what is resolved; none is given back."""
     wanted = min(step.ramp_px, resolved_px + RESOLUTION_MARGIN_RINGS)
-    r_max = max(wanted, min(now.r_max, step.ramp_px))
-    slack = step.shift_range_px + step.shift_step_px
+    r_max = max(step.whole_rings(wanted), min(now.r_max, step.whole_rings(step.ramp_px)))
+    slack = step.shift_range_px + step.shift_step_px + FARTHEST_FROM_CUT_PX
     same = r_max == now.r_max and slack <= now.slack_px
     return now if same else replace(now, r_max=r_max, slack_px=max(slack, now.slack_px))
 
 
-def _search(model: M, step: Step, rng: np.random.Generator) -> Search:
+def _search(model: M, step: Step, before: Assignment, rng: np.random.Generator) -> Search:
     """The step's grid, moved at random within one grid step (but not in the last iteration)."""
     last = step.number == step.total
     perturbation = np.zeros(2) if last else rng.uniform(-0.5, 0.5, 2)
@@ -206,27 +188,10 @@ def _search(model: M, step: Step, rng: np.random.Generator) -> Search:
     finest = model.basis.n_theta
     count = finest if step.psi_step_deg is None else max(finest, 2 * math.ceil(180 / step.psi_step_deg))
     shifts_px = torch.from_numpy(shifts).float().to(model.basis.device)
-    return Search.over(model.basis, shifts_px, count, model.shift_sigma_px)
-
-
-def _writable(assignment: Assignment) -> Assignment:
-    pose = assignment.pose
-    return Assignment(
-        pose=Pose2D(pose.class_of.copy(), pose.psi_deg.copy(), pose.shift_px.copy()),
-        log_likelihood=assignment.log_likelihood.copy(),
-        max_probability=assignment.max_probability.copy(),
-        significant=assignment.significant.copy(),
-    )
-
-
-def _store(assignment: Assignment, rows: np.ndarray, posterior: Posterior) -> None:
-    """Write a batch's posterior into arrays that this iteration owns."""
-    assignment.pose.class_of[rows] = posterior.class_of.cpu().numpy()
-    assignment.pose.psi_deg[rows] = np.rad2deg(posterior.psi_rad.double().cpu().numpy())
-    assignment.pose.shift_px[rows] = posterior.shift_px.double().cpu().numpy()
-    assignment.log_likelihood[rows] = posterior.log_likelihood.double().cpu().numpy()
-    assignment.max_probability[rows] = posterior.max_probability.cpu().numpy()
-    assignment.significant[rows] = posterior.significant.cpu().numpy()
+    cells = len(shifts) * len(model.weights) * count
+    known = before.significant[before.pose.class_of >= 0]
+    concentrated = len(known) > 0 and known.mean() < CONCENTRATED * cells
+    return Search.over(model.basis, shifts_px, count, model.shift_sigma_px, coarse_to_fine=bool(concentrated))
 
 
 def _centred(model: M, assignment: Assignment, used: np.ndarray) -> tuple[M, Assignment]:

@@ -55,8 +55,17 @@ class PolarBasis:
     @cached_property
     def n_theta(self) -> int:
         """Angles on the circle: enough for products of two band-limited rings, one of them shifted."""
-        shift_band = 2 * math.pi * self.r_max * self.slack_px / self.box_px
-        return next_fast(math.ceil(2 * self.harmonics_of_ring[-1] + shift_band + 2))
+        return next_fast(math.ceil(self._angles_needed[-1]))
+
+    @cached_property
+    def _angles_needed(self) -> np.ndarray:
+        """(ring,) angles that hold the product of two bands of harmonics, one of them widened by a shift."""
+        shift_band = 2 * math.pi * np.arange(1, self.r_max + 1) * self.slack_px / self.box_px
+        return 2 * self.harmonics_of_ring + shift_band + 2
+
+    def rings_within(self, n_theta: int) -> int:
+        """How many rings `n_theta` angles are enough for."""
+        return int(np.searchsorted(self._angles_needed, n_theta, side="right"))
 
     @cached_property
     def harmonics_of_ring(self) -> np.ndarray:
@@ -98,6 +107,16 @@ class PolarBasis:
     def _grid_px(self) -> int:
         return 2 * self.box_px
 
+    @property
+    def _reach(self) -> int:
+        """How many grid points the rings and the kernel reach along each half axis."""
+        return min(self.box_px, 2 * self.r_max + KERNEL_WIDTH // 2 + 1)
+
+    @property
+    def _columns(self) -> int:
+        """Columns of the oversampled half plane that are needed; the last may be Nyquist's."""
+        return min(self.box_px + 1, self._reach + 1)
+
     @cached_property
     def _interpolator(self) -> tuple[Tensor, Tensor]:
         """Sparse (half-circle sample, half-plane grid point) matrices for the real and the imaginary part."""
@@ -105,9 +124,12 @@ class PolarBasis:
         kx, ky = (k[:, :half].reshape(-1).cpu().numpy() * 2.0 for k in self.frequency)
         columns, values = _taps(kx, ky, self._grid_px)
         flipped = columns[..., 2] != 0
-        column = columns[..., 0] * (self.box_px + 1) + columns[..., 1]
+        row = np.where(
+            columns[..., 0] < self._reach, columns[..., 0], columns[..., 0] - self._grid_px + 2 * self._reach
+        )
+        column = columns[..., 1] * 2 * self._reach + row
         row_start = np.arange(0, column.size + 1, KERNEL_WIDTH**2)
-        shape = (kx.size, self._grid_px * (self.box_px + 1))
+        shape = (kx.size, 2 * self._reach * self._columns)
 
         def matrix(sign: np.ndarray) -> Tensor:
             parts = (torch.from_numpy(row_start), torch.from_numpy(column.ravel()))
@@ -129,21 +151,37 @@ class PolarBasis:
         """Polar field of images: (batch, N, N) float32 -> (batch, ring, n_theta) float32.
 
         A type-2 non-uniform transform (Fourier series of the image at ring points, scaled by 1/N, origin at N // 2):
-        twofold oversampled FFT and a six-tap Kaiser-Bessel kernel (Fessler and Sutton 2003). Each image is
-        transformed alone; what else is in the batch changes the order of a sum (the last bit), nothing more.
+        twofold oversampled FFT and a six-tap Kaiser-Bessel kernel (Fessler and Sutton 2003). Rows are transformed
+        first, and of columns only those that the rings reach. Each image is transformed alone; what else is in the
+        batch changes the order of a sum (the last bit), nothing more.
         """
-        n, c = self.box_px, self.box_px // 2
-        tapered = images * self._deapodisation
-        padded = images.new_zeros(len(images), self._grid_px, self._grid_px)
-        padded[:, : n - c, : n - c] = tapered[:, c:, c:]
-        padded[:, -c:, : n - c] = tapered[:, :c, c:]
-        padded[:, : n - c, -c:] = tapered[:, c:, :c]
-        padded[:, -c:, -c:] = tapered[:, :c, :c]
-        grid = torch.fft.rfft2(padded).flatten(1).T  # (grid point, batch)
+        n, c, batch, columns, reach = self.box_px, self.box_px // 2, len(images), self._columns, self._reach
+        taper = self._deapodisation
+        padded = images.new_empty(batch, n, self._grid_px)
+        torch.mul(images[:, :, c:], taper[:, c:], out=padded[:, :, : n - c])
+        padded[:, :, n - c : -c] = 0
+        torch.mul(images[:, :, :c], taper[:, :c], out=padded[:, :, -c:])
+        rows = torch.fft.rfft(padded)[..., :columns].transpose(1, 2)  # (batch, column, row)
+        tall = rows.new_empty(batch, columns, self._grid_px)
+        tall[..., : n - c] = rows[..., c:]
+        tall[..., n - c : -c] = 0
+        tall[..., -c:] = rows[..., :c]
+        parts = torch.view_as_real(torch.fft.fft(tall)).permute(3, 1, 2, 0)  # (re and im, column, row, batch)
+        grid = images.new_empty(2, columns, 2 * reach, batch)
+        grid[:, :, :reach] = parts[:, :, :reach]
+        grid[:, :, reach:] = parts[:, :, -reach:]
         real, imaginary = self._interpolator
-        re = (real @ grid.real.contiguous()).T.reshape(len(images), self.r_max, -1)
-        im = (imaginary @ grid.imag.contiguous()).T.reshape(len(images), self.r_max, -1)
-        return torch.cat([re + im, re - im], dim=2)  # theta + pi holds the conjugate
+        re = (real @ grid[0].flatten(0, 1)).T.reshape(batch, self.r_max, -1)
+        im = (imaginary @ grid[1].flatten(0, 1)).T.reshape(batch, self.r_max, -1)
+        field = images.new_empty(batch, self.r_max, 2, self.n_theta // 2)
+        torch.add(re, im, out=field[:, :, 0])
+        torch.sub(re, im, out=field[:, :, 1])  # theta + pi holds the conjugate
+        return field.flatten(2)
+
+    def prepare(self) -> None:
+        """Make what is made once now, before threads ask for it at the same time."""
+        self.sample(torch.zeros(1, self.box_px, self.box_px, device=self.device))
+        _ = self.weight, self.first_ring
 
     def to_images(self, field: Tensor) -> Tensor:
         """Images of a polar field, the quadrature of the inverse transform: (batch, ring, n_theta) -> (batch, N, N).
@@ -183,6 +221,19 @@ class PolarBasis:
         """The field of the image moved by -t, for matching leading dimensions: F exp(+2 pi i k.t / N)."""
         cos, sin = phases
         return cos * field + sin * self.opposite(field)
+
+    def moved(self, field: Tensor, shifts_px: Tensor) -> Tensor:
+        """Fields (batch, ring, n_theta) of images each moved by its own -t; shifts_px (batch, 2; x, y)."""
+        half = self.n_theta // 2
+        kx, ky = (k[:, :half].float() * (2 * math.pi / self.box_px) for k in self.frequency)
+        phase = shifts_px[:, 0, None, None] * kx
+        phase += shifts_px[:, 1, None, None] * ky
+        cos, sin = phase.cos(), phase.sin_()
+        near, far = field[..., :half], field[..., half:]
+        moved = torch.empty_like(field)
+        torch.mul(near, cos, out=moved[..., :half]).addcmul_(far, sin)
+        torch.mul(far, cos, out=moved[..., half:]).addcmul_(near, sin, value=-1)
+        return moved
 
 
 def _beta() -> float:

@@ -25,19 +25,25 @@ def background(images: Tensor, radius_px: float) -> tuple[Tensor, Tensor]:
     """
     box = images.shape[-1]
     x = torch.arange(box, device=images.device) - box // 2
-    outside = torch.hypot(x[:, None].float(), x.float()) > min(radius_px, 0.47 * box)
-    values = images[:, outside]
-    return values.mean(dim=1), values.std(dim=1)
+    outside = (torch.hypot(x[:, None].float(), x.float()) > min(radius_px, 0.47 * box)).to(images.dtype).view(-1)
+    count = outside.sum()
+    flat = images.flatten(1)
+    mean = flat @ outside / count
+    centred = (flat - mean[:, None]).mul_(outside)
+    return mean, torch.linalg.vector_norm(centred, dim=1) / (count - 1).sqrt()
 
 
 def recentre(images: Tensor, centre_px: Tensor) -> Tensor:
-    """Move each image by whole pixels so that `centre_px` (batch, 2; x, y; integers) comes to the box's centre."""
+    """Move each image by whole pixels so that `centre_px` (batch, 2; x, y; integers) comes to the box's centre.
+
+    What comes from outside of the box is zero.
+    """
     box = images.shape[-1]
-    index = torch.arange(box, device=images.device)
-    columns = (index + centre_px[:, :1].long()) % box
-    rows = (index + centre_px[:, 1:].long()) % box
-    moved = images.gather(1, rows[:, :, None].expand_as(images))
-    return moved.gather(2, columns[:, None, :].expand_as(images))
+    reach = max(1, min(box, int(centre_px.abs().max())))
+    wide = torch.nn.functional.pad(images, (reach,) * 4)
+    windows = wide.unfold(1, box, 1).unfold(2, box, 1)  # (batch, row, column, N, N)
+    start = (centre_px.long() + reach).clamp(0, 2 * reach)
+    return windows[torch.arange(len(images), device=images.device), start[:, 1], start[:, 0]]
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class Preparation:
         if self.normalise:
             mean, sd = background(images, self.radius_px)
             sd = torch.where(sd > 0, sd, torch.ones_like(sd))
-            images = (images - mean[:, None, None]) / sd[:, None, None]
-        return recentre(images, centre_px) * self.mask(images.device)
+            images = (images - mean[:, None, None]).div_(sd[:, None, None])
+        return recentre(images, centre_px).mul_(self.mask(images.device))
 
     def mask(self, device: torch.device) -> Tensor:
         return soft_mask(self.box_px, self.radius_px, device)

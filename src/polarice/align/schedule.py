@@ -14,6 +14,7 @@ SMALLEST_BATCH = 2000
 GROWTH_SHIFT_SIGMA_PX = 2.0  # while averages are vague, images would all seem centred
 MIN_SSNR = 0.5  # granted to every ring while classes grow: an average that is zero on a ring aligns nothing there
 BALANCE = 0.5  # strength of the pull to equal occupancy, per iteration
+RING_STEP = 4  # the number of rings grows by
 RESOLUTION_MARGIN_RINGS = 10  # images are compared this far beyond where the averages still hold signal
 
 
@@ -33,6 +34,11 @@ class Step:
     settling: bool  # averages are centred; not in the last three iterations
     min_ssnr: float  # signal that the prior grants every ring
     min_shift_sigma_px: float  # the shift prior stays at least so wide
+    limit_px: int  # no ring lies beyond
+
+    def whole_rings(self, rings: int) -> int:
+        """So many rings or a few more: what is prepared for a basis then serves several iterations."""
+        return min(self.limit_px, RING_STEP * math.ceil(rings / RING_STEP))
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,12 @@ class Schedule:
         growth = max(1, round(GROWTH_SHARE * self.iterations))
         last = number == self.iterations
         shift_range_px, shift_step_px = self._shifts(number, growth)
+        references = self._references(number, growth)
         return Step(
             number=number,
             total=self.iterations,
-            references=self._references(number, growth),
-            batch=self._batch(number),
+            references=references,
+            batch=self._batch(number, references),
             ramp_px=self._ramp(number, growth),
             shift_range_px=shift_range_px,
             shift_step_px=shift_step_px,
@@ -67,15 +74,16 @@ class Schedule:
             settling=number <= self.iterations - 3,
             min_ssnr=MIN_SSNR if number <= growth else 0.0,
             min_shift_sigma_px=GROWTH_SHIFT_SIGMA_PX if number <= growth else 0.5,
+            limit_px=self.limit_px,
         )
 
     def _shifts(self, number: int, growth: int) -> tuple[float, float]:
         """Range and step of the shift search: coarse and wide, then finer and nearer, the last two finest."""
         coarse = max(self.offset_step_px, min(2 * self.offset_step_px, self.offset_range_px))
         if number > max(growth, self.iterations - 2):
-            return min(self.offset_range_px, 1.5 * self.offset_step_px), self.offset_step_px / 2
+            return min(self.offset_range_px, self.offset_step_px), self.offset_step_px / 2
         if number > growth + (self.iterations - growth) // 3:
-            return min(self.offset_range_px, 2.5 * self.offset_step_px), self.offset_step_px
+            return min(self.offset_range_px, 2 * self.offset_step_px), self.offset_step_px
         return self.offset_range_px, coarse
 
     def _references(self, number: int, growth: int) -> int:
@@ -86,16 +94,14 @@ class Schedule:
             return self.k
         return stages[min(len(stages) - 1, (number - 1) * len(stages) // growth)]
 
-    def _batch(self, number: int) -> int:
-        """All the particles, or mini-batches that grow to all of them in the last tenth of the iterations."""
-        first = max(SMALLEST_BATCH, PARTICLES_PER_REFERENCE * self.k)
-        if not self.growing_batches or first >= self.particles:
-            return self.particles
+    def _batch(self, number: int, references: int) -> int:
+        """All the particles, or mini-batches that grow with the references, and then to all in the last tenth."""
+        first = max(SMALLEST_BATCH, PARTICLES_PER_REFERENCE * references)
         full = max(1, self.iterations - max(1, self.iterations // 10))  # from here on, everything
-        share = min(1.0, (number - 1) / full)
-        if number >= full:
+        if not self.growing_batches or number >= full:
             return self.particles
-        return min(self.particles, round(first * (max(1.0, 0.5 * self.particles / first)) ** share))
+        share = (number - 1) / full
+        return min(self.particles, round(first * max(1.0, 0.5 * self.particles / first) ** share))
 
     def _ramp(self, number: int, growth: int) -> int:
         share = min(1.0, (number - 1) / growth)

@@ -10,10 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sums:
-    """Weighted sums over images, in double precision; rings r = 1 .. r_max, K references, G optics groups."""
+    """Weighted sums over images; rings r = 1 .. r_max, K references, G optics groups.
 
-    numerator: Tensor  # (q, ring, K) complex128: sum gamma w/sigma^2 C X, moved and turned into the reference's frame
-    denominator: Tensor  # (even q, ring, K) complex128: sum gamma w/sigma^2 C^2, turned likewise
+    A batch's are in single precision, `double` what many batches are added into.
+    """
+
+    numerator: Tensor  # (q, ring, K) complex: sum gamma w/sigma^2 C X, moved and turned into the reference's frame
+    denominator: Tensor  # (even q, ring, K) complex: sum gamma w/sigma^2 C^2, turned likewise
     class_weight: Tensor  # (K,) sum of gamma
     image_power: Tensor  # (G, ring) sum over images of mean_theta X^2
     ctf_power: Tensor  # (G, ring) sum over images of mean_theta C^2
@@ -38,12 +41,12 @@ class Sums:
         member = torch.nn.functional.one_hot(group_of, groups).to(field.dtype)
         zero = torch.zeros((), dtype=torch.float64, device=field.device)
         return Sums(
-            numerator=numerator.to(torch.complex128),
-            denominator=denominator.to(torch.complex128),
-            class_weight=class_weight.double(),
-            image_power=(member.T @ field.square().mean(dim=2)).double(),
-            ctf_power=(member.T @ ctf.square().mean(dim=2)).double(),
-            group_count=member.sum(dim=0).double(),
+            numerator=numerator,
+            denominator=denominator,
+            class_weight=class_weight,
+            image_power=member.T @ torch.linalg.vector_norm(field, dim=2).square_().div_(field.shape[2]),
+            ctf_power=member.T @ torch.linalg.vector_norm(ctf, dim=2).square_().div_(ctf.shape[2]),
+            group_count=member.sum(dim=0),
             squared_shift=scalars.get("squared_shift", zero).double(),
             log_likelihood=scalars.get("log_likelihood", zero).double(),
             max_probability=scalars.get("max_probability", zero).double(),
@@ -52,6 +55,16 @@ class Sums:
     def __add__(self, other: Sums) -> Sums:
         return Sums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    def include(self, other: Sums) -> Sums:
+        """Add other sums to these, in place."""
+        for each in fields(self):
+            getattr(self, each.name).add_(getattr(other, each.name))
+        return self
+
+    def double(self) -> Sums:
+        """The same in double precision, of its own."""
+        return Sums(**{f.name: _doubled(getattr(self, f.name)) for f in fields(self)})
+
     def __mul__(self, factor: float) -> Sums:
         return Sums(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
 
@@ -59,3 +72,7 @@ class Sums:
     def count(self) -> float:
         """Images summed (or, of averaged sums, represented)."""
         return float(self.group_count.sum())
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)

@@ -89,7 +89,10 @@ def random_sums(
     dealt = rng.permutation(np.arange(len(chosen)) % references)
     total: Sums | None = None
     place = 0
-    for chunk, batch_images in images.batches(basis, chosen, images.particles.pose.shift_px, batch, Clock()):
+    for chunk, pixels in images.raw(chosen, batch):
+        centre_px = images.particles.pose.shift_px[chunk]
+        cut_px = np.rint(centre_px)
+        batch_images = images.polar(basis, chunk, images.fields(basis, pixels, cut_px), cut_px, centre_px)
         scale = (basis.weight / noise)[batch_images.optics_of][:, :, None]
         data = basis.harmonics(batch_images.field * batch_images.ctf * scale)
         power = (batch_images.ctf.square() * scale).sum(dim=2)
@@ -104,6 +107,6 @@ def random_sums(
             denominator=torch.einsum("bi,ir->rb", member, power)[None].to(torch.complex64),
             class_weight=member.sum(dim=1),
         )
-        total = part if total is None else total + part
+        total = part.double() if total is None else total.include(part)
     assert total is not None
     return total

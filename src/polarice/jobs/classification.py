@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -68,7 +69,11 @@ class Classification:
     continue_: Path | None = option(None, "folder (or a run_itNNN_optimiser.star) of a run to go on with")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
-    memory: float | None = option(None, "memory for the engine's batches; a small share", unit="GiB", low=0.01)
+    memory: float | None = option(
+        None, "memory for the engine: half for batches, half to keep prepared images; 2 for these, or a quarter of all",
+        unit="GiB", low=0.01,
+    )  # fmt: skip
+    scratch: Path | None = option(None, "folder on a fast disk to keep all prepared images in, instead of memory")
 
 
 def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> None:
@@ -98,6 +103,12 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
             raise InputError(f"{error}; to go on: {resume.go_on_command(job, params.o)}") from error
         resume.abandon(params.o, new)
         raise
+    except OSError as error:
+        if params.scratch is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise InputError(
+            f"--scratch {params.scratch}: {error.strerror}; name another folder, or go on without"
+        ) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -158,8 +169,16 @@ class _Run:
         from polarice.align.loop import Settings, fit
 
         params = self.params
-        batch_bytes = _batch_bytes(params, self.images.device)
-        settings = Settings(params.tau2_fudge, params.seed, batch_bytes, params.center_classes)
+        workers = _threads(params) if self.images.device.type == "cpu" else 1
+        settings = Settings(
+            tau2_fudge=params.tau2_fudge,
+            seed=params.seed,
+            batch_bytes=_batch_bytes(params, self.images.device, workers),
+            workers=workers,
+            store_bytes=_store_bytes(params, self.images.device),
+            scratch=params.scratch,
+            centre_classes=params.center_classes,
+        )
         return fit(self.images, self.state, self.schedule, self.order, settings)
 
     def write(self, turn: Turn[Averages]) -> None:
@@ -236,6 +255,8 @@ def open_particles(params: Any, device: torch.device) -> tuple[ParticleTable, Pa
 
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     particles = table.particles
+    if params.scratch is not None and not params.scratch.is_dir():
+        raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or leave the option out")
     if params.k > len(particles):
         raise InputError(
             f"{params.particles}: {params.k} classes asked of {len(particles)} particles; ask for fewer with --k"
@@ -376,8 +397,8 @@ def first_state(
     preparation = images.preparation
     step = schedule.step(1)
     radius_px = min(preparation.box_px / 2, preparation.radius_px + MASK_EDGE_PX / 2)
-    slack_px = step.shift_range_px + step.shift_step_px
-    basis = PolarBasis(preparation.box_px, radius_px, step.ramp_px, slack_px, images.device)
+    slack_px = step.shift_range_px + step.shift_step_px  # the loop widens it
+    basis = PolarBasis(preparation.box_px, radius_px, step.whole_rings(step.ramp_px), slack_px, images.device)
     noise = torch.from_numpy(noise_power).to(images.device)
     known_px = images.particles.pose.shift_px[rows]
     shift_sigma_px = float(np.hypot(FIRST_SHIFT_SIGMA_PX, np.sqrt(np.mean(known_px**2))))
@@ -390,7 +411,7 @@ def first_state(
         empty.maximize(sums, Prior(params.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px)),
         shift_sigma_px=shift_sigma_px,
     )
-    return State(0, model, nothing)
+    return State(0, model, nothing, np.rint(unknown.shift_px))
 
 
 def iteration_of(turn: Turn[Averages], images: ParticleImages, rows: np.ndarray) -> Iteration:
@@ -464,11 +485,15 @@ def _device(params: Any) -> torch.device:
     import torch
 
     _keep_freed_memory()
-    torch.set_num_threads(params.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(_threads(params))
     there = torch.cuda.is_available()
     if params.device == "cuda" and not there:
         raise InputError("--device cuda: no CUDA device is there; use --device cpu")
     return torch.device("cuda" if params.device != "cpu" and there else "cpu")
+
+
+def _threads(params: Any) -> int:
+    return params.threads or len(os.sched_getaffinity(0))
 
 
 def _keep_freed_memory() -> None:
@@ -492,12 +517,23 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _batch_bytes(params: Any, device: torch.device) -> int:
+def _batch_bytes(params: Any, device: torch.device, workers: int) -> int:
     """Memory of one batch: small on a processor, for its cache's sake; an eighth of a GPU's."""
     import torch
 
-    default = 128 << 20 if device.type == "cpu" else torch.cuda.mem_get_info(device)[1] // 8
-    return default if params.memory is None else min(default, int(params.memory * (1 << 30)) // 4)
+    default = 64 << 20 if device.type == "cpu" else torch.cuda.mem_get_info(device)[1] // 8
+    return default if params.memory is None else min(default, int(params.memory * (1 << 30)) // (2 * workers))
+
+
+def _store_bytes(params: Any, device: torch.device) -> int:
+    """Memory for prepared images; on a GPU two fifths of it."""
+    import torch
+
+    if params.memory is not None:
+        return int(params.memory * (1 << 30)) // 2
+    if device.type == "cuda":
+        return int(0.4 * torch.cuda.mem_get_info(device)[1])
+    return min(2 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
 
 
 def _relion_settings(params: Any, images: ParticleImages) -> RunSettings:

@@ -21,6 +21,7 @@ from polarice.align.sums import Sums
 
 MAX_GAP_RINGS = 2
 SMOOTHING_RINGS = 1  # prior variances are averaged over this many rings on either side
+GRANTED_RINGS = 3  # beyond the last that holds signal, on which the prior takes the SSNR to be 1
 MIN_RELATIVE_WEIGHT = 0.02  # emptier classes are pulled as if they held this share of an equal one
 MAX_PULL = 30.0  # in units of log likelihood
 
@@ -57,9 +58,11 @@ class Averages:
 
     def maximize(self, sums: Sums, prior: Prior) -> Averages:
         """The model that the sums speak for."""
+        sums = sums.double()
         numerator, denominator = _fields(self.basis, sums)
         error, ssnr = _signal_to_noise(numerator, denominator, self.mask_fraction)
-        tau2 = prior.tau2_fudge * ssnr.clamp_min(prior.min_ssnr) * error
+        granted = torch.maximum(ssnr, _granted(ssnr).clamp_min(prior.min_ssnr))
+        tau2 = prior.tau2_fudge * granted * error
         inverse = self.mask_fraction / tau2.clamp_min(1e-30)
         field = numerator / (denominator + inverse[..., None])
         weights = sums.class_weight / sums.class_weight.sum()
@@ -165,21 +168,31 @@ class Averages:
         return replace(self, field=self.basis.unshift(self.field, self.basis.shift_phases(offset_px)))
 
     def resolution_px(self) -> Tensor:
-        """(K,) ring up to which each average holds signal; at least 1.
-
-        The last ring before the SSNR falls below 1, where gaps of up to MAX_GAP_RINGS do not count: a hollow or round
-        particle's transform has zeros.
-        """
-        above = self.ssnr >= 1
-        padded = torch.nn.functional.pad(above.double()[:, None], (0, MAX_GAP_RINGS))
-        bridged = torch.nn.functional.max_pool1d(padded, MAX_GAP_RINGS + 1, stride=1)[:, 0]
-        reach = bridged.to(torch.int64).cumprod(dim=1)
-        last = (reach * above * torch.arange(1, above.shape[1] + 1, device=above.device)).amax(dim=1)
-        return last.clamp_min(1)
+        """(K,) ring up to which each average holds signal; at least 1."""
+        return _resolved(self.ssnr)
 
     def images(self) -> Tensor:
         """(K, N, N) float32 class averages in pixels."""
         return self.basis.to_images(self.field)
+
+
+def _resolved(ssnr: Tensor) -> Tensor:
+    """(K,) last ring before the SSNR (K, ring) falls below 1; at least 1.
+
+    Gaps of up to MAX_GAP_RINGS do not count: a hollow or round particle's transform has zeros.
+    """
+    above = ssnr >= 1
+    padded = torch.nn.functional.pad(above.double()[:, None], (0, MAX_GAP_RINGS))
+    bridged = torch.nn.functional.max_pool1d(padded, MAX_GAP_RINGS + 1, stride=1)[:, 0]
+    reach = bridged.to(torch.int64).cumprod(dim=1)
+    last = (reach * above * torch.arange(1, above.shape[1] + 1, device=above.device)).amax(dim=1)
+    return last.clamp_min(1)
+
+
+def _granted(ssnr: Tensor) -> Tensor:
+    """(K, ring) the SSNR that the prior grants the next few rings: an average that is zero there would stay so."""
+    ring = torch.arange(1, ssnr.shape[1] + 1, device=ssnr.device)
+    return (ring <= _resolved(ssnr)[:, None] + GRANTED_RINGS).to(ssnr.dtype)
 
 
 def _shift_sigma_px(sums: Sums) -> float:
