@@ -144,8 +144,8 @@ def test_command_line_and_dictionary_give_the_same_parameters_again(ran):
 
 
 def test_every_job_states_itself():
-    for name in JOBS:
-        job = load(name)
+    for name in cli.COMMANDS:
+        job = cli.load(name)
         assert "\n" not in job.SUMMARY and callable(job.run)
         for each in options_of(job.Params):
             assert each.help, f"{name} {each.flag} has no help"
@@ -168,7 +168,7 @@ def test_help_prints_before_anything_heavy_is_loaded():
     )
     said = python("-c", script, check=True).stdout
     assert said.endswith("[]\n")
-    assert all(f"  {name} " in said for name in JOBS)
+    assert all(f"  {name} " in said for name in (*JOBS, *cli.GROUPS))
 
 
 def test_help_prints_at_once():

@@ -7,16 +7,33 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from polarice import __version__
-from polarice.jobs import JOBS, load
+from polarice.jobs import JOBS
 from polarice.jobs.params import Option, check, options_of
 from polarice.types import InputError
+
+BENCHES = {"bench class2d": "polarice.bench.class2d", "bench engine": "polarice.bench.engine"}
+COMMANDS = ChainMap(JOBS, BENCHES)
+GROUPS = {"bench": "time Polarice beside other programs, or its engine alone"}  # commands of two words
+
+
+def load(name: str) -> ModuleType:
+    """The module of a command, made as a job's is; KeyError where there is no such command."""
+    return importlib.import_module(COMMANDS[name])
+
+
+def command_of(words: Sequence[str]) -> str:
+    """The command that the words begin with, of one word or two; "" where it is none."""
+    return next((name for name in (" ".join(words[:1]), " ".join(words[:2])) if name in COMMANDS), "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # before torch loads OpenMP: threads that wait spin shortly, or they take other programs' cores
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    name = f"polarice {words[0]}" if words and words[0] in JOBS else "polarice"
+    name = f"polarice {command_of(words)}".strip()
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -42,24 +59,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview(), end="")
+        print(overview({name: load(name).SUMMARY for name in JOBS} | GROUPS), end="")
         return 0 if words else 2
     if words[0] in ("--version", "-V"):
         print(f"polarice {__version__}")
         return 0
-    if words[0] not in JOBS:
-        raise InputError(f"no such command: {words[0]}{_meant(words[0], list(JOBS))}; polarice --help lists them")
-    job = load(words[0])
-    params = parse(words[0], job.Params, words[1:])
+    if words[0] in GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
+        inner = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+        print(overview({name: load(name).SUMMARY for name in inner}), end="")
+        return 0 if words[1:] else 2
+    name = command_of(words)
+    if not name:
+        wrong = " ".join(words[: 2 if words[0] in GROUPS else 1])
+        raise InputError(f"no such command: {wrong}{_meant(wrong, list(COMMANDS))}; polarice --help lists them")
+    job = load(name)
+    params = parse(name, job.Params, words[len(name.split()) :])
     check(params)
     job.run(params)
     return 0
 
 
-def overview() -> str:
+def overview(summaries: Mapping[str, str]) -> str:
     """What `polarice --help` prints."""
-    width = max(map(len, JOBS))
-    lines = [f"  {name:{width}}  {load(name).SUMMARY}" for name in JOBS]
+    width = max(map(len, summaries))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(
         [
             f"polarice {__version__}: 2D alignment and classification of cryo-EM particles",
@@ -87,7 +110,7 @@ def parse(name: str, params_class: Any, words: Sequence[str]) -> Any:
         if each.positional and each.flags:
             named = given.pop(f"{each.field} by flag", None)
             value = given[each.field] if named is None else named
-            if value in (None, []) and each.unless not in given:
+            if value in (None, []) and not each.optional and each.unless not in given:
                 parser.error(f"the following arguments are required: {each.flag}")
             given[each.field] = value
     return params_class(**{field: tuple(v) if isinstance(v, list) else v for field, v in given.items()})
@@ -136,7 +159,9 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         shared["choices"] = option.choices
     else:
         shared["metavar"] = metavar
-    parser.add_argument(*flags, type=option.kind, **shared)
+    if option.count is None:
+        shared["action"] = _Several
+    parser.add_argument(*flags, type=_numbers(option.kind) if option.count is None else option.kind, **shared)
 
 
 def describe(option: Option) -> str:
@@ -161,13 +186,19 @@ def default_text(option: Option) -> str:
 def markdown() -> str:
     """docs/commands.md: every option of every job."""
     lines = ["# Commands", "", "Made from the jobs' parameters by `make docs`; the tests hold it to them.", ""]
-    for name in JOBS:
+    for name in COMMANDS:
         job = load(name)
         options = options_of(job.Params)
-        words = " ".join(each.flag.upper() for each in options if each.positional)
-        lines += [f"## polarice {name}", "", f"{job.SUMMARY}.", "", f"    polarice {name} {words} [options]", ""]
+        words = [_shown(each) for each in options if each.positional]
+        usage = " ".join(["polarice", name, *words, "[options]"])
+        lines += [f"## polarice {name}", "", f"{job.SUMMARY}.", "", f"    {usage}", ""]
         lines += ["| option | default | bounds | meaning |", "|---|---|---|---|", *map(_markdown_row, options), ""]
     return "\n".join(lines)
+
+
+def _shown(option: Option) -> str:
+    """A positional option as usage lines show it."""
+    return f"[{option.flag.upper()}]" if option.optional else option.flag.upper()
 
 
 def _markdown_row(option: Option) -> str:
@@ -185,6 +216,26 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help explains)\n")
+
+
+class _Several(argparse.Action):
+    """A list: its values stand side by side, numbers also joined by commas, or each behind the flag again."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *items])
+
+
+def _numbers(kind: type) -> Callable[[str], Any]:
+    """What turns a word into a list of numbers; other kinds are left as they are."""
+    if kind not in (int, float):
+        return kind
+
+    def several(text: str) -> list[Any]:
+        return [kind(item) for item in text.split(",")]
+
+    several.__name__ = kind.__name__  # argparse names it in its message
+    return several
 
 
 def _escape(text: str) -> str:

@@ -88,7 +88,7 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
     else:
         params = replace(params, iter=params.iter or iterations)
         resume.require_free(job, params.o)
-    device = _device(params)
+    device = device_of(params)
     table, images = open_particles(params, device)
     begun, new = params.continue_ is not None, False
     try:
@@ -173,7 +173,7 @@ class _Run:
         settings = Settings(
             tau2_fudge=params.tau2_fudge,
             seed=params.seed,
-            batch_bytes=_batch_bytes(params, self.images.device, workers),
+            batch_bytes=batch_bytes(params, self.images.device, workers),
             workers=workers,
             store_bytes=_store_bytes(params, self.images.device),
             scratch=params.scratch,
@@ -481,7 +481,8 @@ def _schedule(images: ParticleImages, params: Any, particles: int, growing_batch
     )
 
 
-def _device(params: Any) -> torch.device:
+def device_of(params: Any) -> torch.device:
+    """Where to compute, by --device and --threads; InputError where it is not there."""
     import torch
 
     _keep_freed_memory()
@@ -517,7 +518,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _batch_bytes(params: Any, device: torch.device, workers: int) -> int:
+def batch_bytes(params: Any, device: torch.device, workers: int) -> int:
     """Memory of one batch: small on a processor, for its cache's sake; an eighth of a GPU's."""
     import torch
 

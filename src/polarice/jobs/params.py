@@ -185,4 +185,4 @@ def command_line(job: str, params: Any) -> str:
             named.append(each.flag if value else f"--no-{each.flag[2:]}")
         else:
             named += [each.flag, *words]
-    return shlex.join(["polarice", job, *positional, *named])
+    return shlex.join(["polarice", *job.split(), *positional, *named])

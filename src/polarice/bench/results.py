@@ -1,0 +1,120 @@
+"""From what was measured to what is stated: time per image, what the whole would take, ratios, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from polarice.bench.measure import Usage
+
+COMPUTING = ("preparation", "expectation", "maximization")
+QUALITIES = ("pose_deg", "view_deg", "good", "effective", "shift_px")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One program's run as it was measured."""
+
+    program: str
+    version: str | None
+    command: str
+    log: str
+    particles: int
+    iterations: int
+    usage: Usage
+    compared: int  # images, in all iterations together
+    iterations_s: Sequence[float] | None = None  # of each; None: not known
+    stages_s: dict[str, float] = field(default_factory=dict)  # of all iterations, by Polarice's own clock
+    flops: float | None = None  # of all iterations
+    score: dict[str, Any] | None = None
+    note: str = ""
+
+
+def rows(results: Sequence[Result], particles: int, iterations: int, gemm_gflops: float) -> list[dict[str, Any]]:
+    """What bench.json holds of each program; the first is Polarice, with which the others are compared.
+
+    A program that ran on less than `particles` and `iterations` is scaled up, what it took outside of its iterations
+    left as it is.
+    """
+    found = [_row(each, particles, iterations, gemm_gflops) for each in results]
+    ours = found[0]
+    for row in found:
+        row["ratio_wall"] = _ratio(row["whole_wall_s"], ours["whole_wall_s"])
+        row["ratio_per_image"] = _ratio(row["ms_per_image"], ours["ms_per_image"])
+    return found
+
+
+def _row(result: Result, particles: int, iterations: int, gemm_gflops: float) -> dict[str, Any]:
+    usage, done = result.usage, result.usage.exit_code == 0
+    inside = usage.wall_s if result.iterations_s is None else sum(result.iterations_s)
+    compute = sum(result.stages_s.get(stage, 0.0) for stage in COMPUTING) if result.stages_s else None
+    scale = particles * iterations / (result.particles * result.iterations)
+    return {
+        **asdict(result),
+        "status": "done" if done else "failed",
+        "compute_s": compute,
+        "ms_per_image": 1e3 * inside / result.compared if done else None,
+        "images_per_s": result.compared / usage.wall_s if done else None,
+        "whole_wall_s": usage.wall_s + (scale - 1) * inside if done else None,
+        "extrapolated": f"from {result.particles} particles and {result.iterations} iterations" if scale != 1 else None,
+        "gemm_share": _ratio(result.flops, 1e9 * gemm_gflops * compute) if compute else None,
+    }
+
+
+def _ratio(value: float | None, other: float | None) -> float | None:
+    return value / other if value is not None and other else None
+
+
+HEAD = (
+    "program", "version", "particles", "iterations", "wall s", "compute s", "ms per image and iteration", "images/s",
+    "peak GB", "read GB", *QUALITIES, "ratio of time",
+)  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A program's line of the table; the wall time is that of the whole."""
+    start = [row["program"], row["version"] or "–", f"{row['particles']}", f"{row['iterations']}"]
+    if row["status"] == "failed":
+        return [*start, "failed", *["–"] * (len(HEAD) - len(start) - 1)]
+    usage, score = row["usage"], row["score"] or {}
+    wall = f"{row['whole_wall_s']:.1f}" + ("*" if row["extrapolated"] else "")
+    return [
+        *start,
+        wall,
+        number(row["compute_s"], ".1f"),
+        number(row["ms_per_image"], ".3g"),
+        number(row["images_per_s"], ".4g"),
+        number(usage["peak_bytes"] / 1e9, ".3g"),
+        number(None if usage["bytes_read"] is None else usage["bytes_read"] / 1e9, ".3g"),
+        *(number(score.get(name), ".3g") for name in QUALITIES),
+        number(row["ratio_wall"], ".3g"),
+    ]
+
+
+def notes(found: Sequence[dict[str, Any]]) -> list[str]:
+    """What has to be said under the table."""
+    lines = [
+        f"\\* {row['program']}: extrapolated {row['extrapolated']}; its scores are of that run."
+        for row in found
+        if row["extrapolated"] and row["status"] == "done"
+    ]
+    lines += [f"{row['program']}: {row['note']}." for row in found if row["note"]]
+    return [
+        *lines,
+        "Wall s: the whole program. Compute s: preparation, expectation and maximization. Ms per image and iteration: "
+        "within the iterations, reading and writing included (the whole program where it leaves no times). Read GB: by "
+        "read calls; files mapped into memory, as Polarice maps stacks, are not counted.",
+    ]
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, columns padded to be read as it stands."""
+    width = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    rule = ["-" * w for w in width]
+    text = ["| " + " | ".join(f"{c:{w}}" for c, w in zip(line, width, strict=True)) + " |" for line in (head, *lines)]
+    return "\n".join([text[0], "|" + "|".join(f"-{dashes}-" for dashes in rule) + "|", *text[1:]]) + "\n"

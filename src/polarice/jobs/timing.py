@@ -1,0 +1,198 @@
+"""What the benchmarks ask of the engine: the machine's rate of matrix products, and passes over all images."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polarice.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from polarice.align.loop import State
+    from polarice.align.search import Search
+    from polarice.align.sweep import Sweep
+    from polarice.references.averages import Averages
+
+GEMM_SIDE, GEMM_REPEAT = {"cpu": 2048, "cuda": 8192}, 5
+SHIFT_STEP_PX = 2.0  # as in the first half of a run
+MOST_STEPS = 40  # radius of the largest disc of shifts
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to compute, as the jobs' parameters name it."""
+
+    threads: int
+    device: str = "auto"
+
+
+def cores() -> int:
+    """Logical cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def machine(place: Place) -> dict[str, Any]:
+    """What figures were measured on. Raises InputError where the device is not there."""
+    import torch
+
+    from polarice.jobs.classification import device_of
+    from polarice.jobs.provenance import versions
+
+    device = device_of(place)
+    found = versions()
+    return {
+        "cpu": found["CPU"].rpartition(", ")[0],
+        "cores": cores(),
+        "threads": place.threads,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "polarice": found["polarice"],
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "load_before": os.getloadavg()[0],
+        "gemm_gflops": gemm_gflops(device),
+    }
+
+
+def gemm_gflops(device: torch.device) -> float:
+    """The best of a few products of square float32 matrices on torch's threads, in 1e9 operations per second."""
+    import torch
+
+    side = GEMM_SIDE[device.type]
+    a, b = torch.rand(2, side, side, device=device).unbind()
+    a @ b
+    best = math.inf
+    for _ in range(GEMM_REPEAT):
+        _wait(device)
+        since = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - since)
+    return 2 * side**3 / best / 1e9
+
+
+def shift_range_px(shifts: int) -> float:
+    """The radius of the disc that holds so many shifts of SHIFT_STEP_PX; InputError where no disc does."""
+    index = np.arange(-MOST_STEPS, MOST_STEPS + 1) ** 2
+    squares, count = np.unique(index[:, None] + index, return_counts=True)
+    whole = squares <= MOST_STEPS**2
+    counts = dict(zip(np.cumsum(count[whole]).tolist(), squares[whole].tolist(), strict=True))
+    if shifts not in counts:
+        near = ", ".join(map(str, sorted(sorted(counts, key=lambda count: abs(count - shifts))[:5])))
+        raise InputError(f"--shifts {shifts}: no disc of the grid holds so many; take one of {near}")
+    return SHIFT_STEP_PX * math.sqrt(counts[shifts])
+
+
+def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
+    """Time expectation and maximization of all images, from the last checkpoint of the finished class2d run `params`.
+
+    `fresh` prepares the images, `kept` finds them prepared. The flops are those of the matrix products, counted.
+    """
+    from polarice.align.store import PolarStore
+    from polarice.align.sweep import Sweep, batch_size
+    from polarice.jobs.checkpoint import read_checkpoint
+    from polarice.jobs.classification import batch_bytes, device_of, disk_order, open_particles
+
+    device = device_of(params)
+    table, images = open_particles(params, device)
+    state = read_checkpoint(params.o, params.iter, device)
+    model, search = _wide(state, shifts)
+    workers = params.threads if device.type == "cpu" else 1
+    size = batch_size(model.basis, len(model.weights), search, batch_bytes(params, device, workers))
+    sweep = Sweep(images, model, search, size, workers)
+    rows = disk_order(table.particles)
+    fresh, kept = [], []
+    for _ in range(repeat):
+        store = PolarStore(rows, 4 * len(rows) * model.basis.r_max * model.basis.n_theta)
+        fresh.append(_pass(sweep, state, rows, store))
+        kept.append(_pass(sweep, state, rows, store))
+    with counted_products() as products:
+        _pass(replace(sweep, workers=1), state, rows, store)
+    return {
+        "rings": model.basis.r_max,
+        "angles": model.basis.n_theta,
+        "rings_of_levels": [level.rings for level in search.levels],
+        "batch": size,
+        "fresh": summary(fresh, len(rows)),
+        "kept": summary(kept, len(rows)),
+        "gflop_per_image": sum(products) / len(rows) / 1e9,
+    }
+
+
+def summary(passes: list[dict[str, float]], images: int) -> dict[str, Any]:
+    """Best and median time per image of passes, each {stage: seconds, "total": seconds}, and the best one's stages."""
+    best = min(passes, key=lambda each: each["total"])
+    return {
+        "best_ms": 1e3 * best["total"] / images,
+        "median_ms": 1e3 * statistics.median(each["total"] for each in passes) / images,
+        "images_per_s": images / best["total"],
+        "stages_ms": {stage: 1e3 * seconds / images for stage, seconds in best.items() if stage != "total"},
+    }
+
+
+def _wide(state: State[Averages], shifts: int) -> tuple[Averages, Search]:
+    """The model, and the search that an iteration of its run with a wide range of shifts would make."""
+    import torch
+
+    from polarice.align.loop import CONCENTRATED, FARTHEST_FROM_CUT_PX
+    from polarice.align.schedule import shift_grid
+    from polarice.align.search import Search
+
+    range_px = shift_range_px(shifts)
+    model = state.model
+    slack_px = range_px + SHIFT_STEP_PX + FARTHEST_FROM_CUT_PX
+    if slack_px > model.basis.slack_px:
+        model = model.on(replace(model.basis, slack_px=slack_px))
+    shifts_px = torch.from_numpy(shift_grid(range_px, SHIFT_STEP_PX, np.zeros(2))).float().to(model.basis.device)
+    cells = shifts * len(model.weights) * model.basis.n_theta
+    concentrated = float(state.assignment.significant.mean()) < CONCENTRATED * cells
+    return model, Search.over(model.basis, shifts_px, model.basis.n_theta, model.shift_sigma_px, concentrated)
+
+
+def _pass(sweep: Sweep[Averages], state: State[Averages], rows: np.ndarray, store: Any) -> dict[str, float]:
+    """Seconds by stage, and in all, of one expectation and maximization."""
+    from polarice.align.images import Clock
+    from polarice.align.model import Prior
+
+    clock, since = Clock(), time.perf_counter()
+    _, sums = sweep.run(rows, state.assignment, state.cut_px, store, clock)
+    summed = time.perf_counter()
+    sweep.model.maximize(sums, Prior())
+    _wait(sweep.model.basis.device)
+    end = clock.add("maximization", summed)
+    return {**clock.seconds, "total": end - since}
+
+
+@contextmanager
+def counted_products() -> Iterator[list[int]]:
+    """A list that takes the operations of each dense matrix product of this thread: 2 a real term, 8 a complex one."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    products: list[int] = []
+    kinds = (torch.ops.aten.mm, torch.ops.aten.bmm)
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket in kinds and args[0].layout == torch.strided:
+                products.append((8 if args[0].is_complex() else 2) * args[0].numel() * args[1].shape[-1])
+            return func(*args, **(kwargs or {}))
+
+    with Counted():
+        yield products
+
+
+def _wait(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
