@@ -106,3 +106,11 @@ def test_class_that_is_nobodys_best_is_started_anew():
     last = schedule(k=4, iterations=20).step(20)
     _, which = _revived(model([0.4, 0.25, 0.2, 0.15]), np.array([0.5, 0.3, 0.2, 0.0]), last, np.random.default_rng(0))
     assert which == ()
+
+
+def test_once_settled_the_last_two_iterations_follow():
+    plan = schedule()  # growth to 18, wide shifts to 22, fine ones from 23
+    assert [plan.after(number, changed_class=0.01) for number in (10, 20, 23)] == [11, 21, 24]
+    assert plan.after(24, changed_class=0.01) == 29
+    assert plan.after(24, changed_class=0.03) == 25
+    assert [plan.after(number, changed_class=0.0) for number in (28, 29, 30)] == [29, 30, 31]

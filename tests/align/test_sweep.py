@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from align.scenes import Scene, run, scene
-from polarice.align.expect import PRUNED_MASS
+from polarice.align.expect import PRUNED_MASS, expect
 from polarice.align.images import Clock
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
@@ -114,6 +114,24 @@ def test_a_store_keeps_what_fits_and_forgets_what_moved():
     assert torch.equal(store.take(np.array([9, 2])), fields_of.flip(0))
     store.suit(replace(basis, r_max=basis.r_max - 1))
     assert store.missing(kept, at).tolist() == [2, 9]
+
+
+def test_where_memory_is_short_batches_are_halved(monkeypatch):
+    where = searched(scene(48, 4000.0, n=20), True)
+    rows = np.arange(20)
+    whole = swept(where, PolarStore(rows, 1 << 30), batch=20)
+    seen = []
+
+    def short_of_memory(basis, references, batch, search, noise_power):
+        seen.append(len(batch))
+        if len(batch) > 6:
+            raise torch.OutOfMemoryError("no room")
+        return expect(basis, references, batch, search, noise_power)
+
+    monkeypatch.setattr("polarice.align.sweep.expect", short_of_memory)
+    halved = swept(where, PolarStore(rows, 1 << 30), batch=20)
+    assert seen == [20, 10, 5, 5, 10, 5, 5]
+    same(whole, halved, 1e-5)
 
 
 def test_batches_fit_the_memory_given():

@@ -53,6 +53,7 @@ class State(Generic[M]):
     model: M
     assignment: Assignment
     cut_px: np.ndarray  # (n, 2) whole pixels around which images were cut last
+    upcoming: int = 0  # number of the next iteration; 0: the one after this
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def fit(
 ) -> Iterator[Turn[M]]:
     """Go on from `state` to the end of the schedule; rows are the particles to use, in the order of the disk."""
     store = PolarStore(rows, settings.store_bytes, settings.scratch)
-    for number in range(state.number + 1, schedule.iterations + 1):
+    number = state.upcoming or state.number + 1
+    while number <= schedule.iterations:
         step, clock = schedule.step(number), Clock()
         rng = np.random.default_rng([settings.seed, 2, number])
         model = _grown(state.model, step, rng).on(_basis(images, state.model.basis, step, _resolved_px(state.model)))
@@ -99,7 +101,8 @@ def fit(
             model, assignment = _centred(model, assignment, used)
         model, revived = _revived(model, _shares(assignment, used, step.references), step, rng)
         clock.add("maximization", since)
-        state = State(number, model, assignment, cut_px)
+        upcoming = schedule.after(number, changed_class=changed[0])
+        state = State(number, model, assignment, cut_px, upcoming)
         yield Turn(
             state=state,
             step=step,
@@ -111,6 +114,7 @@ def fit(
             revived=revived,
             clock=clock,
         )
+        number = upcoming
 
 
 def _grown(model: M, step: Step, rng: np.random.Generator) -> M:

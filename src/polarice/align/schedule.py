@@ -14,6 +14,7 @@ SMALLEST_BATCH = 2000
 GROWTH_SHIFT_SIGMA_PX = 2.0  # while averages are vague, images would all seem centred
 MIN_SSNR = 0.5  # granted to every ring while classes grow: an average that is zero on a ring aligns nothing there
 BALANCE = 0.5  # strength of the pull to equal occupancy, per iteration
+SETTLED = 0.02  # share of the particles that changed their class in an iteration
 RING_STEP = 4  # the number of rings grows by
 RESOLUTION_MARGIN_RINGS = 10  # images are compared this far beyond where the averages still hold signal
 
@@ -57,7 +58,7 @@ class Schedule:
 
     def step(self, number: int) -> Step:
         """Iteration `number`, from 1."""
-        growth = max(1, round(GROWTH_SHARE * self.iterations))
+        growth = self._growth
         last = number == self.iterations
         shift_range_px, shift_step_px = self._shifts(number, growth)
         references = self._references(number, growth)
@@ -76,6 +77,17 @@ class Schedule:
             min_shift_sigma_px=GROWTH_SHIFT_SIGMA_PX if number <= growth else 0.5,
             limit_px=self.limit_px,
         )
+
+    def after(self, number: int, changed_class: float) -> int:
+        """The iteration that follows: the next, or, once assignments have settled, the last but one."""
+        fine = self._growth + (self.iterations - self._growth) // 3 + 1  # the first with fine shifts
+        settled = changed_class < SETTLED and fine < number < self.iterations - 2
+        return self.iterations - 1 if settled else number + 1
+
+    @property
+    def _growth(self) -> int:
+        """The last iteration of growth."""
+        return max(1, round(GROWTH_SHARE * self.iterations))
 
     def _shifts(self, number: int, growth: int) -> tuple[float, float]:
         """Range and step of the shift search: coarse and wide, then finer and nearer, the last two finest."""

@@ -73,6 +73,7 @@ class Classification:
         None, "memory for the engine: half for batches, half to keep prepared images; 2 for these, or a quarter of all",
         unit="GiB", low=0.01,
     )  # fmt: skip
+    profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
     scratch: Path | None = option(None, "folder on a fast disk to keep all prepared images in, instead of memory")
 
 
@@ -148,8 +149,8 @@ class _Run:
         sd = looked.background_sd
         self.columns = {} if sd is None else {"rlnNormCorrection": sd[self.rows]}
         done = rewind(params)
-        batches = [self.schedule.step(i + 1).batch for i in range(params.iter)]
-        self.bar = progress_bar(f"{job} {done + 1}/{params.iter}", sum(batches), sum(batches[:done]))
+        self.batches = [self.schedule.step(i + 1).batch for i in range(params.iter)]
+        self.bar = progress_bar(f"{job} {done + 1}/{params.iter}", sum(self.batches), sum(self.batches[:done]))
         self.images = replace(looked.images, progress=self.bar.update)
         self.state = (
             read_checkpoint(params.o, done, self.images.device)
@@ -160,10 +161,23 @@ class _Run:
 
     def all(self) -> None:
         """Every iteration that is left, then the report."""
+        turn = None
         with self.bar:
             for turn in self.turns():
                 self.write(turn)
         self.report()
+        if self.params.profile and turn is not None:
+            self.profile(turn)
+
+    def profile(self, turn: Turn[Averages]) -> None:
+        """profile.json, of a pass as the last one."""
+        from polarice.align.sweep import batch_size
+        from polarice.jobs.profile import told, write_profile
+
+        model, device = turn.state.model, self.images.device
+        batch = batch_size(model.basis, len(model.weights), turn.search, batch_bytes(self.params, device, 1))
+        images = replace(self.images, progress=int)
+        print(told(write_profile(self.params.o, images, turn, batch)))
 
     def turns(self) -> Iterator[Turn[Averages]]:
         from polarice.align.loop import Settings, fit
@@ -196,7 +210,11 @@ class _Run:
         write_checkpoint(folder, turn.state)
         self.last = iteration
         self.bar.write(told(iteration), file=sys.stderr)
-        self.bar.set_description(f"{self.job} {min(iteration.number + 1, iteration.total)}/{iteration.total}")
+        upcoming = turn.state.upcoming
+        if upcoming > iteration.number + 1:
+            self.bar.write(f"assignments have settled: on to iteration {upcoming}", file=sys.stderr)
+            self.bar.update(sum(self.batches[iteration.number : upcoming - 1]))
+        self.bar.set_description(f"{self.job} {min(upcoming, iteration.total)}/{iteration.total}")
 
     def report(self) -> None:
         """report.html and its pictures, of the last iteration."""

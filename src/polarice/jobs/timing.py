@@ -80,6 +80,19 @@ def gemm_gflops(device: torch.device) -> float:
     return 2 * side**3 / best / 1e9
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's operations undivided, as in a worker."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def shift_range_px(shifts: int) -> float:
     """The radius of the disc that holds so many shifts of SHIFT_STEP_PX; InputError where no disc does."""
     index = np.arange(-MOST_STEPS, MOST_STEPS + 1) ** 2
