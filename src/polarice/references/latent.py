@@ -1,0 +1,212 @@
+"""The latent grid of `manifold`: nodes, and the smooth functions that tie their images together.
+
+K nodes x_k lie on a regular grid of one to three axes in [-1, 1]; M - 1 Gaussians lie on a coarser one, and a constant
+stands before them. With Phi_km the value of function m at node k, node images are Y = Phi W (generative topographic
+mapping: Bishop, Svensen and Williams, Neural Computation 10, 215, 1998).
+
+A Gaussian on a grid is a product over the axes, so Phi and its transpose are applied axis by axis. And the product of
+two Gaussians of width s is a Gaussian of width s / sqrt 2 halfway between them,
+
+    phi_a(x) phi_b(x) = exp(-(c_a - c_b)^2 / 4 s^2) exp(-(x - (c_a + c_b) / 2)^2 / s^2),
+
+so Phi' diag(D) Phi holds only (2 m - 1) different sums per axis of m functions, not m^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+CPU = torch.device("cpu")
+FUNCTION_SHARE = 0.8  # Gaussians for each node
+MAX_FUNCTIONS = 2000  # Gaussians at the most: systems of that size are factored for every ring
+COUPLED = 1e-8  # products of functions below this share of the largest count as nothing
+MAX_AXES = 3
+
+
+def grid_shape(k: int | Sequence[int]) -> tuple[int, ...]:
+    """Nodes along each axis: a shape as it stands, a number K as floor(sqrt K) rows of as many columns as hold K.
+
+    So 1000 becomes 31 x 33 = 1023 nodes and (1000,), one axis, keeps its 1000. Raises ValueError for less than two
+    nodes or more than three axes.
+    """
+    if isinstance(k, int):
+        rows = max(1, math.isqrt(max(k, 0)))
+        shape: tuple[int, ...] = (rows, math.ceil(k / rows))
+    else:
+        shape = tuple(int(n) for n in k)
+    if not 1 <= len(shape) <= MAX_AXES or min(shape) < 1 or math.prod(shape) < 2:
+        raise ValueError(f"a latent grid has one to {MAX_AXES} axes and at least two nodes, not {k}")
+    return shape
+
+
+@dataclass(frozen=True)
+class LatentGrid:
+    """Nodes and functions; float64 on one device. K = product of `shape`, M = 1 + product of `functions`.
+
+    shape      nodes along each axis; the last axis runs fastest in K
+    functions  Gaussians along each axis
+    width      of the Gaussians, in units of their spacing
+    """
+
+    shape: tuple[int, ...]
+    functions: tuple[int, ...]
+    width: float = 1.0
+    device: torch.device = CPU
+
+    @staticmethod
+    def of(
+        k: int | Sequence[int],
+        width: float = 1.0,
+        share: float = FUNCTION_SHARE,
+        device: torch.device = CPU,
+    ) -> LatentGrid:
+        """The grid of K nodes or of a shape, with about `share` Gaussians for each node, MAX_FUNCTIONS at the most."""
+        shape = grid_shape(k)
+        axes = sum(n > 1 for n in shape)
+        along = min(share, MAX_FUNCTIONS / math.prod(shape)) ** (1 / axes)
+        functions = tuple(max(min(n, 2), round(n * along)) for n in shape)
+        return LatentGrid(shape, functions, width, device)
+
+    @property
+    def k(self) -> int:
+        """Nodes."""
+        return math.prod(self.shape)
+
+    @property
+    def m(self) -> int:
+        """Functions, the constant among them."""
+        return 1 + math.prod(self.functions)
+
+    @cached_property
+    def nodes(self) -> Tensor:
+        """(K, axis) where they lie, in [-1, 1]."""
+        axes = [_axis(n, self.device) for n in self.shape]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(axes))
+
+    @cached_property
+    def phi(self) -> Tensor:
+        """(K, M) every function at every node."""
+        return self.at(self.nodes)
+
+    def at(self, points: Tensor) -> Tensor:
+        """(point, M) every function at points (point, axis); the constant comes first."""
+        values = points.new_ones(len(points), 1)
+        for axis, m in enumerate(self.functions):
+            along = _gaussians(points[:, axis], *_centres(m, self.device), self.width)
+            values = (values[:, :, None] * along[:, None, :]).flatten(1)
+        return torch.cat([points.new_ones(len(points), 1), values], dim=1)
+
+    @property
+    def half_bandwidth(self) -> int:
+        """How far from the diagonal Phi' diag(D) Phi, without the constant's row, holds more than COUPLED.
+
+        On one axis of many functions that is about nine; on two it is about nine rows of the grid.
+        """
+        reach = math.floor(math.sqrt(-4 * math.log(COUPLED)) * self.width)
+        band, stride = 0, 1
+        for m in reversed(self.functions):
+            band += min(reach, m - 1) * stride
+            stride *= m
+        return band
+
+    def images(self, coefficients: Tensor) -> Tensor:
+        """Phi W: coefficients (M, ...) float64 -> (K, ...)."""
+        return _along_axes(coefficients[1:], self._factors) + coefficients[:1]
+
+    def project(self, values: Tensor) -> Tensor:
+        """Phi' S: values (K, ...) float64 -> (M, ...)."""
+        return torch.cat([values.sum(dim=0, keepdim=True), _along_axes(values, [f.T for f in self._factors])])
+
+    def gram(self, weights: Tensor) -> Tensor:
+        """Phi' diag(D_r) Phi for every column of weights (K, ring) float64: (ring, M, M)."""
+        sums = _along_axes(weights, self._midpoints)  # (pair sum, ring)
+        place, decay = self._pairs
+        system = weights.new_empty(weights.shape[1], self.m, self.m)
+        for each, of_ring in zip(system, sums.T.contiguous(), strict=True):
+            torch.mul(of_ring[place], decay, out=each[1:, 1:])
+        system[:, 0] = self.project(weights).T
+        system[:, :, 0] = system[:, 0]
+        return system
+
+    def fit(self, points: Tensor, values: Tensor, weights: Tensor, ridge: float) -> Tensor:
+        """Coefficients (M, D) whose images at points (point, axis) come nearest to values (point, D).
+
+        By weighted least squares; `ridge` times the mean diagonal holds all but the constant down.
+        """
+        functions = self.at(points)
+        weighted = functions * weights[:, None]
+        system = functions.T @ weighted
+        hold = ridge * system.diagonal().mean()
+        system.diagonal()[1:] += hold
+        return torch.cholesky_solve(weighted.T @ values, torch.linalg.cholesky(system))
+
+    @cached_property
+    def _factors(self) -> list[Tensor]:
+        """(node, Gaussian) of each axis."""
+        return [
+            _gaussians(_axis(n, self.device), *_centres(m, self.device), self.width)
+            for n, m in zip(self.shape, self.functions, strict=True)
+        ]
+
+    @cached_property
+    def _midpoints(self) -> list[Tensor]:
+        """(2 m - 1, node) of each axis: the narrower Gaussians that lie halfway between two."""
+        found = []
+        for n, m in zip(self.shape, self.functions, strict=True):
+            centres, spacing = _centres(m, self.device)
+            steps = torch.arange(2 * m - 1, dtype=torch.float64, device=self.device)
+            halfway = centres[0] + 0.5 * spacing * steps
+            found.append(_gaussians(_axis(n, self.device), halfway, spacing, self.width / math.sqrt(2)).T)
+        return found
+
+    @cached_property
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """For every pair of Gaussians: the place of their midpoint's sum, and by how much they overlap; (M-1, M-1)."""
+        place = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        decay = torch.ones(1, 1, dtype=torch.float64, device=self.device)
+        for m in self.functions:
+            index = torch.arange(m, device=self.device)
+            near = torch.exp(-(index[:, None] - index).double().square() / (4 * self.width**2))
+            both = index[:, None] + index
+            place = _outer(place * (2 * m - 1), both, torch.add)
+            decay = _outer(decay, near, torch.mul)
+        return place, decay
+
+
+def _outer(outer: Tensor, inner: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Kronecker product of two square tables, entries joined by `join`."""
+    size = len(outer) * len(inner)
+    return join(outer[:, None, :, None], inner[None, :, None, :]).reshape(size, size)
+
+
+def _axis(n: int, device: torch.device) -> Tensor:
+    """(n,) evenly from -1 to 1; one lies at 0."""
+    if n == 1:
+        return torch.zeros(1, dtype=torch.float64, device=device)
+    return torch.linspace(-1, 1, n, dtype=torch.float64, device=device)
+
+
+def _centres(m: int, device: torch.device) -> tuple[Tensor, float]:
+    """(m,) centres of an axis' Gaussians and their spacing."""
+    return _axis(m, device), 2 / max(m - 1, 1)
+
+
+def _gaussians(x: Tensor, centres: Tensor, spacing: float, width: float) -> Tensor:
+    """(point, Gaussian)."""
+    return torch.exp(-0.5 * ((x[:, None] - centres) / (width * spacing)).square())
+
+
+def _along_axes(values: Tensor, factors: list[Tensor]) -> Tensor:
+    """The Kronecker product of factors (out, in) times values (product of in, ...), an axis at a time."""
+    shape = values.shape[1:]
+    done = 1
+    for factor in factors:
+        values = torch.matmul(factor, values.reshape(done, factor.shape[1], -1))
+        done *= factor.shape[0]
+    return values.reshape(done, *shape)

@@ -1,0 +1,70 @@
+"""The latent grid: its shape, its functions, and the shortcuts that products of Gaussians allow."""
+
+import numpy as np
+import pytest
+import torch
+
+from polarice.references.latent import COUPLED, MAX_FUNCTIONS, LatentGrid, grid_shape
+from references import manifold_oracle
+
+SHAPES = [(17,), (5, 7), (3, 4, 5), (1, 9), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"), [(1000, (31, 33)), (100, (10, 10)), (2, (1, 2)), ((1000,), (1000,)), ((10, 3, 4), (10, 3, 4))]
+)
+def test_shape(asked, shape):
+    assert grid_shape(asked) == shape
+
+
+@pytest.mark.parametrize("asked", [0, 1, -3, (), (1,), (0, 5), (2, 2, 2, 2)])
+def test_a_grid_that_is_none_is_refused(asked):
+    with pytest.raises(ValueError, match="at least two nodes"):
+        grid_shape(asked)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("width", [0.7, 1.0, 1.5])
+def test_functions_are_those_of_the_oracle(shape, width):
+    grid = LatentGrid.of(shape, width)
+    truth = manifold_oracle.phi(shape, grid.functions, width)
+    np.testing.assert_allclose(grid.phi.numpy(), truth, atol=1e-14)
+    assert grid.phi.shape == (grid.k, grid.m)
+
+
+@pytest.mark.parametrize(("shape", "count"), [((1000,), 800), ((32, 32), 841), ((10, 10, 10), 729)])
+def test_there_are_four_functions_for_five_nodes(shape, count):
+    assert LatentGrid.of(shape).m == 1 + count
+    assert LatentGrid.of(10_000).m <= 1.05 * MAX_FUNCTIONS
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_by_axes_are_those_of_the_matrix(shape):
+    rng, grid = np.random.default_rng(0), LatentGrid.of(shape, 1.2)
+    phi = grid.phi
+    coefficients = torch.from_numpy(rng.standard_normal((grid.m, 6, 2)))
+    values = torch.from_numpy(rng.standard_normal((grid.k, 6)))
+    weights = torch.from_numpy(rng.uniform(0, 1, (grid.k, 3)))
+    torch.testing.assert_close(grid.images(coefficients), torch.einsum("km,mab->kab", phi, coefficients))
+    torch.testing.assert_close(grid.project(values), phi.T @ values)
+    torch.testing.assert_close(grid.gram(weights), torch.einsum("ka,kr,kb->rab", phi, weights, phi))
+
+
+@pytest.mark.parametrize("shape", [(200,), (26, 20)])
+def test_bandwidth(shape):
+    """Nothing that counts lies beyond it; on one axis something lies on it."""
+    grid = LatentGrid.of(shape)
+    system = grid.gram(torch.ones(grid.k, 1, dtype=torch.float64))[0, 1:, 1:]
+    index = torch.arange(len(system))
+    apart = (index[:, None] - index).abs()
+    assert system[apart > grid.half_bandwidth].max() < COUPLED * system.max()
+    if len(shape) == 1:
+        assert system[apart == grid.half_bandwidth].max() > COUPLED * system.max()
+        assert grid.half_bandwidth == 8
+
+
+def test_fit_goes_through_smooth_values():
+    grid = LatentGrid.of((12, 9))
+    values = torch.stack([torch.sin(grid.nodes.sum(dim=1)), grid.nodes[:, 0]], dim=1)
+    found = grid.images(grid.fit(grid.nodes, values, torch.ones(grid.k, dtype=torch.float64), 1e-6))
+    assert (found - values).abs().max() < 0.02
