@@ -71,7 +71,7 @@ def test_links_and_pictures_are_there(page):
 
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory):
-    """A folder in which the README's polarice commands were typed in turn, each with less to do than it asks."""
+    """A folder in which the README's polarice commands but bench were typed in turn, each with less to do."""
     folder, iterations = tmp_path_factory.mktemp("readme"), itertools.count(3)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -80,6 +80,8 @@ def typed(tmp_path_factory):
         shutil.copy(ROOT / "src/polarice/data/apoferritin/particles.mrcs", folder)
         shutil.copy(ROOT / "src/polarice/data/ribosome70S.mrc", "map.mrc")
         for _, name, *words in commands(ROOT / "README.md", "polarice"):
+            if name == "bench":  # minutes of work; tests/test_bench.py has smaller ones
+                continue
             if name == "simulate":
                 words += ["--particles", "50"]
             elif "--continue" in words:
