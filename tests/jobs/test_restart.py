@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +216,8 @@ def test_what_cannot_go_on_says_why(whole, place, prepare, words, message):
 
 def test_control_c_says_how_to_go_on(whole, place):
     words = [sys.executable, "-m", "polarice", *RUN.split(), "--o", "out"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born deaf to it
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     wait_for(lambda: (place / "out/run_it001_polarice.npz").exists())
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]
