@@ -114,3 +114,9 @@ def test_once_settled_the_last_two_iterations_follow():
     assert plan.after(24, changed_class=0.01) == 29
     assert plan.after(24, changed_class=0.03) == 25
     assert [plan.after(number, changed_class=0.0) for number in (28, 29, 30)] == [29, 30, 31]
+    assert [schedule(iterations=total).after(24, 0.0) for total in (25, 26, 27, 40)] == [
+        25,
+        25,
+        26,
+        25,
+    ]  # another total

@@ -53,7 +53,7 @@ class State(Generic[M]):
     model: M
     assignment: Assignment
     cut_px: np.ndarray  # (n, 2) whole pixels around which images were cut last
-    upcoming: int = 0  # number of the next iteration; 0: the one after this
+    changed_class: float = 1.0  # share of the particles compared that changed their class in the last iteration
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def fit(
 ) -> Iterator[Turn[M]]:
     """Go on from `state` to the end of the schedule; rows are the particles to use, in the order of the disk."""
     store = PolarStore(rows, settings.store_bytes, settings.scratch)
-    number = state.upcoming or state.number + 1
-    while number <= schedule.iterations:
+    while (number := schedule.after(state.number, state.changed_class)) <= schedule.iterations:
         step, clock = schedule.step(number), Clock()
         rng = np.random.default_rng([settings.seed, 2, number])
         model = _grown(state.model, step, rng).on(_basis(images, state.model.basis, step, _resolved_px(state.model)))
@@ -101,8 +100,7 @@ def fit(
             model, assignment = _centred(model, assignment, used)
         model, revived = _revived(model, _shares(assignment, used, step.references), step, rng)
         clock.add("maximization", since)
-        upcoming = schedule.after(number, changed_class=changed[0])
-        state = State(number, model, assignment, cut_px, upcoming)
+        state = State(number, model, assignment, cut_px, changed[0])
         yield Turn(
             state=state,
             step=step,
@@ -114,7 +112,6 @@ def fit(
             revived=revived,
             clock=clock,
         )
-        number = upcoming
 
 
 def _grown(model: M, step: Step, rng: np.random.Generator) -> M:

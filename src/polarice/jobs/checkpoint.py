@@ -37,7 +37,7 @@ def write_checkpoint(folder: Path, state: State[Averages]) -> Path:
         value = getattr(model, each.name)
         if each.name != "basis":
             arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else value
-    arrays |= {"cut_px": state.cut_px, "upcoming": state.upcoming}
+    arrays |= {"cut_px": state.cut_px, "changed_class": state.changed_class}
     arrays |= {f"pose.{each.name}": getattr(found.pose, each.name) for each in fields(found.pose)}
     arrays |= {f"found.{each.name}": getattr(found, each.name) for each in fields(found) if each.name != "pose"}
     path = path_of(folder, state.number)
@@ -80,4 +80,4 @@ def _state(number: int, arrays: dict[str, np.ndarray], device: torch.device) -> 
         for name, value in part("model").items()
     }
     found = Assignment(Pose2D(**part("pose")), **part("found"))
-    return State(number, Averages(basis=basis, **model), found, arrays["cut_px"], int(arrays["upcoming"]))
+    return State(number, Averages(basis=basis, **model), found, arrays["cut_px"], float(arrays["changed_class"]))

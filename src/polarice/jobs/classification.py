@@ -210,7 +210,7 @@ class _Run:
         write_checkpoint(folder, turn.state)
         self.last = iteration
         self.bar.write(told(iteration), file=sys.stderr)
-        upcoming = turn.state.upcoming
+        upcoming = self.schedule.after(turn.state.number, turn.state.changed_class)
         if upcoming > iteration.number + 1:
             self.bar.write(f"assignments have settled: on to iteration {upcoming}", file=sys.stderr)
             self.bar.update(sum(self.batches[iteration.number : upcoming - 1]))
