@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sums:
+class Additive:
+    """Tensors that are sums over images, so that those of two parts of the data add up to those of the whole."""
+
+    def __add__(self, other: Self) -> Self:
+        return self._made(lambda name: getattr(self, name) + getattr(other, name))
+
+    def include(self, other: Self) -> Self:
+        """Add other sums to these, in place."""
+        for each in fields(self):
+            getattr(self, each.name).add_(getattr(other, each.name))
+        return self
+
+    def double(self) -> Self:
+        """The same in double precision, of its own."""
+        return self._made(lambda name: _doubled(getattr(self, name)))
+
+    def _made(self, value: Callable[[str], Tensor]) -> Self:
+        return type(self)(**{each.name: value(each.name) for each in fields(self)})
+
+
+@dataclass(frozen=True)
+class Sums(Additive):
     """Weighted sums over images; rings r = 1 .. r_max, K references, G optics groups.
 
     A batch's are in single precision, `double` what many batches are added into.
@@ -52,21 +75,8 @@ class Sums:
             max_probability=scalars.get("max_probability", zero).double(),
         )
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-    def include(self, other: Sums) -> Sums:
-        """Add other sums to these, in place."""
-        for each in fields(self):
-            getattr(self, each.name).add_(getattr(other, each.name))
-        return self
-
-    def double(self) -> Sums:
-        """The same in double precision, of its own."""
-        return Sums(**{f.name: _doubled(getattr(self, f.name)) for f in fields(self)})
-
     def __mul__(self, factor: float) -> Sums:
-        return Sums(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
+        return self._made(lambda name: getattr(self, name) * factor)
 
     @property
     def count(self) -> float:

@@ -18,6 +18,7 @@ from polarice.align.expect import References
 from polarice.align.model import Prior
 from polarice.align.polar import PolarBasis
 from polarice.align.sums import Sums
+from polarice.references.noise import noise_left
 
 MAX_GAP_RINGS = 2
 SMOOTHING_RINGS = 1  # prior variances are averaged over this many rings on either side
@@ -65,6 +66,7 @@ class Averages:
         tau2 = prior.tau2_fudge * granted * error
         inverse = self.mask_fraction / tau2.clamp_min(1e-30)
         field = numerator / (denominator + inverse[..., None])
+        explained = (2 * field * numerator - denominator * field.square()).sum(dim=(0, 2))  # (ring,)
         weights = sums.class_weight / sums.class_weight.sum()
         return replace(
             self,
@@ -74,7 +76,7 @@ class Averages:
             tau2=tau2,
             error=error,
             ssnr=ssnr,
-            noise_power=self._noise(sums, field, numerator, denominator),
+            noise_power=noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction),
             shift_sigma_px=max(prior.min_shift_sigma_px, _shift_sigma_px(sums)),
         )
 
@@ -103,25 +105,6 @@ class Averages:
         relative = (weights * len(weights)).clamp_min(MIN_RELATIVE_WEIGHT)
         pulled = self.log_prior - prior.balance * relative.log()
         return (pulled - pulled.mean()).clamp(-MAX_PULL, MAX_PULL)
-
-    def _noise(self, sums: Sums, field: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-        """What the averages leave unexplained, per optics group and shell.
-
-        The explained power is known summed over groups, in units of each one's noise; it is shared out by the CTF power
-        that each group put in.
-        """
-        explained = (2 * field * numerator - denominator * field.square()).sum(dim=(0, 2))  # (ring,)
-        rings = slice(1, self.basis.r_max + 1)
-        old = self.noise_power[:, rings]
-        share = sums.ctf_power / old
-        share = share / share.sum(dim=0).clamp_min(1e-30)
-        signal = explained * share * old / self.basis.n_theta
-        count = sums.group_count[:, None].clamp_min(1e-9)
-        residual = (sums.image_power - signal) / count / self.mask_fraction
-        noise = self.noise_power.clone()
-        seen = sums.group_count > 0
-        noise[seen, rings] = torch.maximum(residual, 1e-3 * sums.image_power / count)[seen]
-        return noise
 
     def on(self, basis: PolarBasis) -> Averages:
         """The same model on another basis of the same box: rings are cut or filled with nothing."""

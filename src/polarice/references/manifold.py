@@ -29,8 +29,10 @@ from torch import Tensor
 
 from polarice.align.expect import SIGNIFICANT, References
 from polarice.align.polar import PolarBasis
+from polarice.align.sums import Additive
 from polarice.references.aligned import AlignedImages, Triangle, power_vectors
 from polarice.references.latent import LatentGrid
+from polarice.references.noise import noise_left
 
 RING_BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of systems that are factored at once
 NODE_BLOCK = 64  # nodes whose fields are multiplied at once
@@ -94,7 +96,7 @@ class NodePosterior:
 
 
 @dataclass(frozen=True)
-class NodeSums:
+class NodeSums(Additive):
     """Weighted sums over images, which add; a batch's in single precision, `double` what batches are added into."""
 
     numerator: Tensor  # (K, d) S
@@ -105,19 +107,6 @@ class NodeSums:
     group_count: Tensor  # (G,) images
     log_likelihood: Tensor  # () float64
     max_probability: Tensor  # () float64
-
-    def __add__(self, other: NodeSums) -> NodeSums:
-        return NodeSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-    def include(self, other: NodeSums) -> NodeSums:
-        """Add other sums to these, in place."""
-        for each in fields(self):
-            getattr(self, each.name).add_(getattr(other, each.name))
-        return self
-
-    def double(self) -> NodeSums:
-        """The same in double precision, of its own."""
-        return NodeSums(**{f.name: getattr(self, f.name).to(torch.float64, copy=True) for f in fields(self)})
 
 
 def log_weights(triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None) -> Tensor:
@@ -371,28 +360,15 @@ class Manifold:
             yield slice(start, min(start + size, self.basis.r_max))
 
     def _noise(self, sums: NodeSums) -> Tensor:
-        """What the map leaves unexplained, per optics group and shell; self has the new coefficients and the old noise.
-
-        As in `averages`: what is explained is known summed over groups, in units of each one's noise, and shared out by
-        the CTF power that each group put in; the mask leaves the share f of the noise.
-        """
-        rings, weight = slice(1, self.basis.r_max + 1), self.basis.weight.double()
+        """What the map leaves unexplained, per optics group and shell; self: new coefficients, old noise."""
+        weight = self.basis.weight.double()
         blocks = zip(self.vectors.split(NODE_BLOCK), sums.numerator.split(NODE_BLOCK), strict=True)
         product = self.triangle.ring_sums(sum((v * s).sum(dim=0) for v, s in blocks))
         even = (sums.denominator.shape[2] + 1) // 2
         power = power_vectors(self._power(even), self.basis.n_theta)
         square = (sums.denominator * power).sum(dim=(0, 2))
         explained = (2 * product - square) / weight
-        old = self.noise_power[:, rings]
-        share = sums.ctf_power / old
-        share = share / share.sum(dim=0).clamp_min(1e-30)
-        signal = explained * share * old / self.basis.n_theta
-        count = sums.group_count[:, None].clamp_min(1e-9)
-        residual = (sums.image_power - signal) / count / self.mask_fraction
-        noise = self.noise_power.clone()
-        seen = sums.group_count > 0
-        noise[seen, rings] = torch.maximum(residual, 1e-3 * sums.image_power / count)[seen]
-        return noise
+        return noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction)
 
 
 def _probes(m: int, device: torch.device) -> Tensor:
