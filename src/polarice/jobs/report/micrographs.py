@@ -128,15 +128,11 @@ def _charts(done: Pairs) -> list[Picture]:
 def _table(done: Pairs) -> Rows:
     names = list(dict.fromkeys(name for _, outcome in done for name in outcome.figures))
     heads: list[Cell] = ["row", "name", *(("n", name) for name in names), ("n", "seconds")]
-    rows = [
-        [
-            str(item.row + 1),
-            ("v", item.name),
-            *(("n", f"{outcome.figures[name]:.4g}" if name in outcome.figures else "") for name in names),
-            ("n", f"{outcome.seconds:.1f}"),
-        ]
-        for item, outcome in done[:MOST_ROWS]
-    ]
+    rows: list[list[Cell]] = []
+    for item, outcome in done[:MOST_ROWS]:
+        numbers = [f"{outcome.figures[name]:.4g}" if name in outcome.figures else "" for name in names]
+        numbers.append(f"{outcome.seconds:.1f}")
+        rows.append([str(item.row + 1), ("v", item.name), *(("n", number) for number in numbers)])
     return Rows(heads, rows)
 
 
