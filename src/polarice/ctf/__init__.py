@@ -32,7 +32,7 @@ def ctf(optics: Optics, parameters: CTFParameters, fx: Any, fy: Any, intact_firs
     intact_first_peak: 1 (before B-factor and scale) from the origin to the first peak, as RELION's
     `--ctf_intact_first_peak`. Returns (n, *fx.shape) of the type and on the device of fx.
     """
-    chi, envelope = _phase(optics, parameters, fx, fy), _envelope(parameters, fx, fy)
+    chi, envelope = phase(optics, parameters, fx, fy), _envelope(parameters, fx, fy)
     xp = namespace_of(fx)
     wave = xp.sin(chi)
     if intact_first_peak:
@@ -60,8 +60,8 @@ def _column(values: np.ndarray, fx: Any) -> Any:
     return namespace_of(fx).asarray(column, dtype=fx.dtype, device=fx.device)
 
 
-def _phase(optics: Optics, parameters: CTFParameters, fx: Any, fy: Any) -> Any:
-    """chi + arcsin(A): the sine of it is the undamped CTF."""
+def phase(optics: Optics, parameters: CTFParameters, fx: Any, fy: Any) -> Any:
+    """chi + arcsin(A) of n particles at (fx, fy), radians, as in `ctf`: the sine of it is the undamped CTF."""
     wavelength = wavelength_A(optics.voltage_kV)
     mean = (parameters.defocus_u_A + parameters.defocus_v_A) * (math.pi * wavelength / 2)
     difference = (parameters.defocus_u_A - parameters.defocus_v_A) * (math.pi * wavelength / 2)
