@@ -183,7 +183,9 @@ def _simplex(n: int) -> np.ndarray:
 
 def _fit(mean_A: float, half_A: float, angle_rad: float, phase_shift_deg: float, bfactor_A2: float) -> Fit:
     angle_deg = (math.degrees(angle_rad) + 90) % 180 - 90
-    return Fit(mean_A + half_A, mean_A - half_A, angle_deg, phase_shift_deg, bfactor_A2, 0.0)
+    return Fit(
+        float(mean_A + half_A), float(mean_A - half_A), angle_deg, float(phase_shift_deg), float(bfactor_A2), 0.0
+    )
 
 
 # ------------------------------------------------------------------------------------------- the table of sectors

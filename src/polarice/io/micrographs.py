@@ -67,7 +67,7 @@ def read_micrographs(path: str | os.PathLike[str], kind: str = "micrographs") ->
         optics_table = star.table("optics")
         optics_of = optics_.groups_of_particles(table, optics_table)
     names = tuple(table.text(label).tolist())
-    files = tuple(_found(name, star.path) for name in names)
+    files = tuple(found(name, star.path) for name in names)
     groups = optics_.optics_groups(optics_table)
     if old:
         numbers = optics_table.integers("rlnOpticsGroup")[optics_of]
@@ -75,7 +75,7 @@ def read_micrographs(path: str | os.PathLike[str], kind: str = "micrographs") ->
     return MicrographTable(kind, names, files, groups, optics_of, table, optics_table, star.path)
 
 
-def _found(name: str, table: Path) -> str:
+def found(name: str, table: Path) -> str:
     """Where the file of this name lies: seen from the working directory, from the table, or from a folder above it."""
     beside = table.absolute().parent
     places = (os.path.join(root, name) for root in (Path.cwd(), beside, *beside.parents))

@@ -10,6 +10,7 @@ import importlib
 from types import ModuleType
 
 JOBS: dict[str, str] = {
+    "ctf": "polarice.jobs.ctf",
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
     "simulate": "polarice.jobs.simulate",
