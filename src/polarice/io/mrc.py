@@ -147,9 +147,7 @@ def nibbles(packed: np.ndarray, nx: int) -> np.ndarray:
     return pixels.reshape(*packed.shape[:-1], -1)[..., :nx]
 
 
-def map_sections(
-    path: str | os.PathLike[str], header: MrcHeader, packed: bool = False
-) -> tuple[mmap.mmap, np.ndarray]:
+def map_sections(path: str | os.PathLike[str], header: MrcHeader, packed: bool = False) -> tuple[mmap.mmap, np.ndarray]:
     """The mapping and the array (n, ny, nx) in it; of a 4-bit file, where `packed` ones are welcome, the bytes.
 
     Raises InputError where the file is shorter than `header` says, or 4-bit.
