@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -266,6 +266,20 @@ def write_stack(
     """Write images (n, box, box) as `StackWriter` does."""
     with StackWriter(path, len(images), images.shape[-1], pixel_size_A, dtype) as writer:
         writer.append(images)
+
+
+def write_image(path: str | os.PathLike[str], image: np.ndarray, pixel_size_A: float, dtype: Any = np.float32) -> None:
+    """Write one image (ny, nx), a micrograph say, as float32 or float16.
+
+    Raises ValueError where the type cannot hold its values.
+    """
+    kind = np.dtype(dtype)
+    values = _converted(np.ascontiguousarray(image, np.float32), kind)
+    statistics = _Statistics()
+    statistics.add(values)
+    with replacing(path) as stream:
+        stream.write(_new_header((1, *values.shape), _MODE_OF[kind], pixel_size_A, statistics, stack=True))
+        stream.write(values.data)
 
 
 def write_volume(path: str | os.PathLike[str], volume: np.ndarray, pixel_size_A: float) -> None:

@@ -10,7 +10,11 @@ import importlib
 from types import ModuleType
 
 JOBS: dict[str, str] = {
+    "import": "polarice.jobs.import_",
+    "motion": "polarice.jobs.motion",
     "ctf": "polarice.jobs.ctf",
+    "pick": "polarice.jobs.pick",
+    "extract": "polarice.jobs.extract",
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
     "simulate": "polarice.jobs.simulate",

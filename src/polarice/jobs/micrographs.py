@@ -63,7 +63,7 @@ class Item:
     row: int  # of the table, from 0
     file: str
     stem: str  # results are named so, with an ending; its folder is there
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of this one alone (JSON): another value, done again
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of this one (JSON): "optics", and "cells" by label
     inputs: tuple[str, ...] = ()  # other files that belong to it: changed, done again
 
 
@@ -119,11 +119,12 @@ def items_of(table: MicrographTable, folder: Path) -> list[Item]:
                 "the same files; remove one, or rename it"
             )
     groups = [asdict(group) for group in table.optics]
-    texts = [table.table.text(label).tolist() for label in table.table.labels]
+    labels = table.table.labels
+    rows = zip(*(table.table.text(label).tolist() for label in labels), strict=True)
     return [
-        Item(name, row, file, stem, {"optics": groups[group], "row": list(cells)})
+        Item(name, row, file, stem, {"optics": groups[group], "cells": dict(zip(labels, cells, strict=True))})
         for row, (name, file, stem, group, cells) in enumerate(
-            zip(table.names, table.files, stems, table.optics_of.tolist(), zip(*texts, strict=True), strict=True)
+            zip(table.names, table.files, stems, table.optics_of.tolist(), rows, strict=True)
         )
     ]
 
@@ -155,7 +156,7 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     marks = [_mark(item, farm) for item in items]
     missing = [row for row, item in enumerate(items) if (old := _recall(item, marks[row])) is None or old.reason]
     for folder in {os.path.dirname(items[row].stem) for row in missing}:
-        _make_folder(folder)
+        make_folder(folder)
     mine = missing[farm.comm.rank :: farm.comm.size]
     failed = 0
     quiet = True if farm.comm.rank else None  # None: where nobody looks
@@ -252,7 +253,8 @@ def _remember(item: Item, mark: str, outcome: Outcome) -> None:
         stream.write(json.dumps({"mark": mark, **asdict(outcome)}) + "\n")
 
 
-def _make_folder(folder: str) -> None:
+def make_folder(folder: str | Path) -> None:
+    """Make it, and those above; InputError where that cannot be."""
     try:
         os.makedirs(folder or ".", exist_ok=True)
     except OSError as error:

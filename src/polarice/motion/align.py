@@ -30,7 +30,7 @@ ALIGN_PIXEL_A = 4.0  # frames are binned to pixels of at most this before they a
 TAPER = 0.06  # of the width, along each edge
 LOWEST = 3  # periods across a frame: slower waves are illumination
 SETTLED_PX = 0.02
-LOCAL_A = 6.0  # prior: width of the local motion
+LOCAL_A = 1.0  # prior: width of the local motion; strong only where the movie says little
 JERK_A = 0.4  # prior: how far a frame lies from the middle of its neighbours; its tails let jumps pass
 FIRST_JERK_A = 5.0  # while frames are still being found
 FAINT = 1e-3  # rings with a smaller share of the greatest weight are left out
@@ -38,7 +38,8 @@ RING = 1 / 256  # width of a ring, periods per pixel
 MAP_STEP, MAP_REACH = 0.5, 8.0  # of a patch's correlation map, binned pixels
 PATCH_PX = 700  # of the camera: patches are about so wide where their number is not given
 MOST_PATCHES = 7
-ROUNDS = 3
+OVERLAP = 1.2  # width of a patch, in its share of the frame
+ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,7 @@ def align_whole(frames: torch.Tensor, alignment: Alignment) -> tuple[np.ndarray,
     return shifts, Rings.of(aligned.sum(0), power, n, w, bfactor)
 
 
-def _crop(
-    transforms: torch.Tensor, shape: tuple[int, int], highest: float
-) -> tuple[torch.Tensor, tuple[int, int]]:
+def _crop(transforms: torch.Tensor, shape: tuple[int, int], highest: float) -> tuple[torch.Tensor, tuple[int, int]]:
     """The part of half transforms (n, h, w // 2 + 1) up to a frequency, and the (h, w) that it is the transform of.
 
     Sizes are even and have small prime factors; an unpaired Nyquist wave is of no account here.
@@ -168,9 +167,7 @@ def _crop(
     return transforms[:, :, : size[1] // 2 + 1], (size[0], size[1])
 
 
-def _peaks(
-    maps: np.ndarray, shifts: np.ndarray, pitch: tuple[float, float], reach: float, sigma: float
-) -> np.ndarray:
+def _peaks(maps: np.ndarray, shifts: np.ndarray, pitch: tuple[float, float], reach: float, sigma: float) -> np.ndarray:
     """Where each map (n, h, w) is highest, (n, 2) in pixels from its origin, x then y.
 
     `pitch` is pixels per sample of the maps, which are log likelihoods. Frame by frame a prior of width `sigma` about
@@ -241,12 +238,9 @@ class _Patches:
     ) -> None:
         h, w = frames.shape[1:]
         self._shape, self._device, self._numbers = (h, w), frames.device, numbers
-        size = [min(length, 2 * math.ceil(1.2 * length / count / 2)) for length, count in ((h, patches[1]), (w, patches[0]))]
-        y, x = (
-            (np.arange(count) + 0.5) / count * (length - side) + side / 2 if count == 1 else
-            np.linspace(side / 2, length - side / 2, count)
-            for count, length, side in ((patches[1], h, size[0]), (patches[0], w, size[1]))
-        )  # fmt: skip
+        counts = (patches[1], patches[0])
+        size = [min(n, 2 * math.ceil(OVERLAP * n / count / 2)) for n, count in zip((h, w), counts, strict=True)]
+        y, x = (np.linspace(side / 2, n - side / 2, count) for side, n, count in zip(size, (h, w), counts, strict=True))
         grid = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)  # centres, x then y
         self._start = shifts - shifts.mean(0)
         share = size[0] * size[1] / (h * w)  # of the power: a transform of fewer pixels
@@ -296,7 +290,7 @@ class _Patches:
         return torch.einsum("pk,nj,akj->pna", self._space, self._time, local) + shifts - self._offset
 
     def _maps(self, now: torch.Tensor) -> torch.Tensor:
-        """Correlation of each patch and frame with the mean of the patch's other frames: (patches, n, m, m) on the CPU."""
+        """Correlation of each patch and frame with the mean of its other frames: (patches, n, m, m), on the CPU."""
         fy, fx = _frequencies(*self._size, self._device)
         fy, fx = fy * (self._size[0] / self._full[0]), fx * (self._size[1] / self._full[1])  # of the whole transform
         count = torch.full_like(fx, 2.0)
@@ -339,14 +333,14 @@ class _Fit:
             torch.autograd.backward(loss)
             return loss
 
-        engine.step(cost)  # type: ignore[no-untyped-call]
+        engine.step(cost)
         return parameters[0].detach(), parameters[1].detach()
 
     def _cost(self, maps: torch.Tensor, local: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
         where = self.moved(local, shifts)
         at = ((where - self.now) / MAP_REACH).reshape(-1, 1, 1, 2)
         found = torch.nn.functional.grid_sample(maps, at, mode="bicubic", padding_mode="border", align_corners=True)
-        bent = self.moved(local, torch.zeros_like(shifts)) - self.moved(torch.zeros_like(local), torch.zeros_like(shifts))
+        bent = where - self.moved(torch.zeros_like(local), shifts)
         smooth = local.numel() / 2 * (bent**2).sum(-1).mean() / (2 * self.sigma_px**2)
         jerk = (shifts[1:-1] - (shifts[:-2] + shifts[2:]) / 2) / self.jerk_px
         return smooth + 2 * torch.log1p((jerk**2).sum(-1) / 3).sum() - found.sum()

@@ -101,7 +101,7 @@ def _aligned(
     whole = np.rint(moved).astype(int)
     frames = torch.empty((len(moved), side, side))
     for number, (dx, dy) in enumerate(whole.tolist()):
-        rows, columns = (_within(start, side, length) for start, length in ((y + dy, exposure.shape[0]), (x + dx, exposure.shape[1])))
+        rows, columns = _within(y + dy, side, exposure.shape[0]), _within(x + dx, side, exposure.shape[1])
         piece = torch.from_numpy(np.ascontiguousarray(exposure.raw[number][rows][:, columns])).float()
         frames[number] = piece if gain is None else piece * gain[rows][:, columns]
     rest = torch.from_numpy((moved - whole).astype(np.float32)).to(device)

@@ -1,0 +1,270 @@
+"""`polarice extract`: particle images out of micrographs, as RELION's extraction makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_coordinates
+from polarice.io.micrographs import MicrographTable, found, read_micrographs
+from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, items_of, tell, treat
+from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.pick import COORDINATES
+from polarice.types import InputError
+
+if TYPE_CHECKING:
+    from polarice.extract.images import Recipe
+    from polarice.io.star import Table
+
+SUMMARY = "cut particle images out of micrographs: scaled, inverted, normalised as RELION does"
+STACK, TABLE, PICTURE = ".mrcs", "_extract.star", "_extract.png"
+BATCH = 64  # images cut at a time
+SHOWN, SHOWN_PX = 12, 96
+FROM_MICROGRAPH = {  # columns that a micrograph's particles share, and what stands there where the table lacks them
+    "rlnCtfMaxResolution": None,
+    "rlnCtfFigureOfMerit": None,
+    "rlnDefocusU": None,
+    "rlnDefocusV": None,
+    "rlnDefocusAngle": None,
+    "rlnCtfBfactor": 0.0,
+    "rlnCtfScalefactor": 1.0,
+    "rlnPhaseShift": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Params(PerMicrograph):
+    """The box, and what becomes of it."""
+
+    o: Path = option(Path("extract"), "folder for stacks, particles.star and the report")
+    coords: Path | None = option(None, "coordinates: a folder or a file; else those that the table names")
+    box: int | None = option(
+        None, "box in the micrograph, even", unit="px", low=8, high=4096, flags=("--extract-size",)
+    )
+    scale: int | None = option(None, "box of the images, even; the same", unit="px", low=8, high=4096)
+    invert: bool = option(True, "invert the contrast: particles white", flags=("--invert-contrast",))
+    norm: bool = option(True, "bring the background to mean 0 and standard deviation 1")
+    ramp: bool = option(True, "take a plane off the background first")
+    bg_radius: int | None = option(None, "background begins here; 37.5 % of the images' box", unit="px", low=1)
+    white_dust: float | None = option(None, "replace pixels so many standard deviations above the background", low=0.5)
+    black_dust: float | None = option(None, "replace pixels so many standard deviations below the background", low=0.5)
+    float16: bool = option(False, "half the disk space; RELION 4 and later read it")
+    whole: bool = option(False, "leave out particles whose box leaves the micrograph")
+    min_score: float | None = option(None, "least score of a pick", flags=("--minimum-pick-fom",))
+    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.05, flags=("--pixel-size",))
+
+
+def run(params: Params) -> None:
+    """Extract from all micrographs; raises InputError for what cannot be used."""
+    from polarice.jobs.provenance import write_job_json
+    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+
+    _check(params)
+    table = read_micrographs(params.micrographs)
+    items = _items(table, params)
+    inputs = [path for path in (params.micrographs, params.coords) if path is not None]
+    write_job_json(params.o, "extract", as_dict(params), command_line("extract", params), inputs=inputs)
+    outcomes = treat(items, Extraction(params), Farm.of("extract", params))
+    done = cells_of(outcomes).rows
+    totals = {name: int(sum(outcomes[row].figures[name] for row in done)) for name in ("particles", *LOST)}
+    if not totals["particles"]:
+        raise InputError(f"no particle could be extracted; see the coordinates of {items[done[0]].name}")
+    _write_particles(table, [items[row] for row in done if outcomes[row].figures["particles"]], params)
+    report = MicrographReport(
+        "extract", params, items, outcomes, text=_TEXT, numbers=[(name, f"{n:,}") for name, n in totals.items()]
+    )
+    write_micrograph_report(params.o, report)
+    tell(outcomes, params.o)
+    print(", ".join(f"{n} {name}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
+
+
+LOST = ("partly off the edge", "wholly off the edge", "below the least score")
+_TEXT = (
+    "The first particles of each micrograph, as they are in its stack. Where a box leaves the micrograph, the nearest "
+    "pixels are repeated, as RELION does; --whole leaves such particles out.",
+)
+
+
+def _check(params: Params) -> None:
+    if params.box is None:
+        raise InputError("--box is needed: the box in the micrograph, in pixels; 1.5 times the particle's longest side")
+    for flag, size in (("--box", params.box), ("--scale", params.scale)):
+        if size is not None and size % 2:
+            raise InputError(f"{flag} {size}: must be even; RELION's programs refuse odd boxes")
+    radius, size = params.bg_radius, params.scale or params.box
+    if radius is not None and 2 * radius > size:
+        raise InputError(f"--bg-radius {radius}: must be at most half the images' box, {size // 2}")
+    if not params.norm and (params.white_dust or params.black_dust or radius):
+        raise InputError("--white-dust, --black-dust and --bg-radius are parts of the normalisation; drop --no-norm")
+
+
+def _items(table: MicrographTable, params: Params) -> list[Item]:
+    """Every micrograph with its file of coordinates; InputError where nothing says where the particles are."""
+    params.o.mkdir(parents=True, exist_ok=True)
+    if params.coords is not None:
+        files = coordinate_files(params.coords, table.names, params.o)
+    elif COORDINATES in table.table:
+        files = [found(name, table.path) for name in table.table.text(COORDINATES).tolist()]
+    else:
+        raise InputError(
+            f"{table.path} names no coordinates (_{COORDINATES}); give --coords, or the table of polarice pick"
+        )
+    for number in np.unique(table.optics_of):
+        if not params.angpix and table.optics[number].pixel_size_A <= 0:
+            name = table.optics[number].name
+            raise InputError(f"{table.path}: optics group {name} has no pixel size; give it with --angpix")
+    shared = [label for label in FROM_MICROGRAPH if label in table.table]
+    values = {label: table.table.numbers(label).tolist() for label in shared}
+    groups = table.optics_table.integers("rlnOpticsGroup")[table.optics_of].tolist()
+    return [
+        replace(
+            item,
+            inputs=(files[row],) if files[row] else (),
+            settings={
+                **item.settings,
+                "group": groups[row],
+                "columns": {label: values[label][row] for label in shared},
+            },
+        )
+        for row, item in enumerate(items_of(table, params.o))
+    ]
+
+
+def _write_particles(table: MicrographTable, items: Sequence[Item], params: Params) -> None:
+    """particles.star: the micrographs' own tables, one after another."""
+    from polarice.io.star import Block, Table, read_star, write_star
+
+    parts = [read_star(item.stem + TABLE).table("particles") for item in items]
+    labels = [label for label in parts[0].labels if all(label in part for part in parts)]
+    text = {"rlnImageName", "rlnMicrographName"}
+    columns = {
+        label: np.concatenate([part.text(label) if label in text else part.numbers(label) for part in parts])
+        for label in labels
+    }
+    optics = _optics(table, params)
+    write_star(params.o / "particles.star", [optics, Block("particles", table=Table.of(columns))])
+
+
+def _optics(table: MicrographTable, params: Params) -> Any:
+    from polarice.io.optics import completed
+    from polarice.io.star import Block
+
+    assert params.box is not None
+    size = params.scale or params.box
+    groups = [
+        replace(group, pixel_size_A=(params.angpix or group.pixel_size_A) * params.box / size, box_px=size)
+        for group in table.optics
+    ]
+    old = {"rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize", "rlnImagePixelSize", "rlnImageSize"}
+    kept = table.optics_table.without(*old)
+    if "rlnMicrographOriginalPixelSize" in table.optics_table:
+        original = table.optics_table.numbers("rlnMicrographOriginalPixelSize")
+        kept = kept.with_columns({"rlnMicrographOriginalPixelSize": original})
+    return Block("optics", table=completed(kept, groups))
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Extracts from one micrograph: writes STEM.mrcs, STEM_extract.star and a picture."""
+
+    params: Params
+
+    def __call__(self, item: Item) -> Outcome:
+        from polarice.io.mrc import StackWriter
+        from polarice.io.pictures import read_picture
+
+        picture = read_picture(item.file)
+        if not item.inputs:
+            raise InputError(f"{item.name}: no coordinates belong to it")
+        chosen, lost, rows = self._chosen(read_coordinates(item.inputs[0]), picture.pixels.shape)
+        figures = {"particles": float(len(rows)), **lost}
+        if not len(rows):
+            return Outcome({}, figures, ("no particles",))
+        pixel_size_A = self.params.angpix or item.settings["optics"]["pixel_size_A"]
+        recipe = self._recipe()
+        pixel_size_A *= recipe.box_px / recipe.image_px
+        shown: list[np.ndarray] = []
+        dtype = np.float16 if self.params.float16 else np.float32
+        with StackWriter(item.stem + STACK, len(rows), recipe.image_px, pixel_size_A, dtype) as writer:
+            for images in self._images(picture.pixels, chosen, rows, recipe):
+                writer.append(images)
+                shown += list(images[: SHOWN - len(shown)])
+        self._write_table(item, chosen)
+        return Outcome({}, figures, thumbnail=self._draw(item, np.stack(shown)))
+
+    def _recipe(self) -> Recipe:
+        from polarice.extract.background import Background, default_radius_px
+        from polarice.extract.images import Recipe
+
+        p = self.params
+        assert p.box is not None
+        size = p.scale or p.box
+        background = Background(p.bg_radius or default_radius_px(size), p.ramp, p.white_dust, p.black_dust)
+        return Recipe(p.box, size, p.invert, background if p.norm else None)
+
+    def _chosen(self, found: Coordinates, shape: tuple[int, ...]) -> tuple[Coordinates, dict[str, float], np.ndarray]:
+        """What is extracted, how many are not and why, and the rows of the file that are."""
+        from polarice.extract.boxes import inside, touching
+
+        assert self.params.box is not None
+        size = (shape[0], shape[1])
+        good = np.ones(len(found.xy_px), bool)
+        if self.params.min_score is not None and found.scores is not None:
+            good = found.scores >= self.params.min_score
+        touches = touching(found.xy_px, size, self.params.box)
+        whole = inside(found.xy_px, size, self.params.box)
+        counts = (good & touches & ~whole, good & ~touches, ~good)
+        rows = np.flatnonzero(good & (whole if self.params.whole else touches))
+        return found.take(rows), {name: float(n.sum()) for name, n in zip(LOST, counts, strict=True)}, rows
+
+    def _images(
+        self, pixels: np.ndarray, chosen: Coordinates, rows: np.ndarray, recipe: Recipe
+    ) -> Iterator[np.ndarray]:
+        from polarice.extract.images import images_of
+
+        for start in range(0, len(rows), BATCH):
+            part = slice(start, start + BATCH)
+            yield images_of(pixels, chosen.xy_px[part], recipe, seeds=rows[part].tolist())
+
+    def _write_table(self, item: Item, chosen: Coordinates) -> None:
+        from polarice.io.star import Block, write_star
+
+        write_star(item.stem + TABLE, [Block("particles", table=self._table(item, chosen))])
+
+    def _table(self, item: Item, chosen: Coordinates) -> Table:
+        from polarice.io.star import Table
+
+        n = len(chosen.xy_px)
+        columns: dict[str, Any] = {
+            "rlnCoordinateX": chosen.xy_px[:, 0],
+            "rlnCoordinateY": chosen.xy_px[:, 1],
+            "rlnImageName": [f"{row:06d}@{item.stem}{STACK}" for row in range(1, n + 1)],
+            "rlnMicrographName": [item.name] * n,
+            "rlnOpticsGroup": np.full(n, item.settings["group"]),
+        }
+        if chosen.scores is not None:
+            columns[SCORE] = chosen.scores
+        known = item.settings["columns"]
+        for label, default in FROM_MICROGRAPH.items():
+            if label in known or (default is not None and "rlnDefocusU" in known):
+                columns[label] = np.full(n, known.get(label, default), float)
+        return Table.of(columns)
+
+    def _draw(self, item: Item, images: np.ndarray) -> str:
+        from PIL import Image
+
+        from polarice.io.atomic import replacing
+        from polarice.jobs.report.montage import png_bytes, thumbnail
+
+        columns = 4
+        page = Image.new("L", (columns * SHOWN_PX, -(-len(images) // columns) * SHOWN_PX), 255)
+        for place, image in enumerate(images):
+            x, y = place % columns * SHOWN_PX, place // columns * SHOWN_PX
+            page.paste(thumbnail(image, image.shape[0] / 2, SHOWN_PX), (x, y))
+        with replacing(item.stem + PICTURE) as stream:
+            stream.write(png_bytes(page))
+        return item.stem + PICTURE

@@ -1,0 +1,264 @@
+"""`polarice pick`: particles in micrographs, by their size, by templates, or as others have picked them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, write_coordinates
+from polarice.io.micrographs import MicrographTable, read_micrographs, write_micrographs
+from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, items_of, tell, treat
+from polarice.jobs.params import as_dict, command_line, option
+from polarice.types import InputError, Optics
+
+if TYPE_CHECKING:
+    from polarice.pick.working import Working
+
+SUMMARY = "pick particles: by their size, by templates, or as another program has picked them"
+CANDIDATES, PICKS, PICTURE = "_candidates.star", "_autopick.star", "_autopick.png"
+BARE = "_small.png"  # the micrograph alone, for the picture
+DIRT = "polariceInDirt"
+CHANCE = "score of chance"
+COORDINATES = "rlnMicrographCoordinates"
+DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+AFTERWARDS = ("threshold", "keep_dirt", "best")  # options that choose among candidates, without a new search
+THUMBNAIL_PX = 420
+
+
+@dataclass(frozen=True)
+class Params(PerMicrograph):
+    """One way to pick; and what is kept of what was found."""
+
+    o: Path = option(Path("pick"), "folder for coordinates, micrographs.star and the report")
+    blob: bool = option(False, "by size alone: a Laplacian of a Gaussian, then the micrograph's own mean particle")
+    templates: Path | None = option(None, "by class averages: a stack (.mrcs), white particles", flags=("--ref",))
+    picks: Path | None = option(None, "others' picks: a folder, or a file (.star .box .cbox, Topaz .txt)")
+    particle_diameter: float | None = option(None, "diameter of the particle", unit="A", low=10, high=5000)
+    threshold: float | None = option(None, "least score; from what chance reaches in each micrograph", low=-1, high=1)
+    keep_dirt: bool = option(False, "keep particles on carbon, ice and other dirt")
+    best: int | None = option(None, "keep at most so many of a micrograph, those of the highest score", low=1)
+    white: bool = option(False, "particles are white in the micrographs")
+    psi_step: float = option(10.0, "step of the templates' angles", unit="deg", low=1, high=360)
+    templates_angpix: float | None = option(None, "pixel size of the templates; their header's", unit="A", low=0.05)
+    ctf: bool = option(True, "see the templates through each micrograph's CTF, where the table has it")
+    coordinate_scale: float = option(1.0, "multiply others' coordinates by this, of shrunken micrographs", low=1e-3)
+    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.05, flags=("--pixel-size",))
+
+
+def run(params: Params) -> None:
+    """Pick in all micrographs; raises InputError for what cannot be used."""
+    from polarice.jobs.provenance import write_job_json
+    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+
+    _check(params)
+    table = read_micrographs(params.micrographs)
+    items = _items(table, params)
+    inputs = [path for path in (params.micrographs, params.templates, params.picks) if path is not None]
+    write_job_json(params.o, "pick", as_dict(params), command_line("pick", params), inputs=inputs)
+    outcomes = treat(items, Picking(params), _farm(params))
+    done = cells_of(outcomes).rows
+    outcomes = [o if o.reason else _select(item, o, params) for item, o in zip(items, outcomes, strict=True)]
+    counts = [int(outcomes[row].figures["picked"]) for row in done]
+    _write_tables(table, done, items, params.o)
+    numbers = [("picked", f"{sum(counts):,}"), ("picked in a micrograph, median", f"{np.median(counts):.0f}")]
+    report = MicrographReport("pick", params, items, outcomes, text=_TEXT, numbers=numbers)
+    write_micrograph_report(params.o, report)
+    tell(outcomes, params.o)
+    print(f"{sum(counts)} particles picked")
+
+
+_TEXT = (
+    "Green: picked. Yellow: on dirt. Red: below the threshold. All candidates and their scores are kept: the same "
+    "command with another --threshold, --best or --keep-dirt chooses among them without a new search.",
+    "Scores are correlations, from -1 to 1. Unless a threshold is given, a particle is picked where it scores higher "
+    "than 95 % of the peaks in a picture of the same power spectrum with nothing but chance in it.",
+)
+
+
+def _check(params: Params) -> None:
+    ways = [flag for flag in ("blob", "templates", "picks") if getattr(params, flag)]
+    if len(ways) > 1:
+        raise InputError(f"--{ways[0]} and --{ways[1]} are two ways to pick; give one")
+    if not params.picks and params.particle_diameter is None:
+        raise InputError("--particle-diameter is needed: the particle's longest side, in Angstrom")
+    if params.templates:
+        _read_templates(params)
+
+
+def _farm(params: Params) -> Farm:
+    """Options that only choose among candidates are no reason to search again."""
+    inputs = [str(params.templates)] if params.templates else []
+    farm = Farm.of("pick", params, inputs=inputs)
+    searched = {name: value for name, value in farm.settings["params"].items() if name not in AFTERWARDS}
+    return replace(farm, settings={**farm.settings, "params": searched})
+
+
+def _items(table: MicrographTable, params: Params) -> list[Item]:
+    for number in np.unique(table.optics_of):
+        if not params.angpix and not params.picks and table.optics[number].pixel_size_A <= 0:
+            name = table.optics[number].name
+            raise InputError(f"{table.path}: optics group {name} has no pixel size; give it with --angpix")
+    params.o.mkdir(parents=True, exist_ok=True)
+    items = items_of(table, params.o)
+    if all(label in table.table for label in DEFOCUS):
+        labels = (*DEFOCUS, *(label for label in ("rlnPhaseShift",) if label in table.table))
+        columns = np.stack([table.table.numbers(label) for label in labels], axis=1).tolist()
+        items = [replace(i, settings={**i.settings, "ctf": row}) for i, row in zip(items, columns, strict=True)]
+    if params.picks:
+        files = coordinate_files(params.picks, table.names, params.o, params.coordinate_scale)
+        items = [replace(item, inputs=(file,) if file else ()) for item, file in zip(items, files, strict=True)]
+    return items
+
+
+def _write_tables(table: MicrographTable, done: Sequence[int], items: Sequence[Item], folder: Path) -> None:
+    """micrographs.star, and what RELION knows a picking job by: autopick.star (4, 5) and coords_suffix (3.1)."""
+    from polarice.io.atomic import replacing
+    from polarice.io.star import Block, Table, write_star
+
+    files = [items[row].stem + PICKS for row in done]
+    write_micrographs(folder / "micrographs.star", table.take(np.array(done)), {COORDINATES: files})
+    names = [table.names[row] for row in done]
+    pairs = Table.of({"rlnMicrographName": names, COORDINATES: files})
+    write_star(folder / "autopick.star", [Block("coordinate_files", table=pairs)])
+    with replacing(folder / "coords_suffix_autopick.star", "w") as stream:
+        stream.write(f"{folder / 'micrographs.star'}\n")
+
+
+def _select(item: Item, outcome: Outcome, params: Params) -> Outcome:
+    """Write the picks of one micrograph out of its candidates, and their picture."""
+    from polarice.io.star import read_star
+
+    table = read_star(item.stem + CANDIDATES).blocks[0].table
+    found = read_coordinates(item.stem + CANDIDATES)
+    scores = np.zeros(len(found.xy_px)) if found.scores is None else found.scores
+    dirty = table.numbers(DIRT) > 0 if table is not None and DIRT in table else np.zeros(len(scores), bool)
+    level = params.threshold if params.threshold is not None else outcome.figures.get(CHANCE, -np.inf)
+    clean = np.ones(len(scores), bool) if params.keep_dirt else ~dirty
+    picked = clean & (scores >= level)
+    if params.best is not None:
+        rank = np.argsort(np.argsort(-np.where(picked, scores, -np.inf), kind="stable"), kind="stable")
+        picked &= rank < params.best
+    write_coordinates(item.stem + PICKS, found.take(np.flatnonzero(picked)))
+    thumbnail = _draw(item, found.xy_px, np.where(picked, 1, np.where(dirty & (scores >= level), 2, 0)), outcome)
+    figures = {"picked": float(picked.sum()), "on dirt": float((dirty & (scores >= level)).sum()), **outcome.figures}
+    return replace(outcome, figures=figures, thumbnail=thumbnail)
+
+
+def _draw(item: Item, xy_px: np.ndarray, kind: np.ndarray, outcome: Outcome) -> str:
+    """Circles about candidates: 0 red, 1 green, 2 yellow."""
+    from PIL import Image, ImageDraw
+
+    from polarice.io.atomic import replacing
+    from polarice.jobs.report.montage import png_bytes
+
+    picture = Image.open(item.stem + BARE).convert("RGB")
+    scale = outcome.figures["shrunken to"]
+    radius = max(2.0, outcome.figures["diameter (px)"] / 2 * scale)
+    draw = ImageDraw.Draw(picture)
+    for (x, y), each in zip(xy_px * scale, kind, strict=True):
+        colour = ((205, 60, 60), (40, 200, 80), (235, 200, 30))[each]
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour)
+    with replacing(item.stem + PICTURE) as stream:
+        stream.write(png_bytes(picture))
+    return item.stem + PICTURE
+
+
+def _read_templates(params: Params) -> tuple[np.ndarray, float]:
+    """Templates (n, N, N) that are not empty, and their pixel size."""
+    from polarice.io.mrc import open_stack, read_header
+
+    assert params.templates is not None
+    stack = open_stack(params.templates).astype(np.float32)
+    pixel_size_A = params.templates_angpix or read_header(params.templates).pixel_size_A
+    if pixel_size_A <= 0:
+        raise InputError(f"{params.templates} does not say its pixel size; give it with --templates-angpix")
+    if stack.shape[1] != stack.shape[2]:
+        raise InputError(f"{params.templates}: images of {stack.shape[2]} x {stack.shape[1]} pixels are not square")
+    kept = stack[np.isfinite(stack).all((1, 2)) & (np.ptp(stack, axis=(1, 2)) > 0)]
+    if not len(kept):
+        raise InputError(f"{params.templates}: all templates are empty")
+    return kept, pixel_size_A
+
+
+@dataclass(frozen=True)
+class Picking:
+    """Searches one micrograph: writes STEM_candidates.star, and the micrograph small."""
+
+    params: Params
+    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # templates, read once a process
+
+    def __call__(self, item: Item) -> Outcome:
+        from polarice.io.pictures import read_picture
+
+        pixels = read_picture(item.file).pixels
+        if self.params.picks:
+            return self._others(item, pixels)
+        from polarice.pick.search import find
+        from polarice.pick.working import working_copy
+
+        optics = Optics(**item.settings["optics"])
+        pixel_size_A = self.params.angpix or optics.pixel_size_A
+        diameter_A = self.params.particle_diameter or 0.0
+        if diameter_A / pixel_size_A > min(pixels.shape) / 2:
+            raise InputError(
+                f"{item.file}: less than two particle diameters wide; check --particle-diameter and --angpix"
+            )
+        working = working_copy(pixels, pixel_size_A, diameter_A, dark=not self.params.white)
+        found = find(working, self._kernels(working, optics, item.settings), self._device())
+        more = {DIRT: found.in_dirt.astype(np.int64)}
+        write_coordinates(item.stem + CANDIDATES, Coordinates(found.xy_px, found.scores), more)
+        figures = {CHANCE: found.chance, "candidates": float(len(found.scores))}
+        return Outcome({}, {**figures, **self._small(item, pixels, diameter_A / pixel_size_A)})
+
+    def _others(self, item: Item, pixels: np.ndarray) -> Outcome:
+        if not item.inputs:
+            raise InputError(f"{item.name}: {self.params.picks} has no coordinates for it")
+        found = read_coordinates(item.inputs[0])
+        size = np.array(pixels.shape[::-1])
+        inside = ((found.xy_px >= 0) & (found.xy_px < size)).all(axis=1)
+        remarks = (f"{(~inside).sum()} coordinates lie outside of the micrograph",) if not inside.all() else ()
+        found = found.take(np.flatnonzero(inside))
+        write_coordinates(item.stem + CANDIDATES, found)
+        optics = Optics(**item.settings["optics"])
+        diameter_px = (self.params.particle_diameter or 0) / (self.params.angpix or optics.pixel_size_A or 1)
+        figures = {"candidates": float(len(found.xy_px)), **self._small(item, pixels, diameter_px or max(size) / 40)}
+        return Outcome({}, figures, remarks)
+
+    def _kernels(self, working: Working, optics: Optics, settings: Mapping[str, Any]) -> np.ndarray | None:
+        if not self.params.templates:
+            return None
+        from polarice.pick.blob import REACH
+        from polarice.pick.templates import kernels_of, seen_through
+        from polarice.types import CTFParameters
+
+        if "templates" not in self.cache:
+            self.cache["templates"] = _read_templates(self.params)
+        templates, pixel_size_A = self.cache["templates"]
+        if self.params.ctf and "ctf" in settings:
+            terms = [*settings["ctf"], 0.0][:4]
+            parameters = CTFParameters(*(np.array([term]) for term in (*terms, 0.0, 1.0)))
+            templates = seen_through(templates, replace(optics, pixel_size_A=pixel_size_A), parameters)
+        shrink = working.pixel_size_A / pixel_size_A
+        return kernels_of(templates, shrink, REACH * working.diameter_px, self.params.psi_step)
+
+    def _device(self) -> str:
+        import torch
+
+        if self.params.device == "cpu":
+            return "cpu"
+        if self.params.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: no CUDA device is to be found here; --device cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _small(self, item: Item, pixels: np.ndarray, diameter_px: float) -> dict[str, float]:
+        """Write the micrograph small; how small, and how wide a particle is, for the circles."""
+        from polarice.io.atomic import replacing
+        from polarice.jobs.report.micrographs import thumbnail_png
+
+        with replacing(item.stem + BARE) as stream:
+            stream.write(thumbnail_png(pixels, THUMBNAIL_PX))
+        return {"shrunken to": 1 / max(1, max(pixels.shape) // THUMBNAIL_PX), "diameter (px)": diameter_px}
