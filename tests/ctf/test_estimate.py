@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.ctf.rings import OPTICS, micrograph
 
+from ctf.rings import OPTICS, micrograph
 from polarice.ctf import ctf
 from polarice.ctf.estimate import Fit, Rings, Search, estimate
 from polarice.ctf.quality import judge

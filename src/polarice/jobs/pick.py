@@ -74,8 +74,8 @@ def run(params: Params) -> None:
 _TEXT = (
     "Green: picked. Yellow: on dirt. Red: below the threshold. All candidates and their scores are kept: the same "
     "command with another --threshold, --best or --keep-dirt chooses among them without a new search.",
-    "Scores are correlations, from -1 to 1. Unless a threshold is given, a particle is picked where it scores higher "
-    "than 95 % of the peaks in a picture of the same power spectrum with nothing but chance in it.",
+    "Scores are correlations, from -1 to 1. Unless a threshold is given, it is, in each micrograph, where no more "
+    "than one in ten is to be expected in a picture of the same power spectrum with nothing but chance in it.",
 )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import maximum_filter
+from scipy.spatial import cKDTree
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,33 @@ class Peaks:
 
 
 def peaks_of(scores: np.ndarray, apart_px: float) -> Peaks:
-    """Pixels that are the highest within `apart_px`, their places refined by a parabola along x and y."""
-    reach = max(1, int(apart_px))
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    near = x * x + y * y <= max(apart_px, 1.0) ** 2
-    y, x = np.nonzero(scores == maximum_filter(scores, footprint=near, mode="constant", cval=-np.inf))
+    """Local maxima, the highest first, none within `apart_px` of a higher one that is kept.
+
+    Their places are refined by a parabola along x and y.
+    """
+    side = 2 * max(1, int(apart_px / 2)) + 1
+    y, x = np.nonzero(scores == maximum_filter(scores, side, mode="constant", cval=-np.inf))
+    order = np.argsort(-scores[y, x], kind="stable")
+    y, x = y[order], x[order]
+    kept = _apart(np.stack([x, y], axis=1).astype(float), apart_px)
+    y, x = y[kept], x[kept]
     padded = np.pad(scores.astype(np.float64), 1, mode="edge")
     middle = padded[y + 1, x + 1]
     dx = _vertex(padded[y + 1, x], middle, padded[y + 1, x + 2])
     dy = _vertex(padded[y, x + 1], middle, padded[y + 2, x + 1])
-    order = np.argsort(-middle, kind="stable")
-    return Peaks(np.stack([x + dx, y + dy], axis=1)[order], middle[order])
+    return Peaks(np.stack([x + dx, y + dy], axis=1), middle)
+
+
+def _apart(xy: np.ndarray, apart_px: float) -> np.ndarray:
+    """(n,) bool: going through (n, 2) places in their order, those not within `apart_px` of one kept before."""
+    kept = np.ones(len(xy), bool)
+    near: dict[int, list[int]] = {}
+    for first, second in cKDTree(xy).query_pairs(apart_px) if len(xy) else ():
+        near.setdefault(min(first, second), []).append(max(first, second))
+    for i in sorted(near):
+        if kept[i]:
+            kept[near[i]] = False
+    return kept
 
 
 def _vertex(before: np.ndarray, middle: np.ndarray, after: np.ndarray) -> np.ndarray:
