@@ -108,7 +108,8 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
         if params.scratch is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise InputError(
-            f"--scratch {params.scratch}: {error.strerror}; name another folder, or go on without"
+            f"--scratch {params.scratch}: {error.strerror}; name another folder, or none, and go on: "
+            f"{resume.go_on_command(job, params.o)}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
