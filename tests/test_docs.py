@@ -16,6 +16,7 @@ from polarice.cli import COMMANDS, command_of, load, main, markdown, parse
 from polarice.io.particles import read_particles, write_particles
 from polarice.jobs import JOBS
 from polarice.jobs.params import check, options_of
+from polarice.jobs.workflow import read_steps
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -62,6 +63,15 @@ def test_readme_shows_the_two_commands_and_every_job():
         assert any(each.startswith(f"polarice {name}") for each in shown) or name == "demo"
 
 
+def workflow_of_readme() -> str:
+    return re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+
+
+def test_the_readme_s_workflow_is_understood(tmp_path):
+    (tmp_path / "workflow.toml").write_text(workflow_of_readme())
+    assert [step.name for step in read_steps(tmp_path / "workflow.toml")] == ["align2d", "classes"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_are_there(page):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
@@ -82,7 +92,12 @@ def typed(tmp_path_factory):
         for _, name, *words in commands(ROOT / "README.md", "polarice"):
             if name == "bench":  # minutes of work; tests/test_bench.py has smaller ones
                 continue
-            if name == "simulate":
+            if name == "run":
+                small = "threads = 1\niter = 2"
+                Path(words[0]).write_text(
+                    re.sub("threads = .*", small, workflow_of_readme()).replace("k = 100", "k = 3")
+                )
+            elif name == "simulate":
                 words += ["--particles", "50"]
             elif "--continue" in words:
                 words += ["--iter", str(next(iterations))]
@@ -96,6 +111,7 @@ def test_readme_commands_run_as_they_are_typed(typed):
     assert len(read_particles(typed / "Class2D/job001/run_it004_data.star", typed).particles) == 79
     assert len(read_particles(typed / "Align2D/job002/run_it002_data.star", typed).particles) == 79
     assert (typed / "Class2D/job001/report.html").exists()
+    assert len(read_particles(typed / "classes/run_it002_data.star", typed).particles) == 79
     assert len(np.load(typed / "simulated/truth.npz")["quat"]) == 50
 
 

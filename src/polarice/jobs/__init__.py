@@ -13,6 +13,7 @@ JOBS: dict[str, str] = {
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
     "simulate": "polarice.jobs.simulate",
+    "run": "polarice.jobs.workflow",
     "demo": "polarice.jobs.demo",
 }
 
