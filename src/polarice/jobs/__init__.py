@@ -12,6 +12,7 @@ from types import ModuleType
 JOBS: dict[str, str] = {
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
+    "sml": "polarice.jobs.sml",
     "simulate": "polarice.jobs.simulate",
     "demo": "polarice.jobs.demo",
 }

@@ -69,7 +69,7 @@ def continued(job: str, params: P) -> P:
         raise InputError(f"{folder / NAME}: parameters that make no sense ({error}); start anew") from error
     _require_same(params, old)
     _require_inputs(folder, saved)
-    given = {name: getattr(params, name) for name in ANEW if getattr(params, name) not in (None, "auto")}
+    given = {name: getattr(params, name) for name in ANEW if getattr(params, name, None) not in (None, "auto")}
     params = replace(old, continue_=named, **given)
     _require_iterations_left(job, params)
     return params
