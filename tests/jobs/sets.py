@@ -29,12 +29,13 @@ class ParticleSet:
     noise_sd: float = 0.5
     ctf: bool = True
     seed: int = 0
+    phantoms: int = PHANTOMS
     columns: dict[str, Any] = field(default_factory=dict)  # further columns of the table, (n,) each
 
     @property
     def label(self) -> np.ndarray:
         """(n,) which phantom each particle shows."""
-        return np.arange(self.n) % PHANTOMS
+        return np.arange(self.n) % self.phantoms
 
     def pose(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """psi (n,) degrees and shift (n, 2) px: what the generator of the images gives first."""
@@ -48,7 +49,7 @@ class ParticleSet:
     def images(self) -> np.ndarray:
         """(n, N, N) float32."""
         rng = np.random.default_rng(self.seed)
-        phantoms = [Blobs.random(0.26 * self.box_px, 10 + s) for s in range(PHANTOMS)]
+        phantoms = [Blobs.random(0.26 * self.box_px, 10 + s) for s in range(self.phantoms)]
         psi, shift = self.pose(rng)
         clean = np.stack([phantoms[c].image(self.box_px, a, t) for c, a, t in zip(self.label, psi, shift, strict=True)])
         if self.ctf:

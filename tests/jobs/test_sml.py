@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from jobs.runs import STOPPED_BY_CRASH, Ended, assert_same_files, crash, polarice, stub_report
-from jobs.sets import ParticleSet, purity
+from jobs.sets import PIXEL_A, ParticleSet, purity
 from polarice.io.mrc import open_stack
+from polarice.io.particles import pose_columns
 from polarice.io.star import read_star
 from polarice.jobs.report import read_history
+from polarice.types import Pose2D
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=1.0)
 RUN = "sml aligned/particles.star --k 4x5 --iter 6 --write-every 3 --particle-diameter 70 --threads 1"
@@ -27,7 +29,7 @@ def aligned(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sml") / "aligned"
     folder.mkdir()
     SET.write(folder)
-    SET.write_table(folder, **SET.aligned())
+    SET.write_table(folder, **{**SET.aligned(), "rlnClassNumber": np.ones(SET.n, int)})
     return folder
 
 
@@ -120,6 +122,7 @@ def test_empty_nodes_are_named_and_are_not_black(place):
 
 @pytest.mark.parametrize("words", ["--k 20x1", "--k 3x3x2", "--k 16 --start classes", "--k 16 --start random"])
 def test_other_grids_and_starts(place, words):
+    SET.write_table(Path("aligned"), **SET.aligned())  # with classes
     ended = polarice(f"{RUN} --o out {words}")
     assert ended.code == 0, ended.err
     axes = {"--k 20x1": 1, "--k 3x3x2": 3}.get(words, 2)
@@ -141,6 +144,27 @@ def test_hard_averages_are_those_of_the_particles(place):
     fullest = int(counts.argmax())
     assert 0.5 < np.corrcoef(averages[fullest].ravel(), soft[fullest].ravel())[0, 1] < 0.9999
     assert model.table("model_classes").numbers("rlnEstimatedResolution")[fullest] < 30
+
+
+def test_classes_are_brought_into_register(place):
+    """The same particle in four classes of arbitrary frames: their angles come back to one frame."""
+    one = ParticleSet(n=160, box_px=32, noise_sd=0.5, phantoms=1)
+    one.write(Path("aligned"))
+    psi, shift = one.pose(np.random.default_rng(one.seed))
+    class_of = np.arange(one.n) % 4
+    frame = np.array([0.0, 70.0, 200.0, 310.0])[class_of]
+    columns = pose_columns(Pose2D(class_of.astype(np.int32), psi - frame, shift), PIXEL_A)
+    one.write_table(Path("aligned"), **columns)
+    assert polarice(f"{RUN} --o out --k 2x2").code == 0
+    assert polarice(f"{RUN} --o anyhow --k 2x2 --no-register").code == 0
+    off = {}
+    for folder in ("out", "anyhow"):
+        z = np.exp(1j * np.deg2rad(-column(folder, "rlnAnglePsi") - psi))
+        off[folder] = np.rad2deg(np.abs(np.angle(z * np.exp(-1j * np.angle(z.mean())))))
+    assert off["out"].max() < 3 and np.median(off["anyhow"]) > 30
+    frames = read_star("out/register.star").table("classes")
+    assert frames.integers("rlnClassNumber").tolist() == [1, 2, 3, 4]
+    assert frames.numbers("rlnParticleFigureOfMerit").min() > 0.9
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -174,7 +198,6 @@ def test_grids_that_make_no_sense(place, words, message):
 
 
 def test_a_start_by_classes_needs_classes(place):
-    SET.write_table(Path("aligned"), **{**SET.aligned(), "rlnClassNumber": np.ones(SET.n, int)})
     refused(polarice(f"{RUN} --o out --start classes"), "--start classes needs classes (rlnClassNumber)")
 
 

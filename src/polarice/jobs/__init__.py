@@ -13,6 +13,7 @@ JOBS: dict[str, str] = {
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
     "sml": "polarice.jobs.sml",
+    "deep2d": "polarice.jobs.deep2d",
     "simulate": "polarice.jobs.simulate",
     "demo": "polarice.jobs.demo",
 }

@@ -34,7 +34,7 @@ def map_particles(job: str, params: Any) -> None:
     device = device_of(params)
     table, images = open_particles(params, device)
     require_poses(table)
-    _warn_of_few(table, params)
+    warn_of_few(len(table.particles), params.classes)
     carry_out(
         job,
         params,
@@ -53,8 +53,8 @@ def require_poses(table: ParticleTable) -> None:
         raise InputError(f"{table.path}: all angles and origins are 0: the particles are not aligned; run {aligned}")
 
 
-def _warn_of_few(table: ParticleTable, params: Any) -> None:
-    n, k = len(table.particles), params.classes
+def warn_of_few(n: int, k: int) -> None:
+    """Say what to expect of k nodes for n particles, where those are few."""
     if FEWEST_PER_NODE * k > n:
         print(
             f"warning: {k} nodes for {n} particles: most will hold fewer than {FEWEST_PER_NODE}, many none; the map "

@@ -29,6 +29,9 @@ class MapJob(ParticleJob):
     start: Literal["pca", "classes", "random"] = option(
         "pca", "lay the map out by the images' principal components, by the classes of the table, or at random"
     )
+    register: bool = option(
+        True, "turn and shift the table's classes, each of which has a frame of its own, into register first"
+    )
     average: Literal["soft", "hard"] = option(
         "soft", "averages in the results: the map's own, or of the particles whose best node each one is"
     )
