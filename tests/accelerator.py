@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,9 +54,19 @@ class _Lists(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.tensor and kwargs.get("device") is not None:
             return func(*args, **{**kwargs, "device": CPU}).to(kwargs["device"])
+        if func is torch.Tensor.new_tensor and isinstance(args[0], Far):
+            return func(args[0].near, *args[1:], **kwargs).to(DEVICE)
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            return func(args[0], _index(args[1]), *args[2:])
         if func is torch.Tensor.tolist:
             return func(args[0].cpu())
         return func(*args, **kwargs)
+
+
+def _index(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(_index(each) for each in index)
+    return torch.as_tensor(index) if isinstance(index, list | np.ndarray) else index
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from types import ModuleType
 JOBS: dict[str, str] = {
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
+    "sml": "polarice.jobs.sml",
+    "deep2d": "polarice.jobs.deep2d",
     "simulate": "polarice.jobs.simulate",
     "run": "polarice.jobs.workflow",
     "demo": "polarice.jobs.demo",

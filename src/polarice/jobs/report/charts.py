@@ -32,7 +32,7 @@ WIDTH = 10.6  # inches, of a full-width chart
 
 def convergence(history: Sequence[Row]) -> Figure:
     """Six curves over the iterations: likelihood, certainty, changes of class, resolution, angle and shift."""
-    figure, axes = _panels(2, 3, height=5.2)
+    figure, axes = panels(2, 3, height=5.2)
     _curve(axes[0], history, "log_likelihood", "log likelihood per particle")
     _curve(axes[1], history, "max_probability", "mean largest probability")
     _curve(axes[2], history, "changed_class", "changed class (%)", scale=100)
@@ -52,7 +52,7 @@ def convergence(history: Sequence[Row]) -> Figure:
 
 def classes_in_use(history: Sequence[Row]) -> Figure:
     """Classes with particles, their effective number, and how many particles each iteration looked at."""
-    figure, axes = _panels(1, 2, height=2.7)
+    figure, axes = panels(1, 2, height=2.7)
     _curve(axes[0], history, "classes_in_use", "classes", label="with particles")
     _curve(axes[0], history, "effective_classes", "", label="effective number", colour=2)
     _curve(axes[0], history, "classes", "", label="asked for", colour=LIMIT)
@@ -67,7 +67,7 @@ def classes_in_use(history: Sequence[Row]) -> Figure:
 
 def occupancy(entries: Sequence[Entry]) -> Figure:
     """Particles per class, the fullest first; bars named by class number while there is room for names."""
-    figure, (axis,) = _panels(1, 1, height=2.8)
+    figure, (axis,) = panels(1, 1, height=2.8)
     counts = [entry.count for entry in entries]
     places = np.arange(1, len(counts) + 1)
     if len(counts) <= 60:
@@ -89,7 +89,7 @@ def occupancy(entries: Sequence[Entry]) -> Figure:
 
 def poses(psi_deg: np.ndarray, origin_A: np.ndarray) -> Figure:
     """Histograms of rlnAnglePsi in degrees, and of the two shifts and their length in Angstrom."""
-    figure, axes = _panels(1, 3, height=2.7)
+    figure, axes = panels(1, 3, height=2.7)
     wrapped = (np.asarray(psi_deg) + 180) % 360 - 180
     axes[0].hist(wrapped, bins=72, range=(-180, 180), color=COLOURS[0])
     axes[0].set_xlabel("in-plane angle rlnAnglePsi (°)")
@@ -114,7 +114,7 @@ def spectra(
 
     noise_power is (G, S) and ssnr (K, S) over Fourier shells, `box_A` the box's width in Angstrom.
     """
-    figure, axes = _panels(1, 2, height=3.1)
+    figure, axes = panels(1, 2, height=3.1)
     frequency = np.arange(noise_power.shape[1]) / box_A
     for place, (power, name) in enumerate(zip(noise_power, names, strict=True)):
         axes[0].plot(frequency[1:], _positive(power)[1:], color=COLOURS[place % 6], linewidth=1.4, label=name)
@@ -162,7 +162,7 @@ def _over_classes(statistic: Callable[..., Any], rows: np.ndarray) -> np.ndarray
 
 def times(history: Sequence[Row]) -> Figure:
     """Seconds of every iteration, stacked by step, and the share of each step in the whole."""
-    figure, axes = _panels(1, 2, height=2.8, widths=(2.6, 1))
+    figure, axes = panels(1, 2, height=2.8, widths=(2.6, 1))
     numbers = np.array([row["number"] for row in history], np.float64)
     below = np.zeros(len(history))
     totals = {}
@@ -210,7 +210,7 @@ def write_png(path: str | os.PathLike[str], figure: Figure) -> None:
         figure.savefig(stream, format="png", dpi=130, facecolor="white")
 
 
-def _panels(
+def panels(
     rows: int, columns: int, *, height: float, widths: tuple[float, ...] | None = None
 ) -> tuple[Figure, list[Axes]]:
     """A figure of the page's width and its panels in reading order."""
