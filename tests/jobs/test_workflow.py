@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from jobs.runs import Ended, polarice, stub_report
+from jobs.sets import PIXEL_A, ParticleSet, purity
 from polarice import jobs
+from polarice.io.mrc import write_stack
 from polarice.io.star import read_star
 from polarice.jobs import workflow
 from polarice.jobs.params import argument, option
@@ -178,6 +180,8 @@ def test_watching_begins_before_anything_is_there(ran, monkeypatch):
         ('[[step]]\njob = "join"\ntables = "a.star"\nthreads = "many"', "wrong type"),
         ('[[step]]\njob = "join"\ntables = "{later}/x"', "{later}/x: not the name of a step before"),
         ('[[step]]\njob = "join"\nname = "../x"\ntables = "a.star"', "letters, digits"),
+        ('[[step]]\njob = "join"\ntables = "a.star"\nupdate = 3', "of a job that can begin with classes"),
+        ('[[step]]\njob = "class2d"\nparticles = "a.star"\nupdate = "x"', "update = ...: a number"),
         (CHAIN.replace('"second"', '"first"'), "step 2 (first): a step before is called so"),
         (CHAIN.replace("threads", "thraeds"), "no step has an option thraeds"),
         (CHAIN.replace('"?.star"', '"none*.star"'), "step first: none*.star: no file is called so"),
@@ -186,6 +190,10 @@ def test_watching_begins_before_anything_is_there(ran, monkeypatch):
 def test_what_is_wrong_is_told_before_the_work_starts(ran, text, said):
     ended = go(text)
     assert ended.code == 2 and said in ended.err and ran == []
+
+
+def numbers(folder: str, last: str) -> np.ndarray:
+    return read_star(f"{folder}/{last}_data.star").table("particles").integers("rlnClassNumber")
 
 
 CLASSES = """
@@ -221,5 +229,31 @@ def test_classes_go_on_where_they_were_stopped_and_old_ones_are_kept(tmp_path, m
     assert Path("classes/run_it003_data.star").read_bytes() == whole
     assert go(text.replace("k = 3", "k = 2")).code == 0
     assert Path("classes.1/run_it003_data.star").read_bytes() == whole
-    numbers = read_star("classes/run_it003_data.star").table("particles").integers("rlnClassNumber")
-    assert set(np.unique(numbers)) <= {1, 2}
+    assert set(np.unique(numbers("classes", "run_it003"))) <= {1, 2}
+
+
+def test_more_particles_update_the_classes_that_there_are(tmp_path, monkeypatch):
+    """Class c stays class c: particles that were there keep their classes, mostly, which a new run would shuffle."""
+    monkeypatch.chdir(tmp_path)
+    stub_report(monkeypatch)
+    whole = ParticleSet(n=400)
+    images = whole.images()
+    (tmp_path / "set").mkdir()
+
+    def written(n: int) -> None:
+        part = ParticleSet(n=n)
+        names = [f"{i + 1:06d}@set/stack.mrcs" for i in range(n)]
+        write_stack(tmp_path / "set/stack.mrcs", images, PIXEL_A)
+        columns = {name: values[:n] for name, values in whole.table().items()}
+        part.write_table(tmp_path / "set", **{**columns, "rlnImageName": names})
+
+    text = '[[step]]\njob = "class2d"\nparticles = "set/particles.star"\nk = 4\niter = 10\nthreads = 1\nupdate = 4\n'
+    written(300)
+    assert go(text).code == 0
+    before = numbers("class2d", "run_it010")
+    written(400)
+    ended = go(text)
+    assert ended.code == 0 and "begins with the classes that it had, now in class2d.1" in ended.out
+    after = numbers("class2d", "run_it004")
+    assert len(after) == 400 and (after[:300] == before).mean() > 0.8
+    assert purity(after - 1, whole.label) > purity(before - 1, whole.label[:300]) - 0.05

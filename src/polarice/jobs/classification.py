@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,9 @@ class Classification(ParticleJob):
     offset_step: float = option(
         1.0, "step of the shifts; twice it at first, half of it in the last two iterations", unit="px", low=0.1, high=10
     )
+    ref: Path | None = option(
+        None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
+    )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
 
@@ -65,6 +69,8 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
     params = settled(job, params, iterations)
     table, images = open_particles(params, device_of(params))
     _require_search(params, images.preparation.box_px)
+    if params.ref is not None:
+        known_classes(images, params)
     carry_out(
         job,
         params,
@@ -190,34 +196,59 @@ def told(iteration: Iteration) -> str:
 def first_state(
     images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise_power: np.ndarray, params: Any
 ) -> State[Averages]:
-    """Before the first iteration: references that are averages of random particles, nothing assigned."""
+    """Before the first iteration, nothing assigned: averages of random particles, or the classes of --ref."""
     import torch
 
     from polarice.align.loop import State
+
+    noise = torch.from_numpy(noise_power).to(images.device)
+    known_px = images.particles.pose.shift_px
+    shift_sigma_px = float(np.hypot(FIRST_SHIFT_SIGMA_PX, np.sqrt(np.mean(known_px[rows] ** 2))))
+    if params.ref is None:
+        model = _random_classes(images, schedule, rows, noise, params)
+    else:
+        model = replace(known_classes(images, params), noise_power=noise)
+    n = len(images)
+    unknown = replace(Pose2D.unknown(n), shift_px=known_px.copy())
+    nothing = Assignment(unknown, np.zeros(n), np.zeros(n, np.float32), np.zeros(n, np.int32))
+    return State(0, replace(model, shift_sigma_px=shift_sigma_px), nothing, np.rint(unknown.shift_px))
+
+
+def _random_classes(
+    images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise: torch.Tensor, params: Any
+) -> Averages:
     from polarice.align.model import Prior
     from polarice.align.polar import PolarBasis
     from polarice.align.prepare import MASK_EDGE_PX
     from polarice.align.survey import random_sums
     from polarice.references.averages import Averages
 
-    preparation = images.preparation
-    step = schedule.step(1)
+    preparation, step = images.preparation, schedule.step(1)
     radius_px = min(preparation.box_px / 2, preparation.radius_px + MASK_EDGE_PX / 2)
     slack_px = step.shift_range_px + step.shift_step_px  # the loop widens it
     basis = PolarBasis(preparation.box_px, radius_px, step.whole_rings(step.ramp_px), slack_px, images.device)
-    noise = torch.from_numpy(noise_power).to(images.device)
-    known_px = images.particles.pose.shift_px[rows]
-    shift_sigma_px = float(np.hypot(FIRST_SHIFT_SIGMA_PX, np.sqrt(np.mean(known_px**2))))
-    empty = Averages.empty(basis, step.references, noise, shift_sigma_px, preparation.mask_fraction)
+    empty = Averages.empty(basis, step.references, noise, FIRST_SHIFT_SIGMA_PX, preparation.mask_fraction)
     sums = random_sums(images, basis, step.references, empty.ring_noise, (rows, params.seed, SURVEY_BATCH))
-    n = len(images)
-    unknown = replace(Pose2D.unknown(n), shift_px=images.particles.pose.shift_px.copy())
-    nothing = Assignment(unknown, np.zeros(n), np.zeros(n, np.float32), np.zeros(n, np.int32))
-    model = replace(
-        empty.maximize(sums, Prior(params.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px)),
-        shift_sigma_px=shift_sigma_px,
-    )
-    return State(0, model, nothing, np.rint(unknown.shift_px))
+    return empty.maximize(sums, Prior(params.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
+
+
+def known_classes(images: ParticleImages, params: Any) -> Averages:
+    """The classes at the end of the run in --ref. Raises InputError where they do not suit the particles and --k."""
+    from polarice.jobs.checkpoint import checkpoints, read_checkpoint
+
+    done = checkpoints(params.ref)
+    if not done:
+        raise InputError(f"--ref {params.ref}: holds no iteration of align2d or class2d; give the folder of such a run")
+    model = read_checkpoint(params.ref, done[-1], images.device).model
+    box = images.preparation.box_px
+    if model.basis.box_px != box:
+        raise InputError(f"--ref {params.ref}: classes of {model.basis.box_px} px, particles of {box}; rescale these")
+    if len(model.weights) != params.k:
+        raise InputError(
+            f"--ref {params.ref}: has {len(model.weights)} classes, --k asks for {params.k}; ask for as many"
+        )
+    basis = replace(model.basis, r_max=min(model.basis.r_max, last_ring(images, params)))
+    return replace(model.on(basis), mask_fraction=images.preparation.mask_fraction)
 
 
 def iteration_of(turn: Turn[Averages], images: ParticleImages, rows: np.ndarray) -> Iteration:
@@ -282,4 +313,5 @@ def _schedule(images: ParticleImages, params: Any, particles: int, growing_batch
         offset_step_px=params.offset_step,
         psi_step_deg=params.psi_step,
         growing_batches=growing_batches,
+        grown=params.ref is not None,
     )

@@ -14,8 +14,9 @@
     k = 50
 
 A step is done when it ended well with the same options and the same files. Where these have changed, a job of many
-iterations (class2d) starts in a new folder, and the old one is kept beside it as NAME.1, NAME.2 and so on; jobs that
-treat one micrograph after another find out for themselves which of them are missing.
+iterations (class2d) starts in a new folder, and the old one is kept beside it as NAME.1, NAME.2 and so on. With
+`update = 10` in its table it begins with the classes that it had, where only its files have changed (more particles
+have come), and takes ten iterations. Jobs that treat one micrograph after another find out what is missing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SUMMARY = "run a chain of jobs from one file, again only what has changed"
 STATE = ".{stem}_done.json"  # beside the workflow's file
 SETTLED_S = 10.0  # files that changed more recently may still be written
 _ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch")  # say where and how fast, not what
-_NOT_OPTIONS = ("job", "name")
+_NOT_OPTIONS = ("job", "name", "update")
 _RESERVED = ("o", "continue_")
 
 
@@ -64,6 +65,7 @@ class Step:
     name: str  # of the step, and of its folder
     job: str
     options: Mapping[str, Any]  # as the file has them, {NAME} filled in
+    update: int | None = None  # iterations from the classes of before, where only files have changed
 
     @property
     def module(self) -> ModuleType:
@@ -81,6 +83,8 @@ class Step:
         for field in self.options:
             if field in _RESERVED or field not in known:
                 raise InputError(f"{field.rstrip('_')}: {self.job} has no such option here")
+        if self.update is not None and (type(self.update) is not int or self.update < 1 or "ref" not in known):
+            raise InputError("update = ...: a number of iterations, of a job that can begin with classes (class2d)")
         for each in known.values():
             if each.positional and not each.optional and each.field not in self.options:
                 raise InputError(f"{each.flag} is missing: {each.help}")
@@ -148,7 +152,7 @@ def _step(table: Mapping[str, Any], shared: Mapping[str, Any], before: Sequence[
     fields = {each.field for each in options_of(jobs.load(job).Params)}
     given = {_field(key): value for key, value in table.items() if key not in _NOT_OPTIONS}
     usual = {_field(key): value for key, value in shared.items() if _field(key) in fields}
-    return Step(name, job, _filled({**usual, **given}, folders)).checked()
+    return Step(name, job, _filled({**usual, **given}, folders), table.get("update")).checked()
 
 
 def _field(key: str) -> str:
@@ -197,7 +201,7 @@ class State:
     path: Path
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """{step: {"mark", "ended"}}; empty where there is no file, or none that can be read."""
+        """{step: {"mark", "options", "ended"}}; empty where there is no file, or none that can be read."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -205,8 +209,9 @@ class State:
         return content if isinstance(content, dict) else {}
 
     def note(self, step: Step, mark: str, ended: bool) -> None:
+        kept = {"mark": mark, "options": _options_mark(step), "ended": ended}
         with replacing(self.path, "w") as stream:
-            json.dump({**self.read(), step.name: {"mark": mark, "ended": ended}}, stream, indent=1)
+            json.dump({**self.read(), step.name: kept}, stream, indent=1)
 
     def done(self, step: Step, mark: str) -> bool:
         kept = self.read().get(step.name, {})
@@ -215,6 +220,11 @@ class State:
     def begun(self, step: Step, mark: str) -> bool:
         return self.read().get(step.name, {}).get("mark") == mark
 
+    def only_files_changed(self, step: Step) -> bool:
+        """Whether it ended well, with these options."""
+        kept = self.read().get(step.name, {})
+        return bool(kept.get("ended") and kept.get("options") == _options_mark(step))
+
 
 def mark_of(step: Step, params: Any) -> str:
     """A short text that changes with the step's options and files."""
@@ -222,6 +232,11 @@ def mark_of(step: Step, params: Any) -> str:
     files = [_file_mark(path) for path in _paths(params)]
     told = json.dumps([step.job, options, files], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _options_mark(step: Step) -> str:
+    """A text that changes with the step's options as the file has them."""
+    return json.dumps({name: value for name, value in step.options.items() if name not in _ELSEWHERE}, sort_keys=True)
 
 
 def _paths(params: Any) -> Iterator[Path]:
@@ -263,7 +278,7 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> None:
                 if not quiet:
                     print(f"{head}: done before, nothing has changed", flush=True)
                 continue
-            params = _placed(step, params, state.begun(step, mark))
+            params = _placed(step, params, state, mark)
             print(f"{head}: {command_line(step.job, params)}", flush=True)
             state.note(step, mark, ended=False)
             step.module.run(params)
@@ -272,18 +287,21 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> None:
         state.note(step, mark, ended=True)
 
 
-def _placed(step: Step, params: Any, begun: bool) -> Any:
+def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
     """The Params to run with: going on where just this was begun, in an empty folder where it was something else."""
     goes_on = any(each.field == "continue_" for each in options_of(params))
     folder = Path(step.name)
     if not goes_on or not (folder / "job.json").exists():
         return params
-    if begun:
+    if state.begun(step, mark):
         return replace(params, continue_=folder)
     number = 1
     while (aside := Path(f"{step.name}.{number}")).exists():
         number += 1
     folder.rename(aside)
+    if step.update is not None and state.only_files_changed(step):
+        print(f"{step.name}: begins with the classes that it had, now in {aside}")
+        return replace(params, ref=aside, iter=step.update)
     print(f"{step.name}: changed; what was there is kept in {aside}")
     return params
 
