@@ -95,13 +95,19 @@ def rescale(images: Any, box_px: int) -> Any:
     N / box_px of what it was. The Nyquist frequency of an even box is split in two on padding and put together on
     cropping (as scipy.signal.resample does), so that enlarging and reducing again gives the image back.
     """
-    box = images.shape[-1]
-    if box == box_px:
+    return resample(images, (box_px, box_px))
+
+
+def resample(images: Any, shape: tuple[int, int]) -> Any:
+    """`rescale` of images `(..., ny, nx)` that need not be square, to `shape` (ny, nx)."""
+    ny, nx = images.shape[-2:]
+    if (ny, nx) == shape:
         return namespace_of(images).asarray(images, copy=True)
     transforms = centred_fft2(images)
-    for axis in (-1, -2):
-        transforms = _resize_axis(transforms, box_px, axis)
-    return centred_ifft2(transforms).real * (box_px / box)
+    for axis, length in zip((-1, -2), shape[::-1], strict=True):
+        if length != images.shape[axis]:
+            transforms = _resize_axis(transforms, length, axis)
+    return centred_ifft2(transforms).real * (shape[0] * shape[1] / (ny * nx)) ** 0.5
 
 
 def _resize_axis(transforms: Any, box_px: int, axis: int) -> Any:

@@ -97,6 +97,33 @@ class Particles:
         )
 
 
+@dataclass(frozen=True)
+class Motion:
+    """How the specimen moved under the beam: what lies at (x, y) lies in frame f at (x, y) + `at(f, x, y)`.
+
+    The local part is the polynomial of Zheng et al. 2017 (Nat Methods 14, 331), as RELION states it: with
+    u = x / nx - 1/2, v = y / ny - 1/2 and z = f, counted from 0,
+    sum over k, j of local[.., k, j] b_k(u, v) z^(j + 1), b = 1, u, u^2, v, v^2, u v.
+    """
+
+    shifts_px: np.ndarray  # (frames, 2) float64, x then y
+    shape: tuple[int, int]  # ny, nx of a frame
+    local_px: np.ndarray  # (2, 6, 3) float64, x then y
+
+    def at(self, frame: int | np.ndarray, x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
+        """Displacement (..., 2) in pixels, x then y, of broadcast arrays of frames and pixel coordinates."""
+        frame = np.asarray(frame)
+        powers = np.stack([frame, frame**2, frame**3], -1).astype(np.float64)
+        terms = self.space(*np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64)))
+        local = np.einsum("...j,akj->...ak", powers, self.local_px)
+        return self.shifts_px[frame] + np.einsum("...k,...ak->...a", terms, local)
+
+    def space(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The six terms b_k at pixel coordinates, (..., 6)."""
+        u, v = x / self.shape[1] - 0.5, y / self.shape[0] - 0.5
+        return np.stack([np.ones_like(u), u, u * u, v, v * v, u * v], -1)
+
+
 class ImageSource(Protocol):
     """Particle images, simulated or on disk; row i belongs to row i of the table they came with."""
 

@@ -21,6 +21,24 @@ LABELS: dict[str, Label] = {
     "rlnGroupNumber": Label("int"),
     "rlnCoordinateX": Label("float", "px"),
     "rlnCoordinateY": Label("float", "px"),
+    # movies and micrographs
+    "rlnMicrographMovieName": Label("text"),
+    "rlnMicrographMetadata": Label("text"),  # the STAR file of a movie's motion
+    "rlnMicrographNameNoDW": Label("text"),
+    "rlnCtfPowerSpectrum": Label("text"),
+    "rlnMicrographPreExposure": Label("float", "e/A^2"),
+    "rlnMicrographDoseRate": Label("float", "e/A^2"),  # per frame
+    "rlnMicrographBinning": Label("float"),
+    "rlnMicrographFrameNumber": Label("int"),  # from 1
+    "rlnMicrographShiftX": Label("float", "px"),
+    "rlnMicrographShiftY": Label("float", "px"),
+    "rlnMotionModelCoeffsIdx": Label("int"),
+    "rlnMotionModelCoeff": Label("float"),
+    "rlnAccumMotionTotal": Label("float", "A"),
+    "rlnAccumMotionEarly": Label("float", "A"),
+    "rlnAccumMotionLate": Label("float", "A"),
+    "rlnBeamTiltX": Label("float", "mrad"),
+    "rlnBeamTiltY": Label("float", "mrad"),
     # optics
     "rlnOpticsGroup": Label("int"),  # from 1
     "rlnOpticsGroupName": Label("text"),

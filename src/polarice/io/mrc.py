@@ -1,7 +1,8 @@
 """MRC files: headers, memory-mapped stacks, volumes, and writers that RELION reads.
 
-Modes 0 (signed, or unsigned when told), 1, 2, 6 and 12 (float16), little and big endian, extended headers, gzip. A
-gzipped file is unpacked once into a temporary file in the system's temporary folder ($TMPDIR) and mapped from there.
+Modes 0 (signed, or unsigned when told), 1, 2, 6, 12 (float16) and 101 (4-bit, for movies), little and big endian,
+extended headers, gzip. A gzipped file is unpacked once into a temporary file in the system's temporary folder
+($TMPDIR) and mapped from there.
 Format: MRC2014 (Cheng et al. 2015, J. Struct. Biol. 192, 146).
 """
 
@@ -15,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -30,8 +31,9 @@ _FIELDS = [
     ("extra1", "V8"), ("exttyp", "S4"), ("nversion", "i4"), ("extra2", "V84"), ("origin", "f4", 3),
     ("map", "S4"), ("machst", "u1", 4), ("rms", "f4"), ("nlabl", "i4"), ("label", "S80", 10),
 ]  # fmt: skip
-_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-_OTHER_MODES = {3: "complex int16", 4: "complex float32", 101: "4-bit"}
+PACKED = 101  # two pixels a byte, the lower four bits first; a row of odd length ends with half a byte
+_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", PACKED: "u1"}
+_OTHER_MODES = {3: "complex int16", 4: "complex float32"}
 _MODE_OF = {np.dtype(np.int8): 0, np.dtype(np.float32): 2, np.dtype(np.float16): 12}
 
 
@@ -53,6 +55,11 @@ class MrcHeader:
     axes: tuple[int, int, int]  # which of x = 1, y = 2, z = 3 runs along columns, rows, sections
     stack: bool  # the header says images, not a volume (space group 0 and mz = 1)
 
+    @property
+    def row_items(self) -> int:
+        """Items of `dtype` in a row."""
+        return (self.nx + 1) // 2 if self.mode == PACKED else self.nx
+
 
 def header_dtype(endian: str) -> np.dtype:
     """The 1024-byte header as a NumPy record, `endian` "<" or ">"."""
@@ -73,7 +80,8 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
     dtype = _pixel_type(path, int(fields["mode"]), endian, unsigned)
     nx, ny, nz = (int(fields[name]) for name in ("nx", "ny", "nz"))
     offset = HEADER_BYTES + max(0, int(fields["nsymbt"]))
-    there = nz if gzipped else max(0, min(nz, (size - offset) // (nx * ny * dtype.itemsize)))
+    row = (nx + 1) // 2 if int(fields["mode"]) == PACKED else nx * dtype.itemsize
+    there = nz if gzipped else max(0, min(nz, (size - offset) // (row * ny)))
     voxel = tuple(float(c / m) if m > 0 and c > 0 else 0.0 for c, m in zip(fields["cell_A"], fields["m"], strict=True))
     axes = tuple(int(axis) for axis in fields["axes"])
     return MrcHeader(
@@ -133,8 +141,19 @@ def open_stack(path: str | os.PathLike[str], unsigned: bool = False) -> np.ndarr
     return map_sections(path, read_header(path, unsigned))[1]
 
 
-def map_sections(path: str | os.PathLike[str], header: MrcHeader) -> tuple[mmap.mmap, np.ndarray]:
-    """The mapping and the array (n, ny, nx) in it. Raises InputError where the file is shorter than `header` says."""
+def nibbles(packed: np.ndarray, nx: int) -> np.ndarray:
+    """4-bit pixels (..., nx) uint8 of the bytes (..., (nx + 1) // 2) of mode 101."""
+    pixels = np.stack([packed & 15, packed >> 4], axis=-1)
+    return pixels.reshape(*packed.shape[:-1], -1)[..., :nx]
+
+
+def map_sections(path: str | os.PathLike[str], header: MrcHeader, packed: bool = False) -> tuple[mmap.mmap, np.ndarray]:
+    """The mapping and the array (n, ny, nx) in it; of a 4-bit file, where `packed` ones are welcome, the bytes.
+
+    Raises InputError where the file is shorter than `header` says, or 4-bit.
+    """
+    if header.mode == PACKED and not packed:
+        raise InputError(f"{path}: MRC mode 101 (4-bit) is for movies; convert it to mode 2 (float32)")
     try:
         if header.gzipped:
             with tempfile.TemporaryFile(prefix="polarice-") as plain:
@@ -145,8 +164,8 @@ def map_sections(path: str | os.PathLike[str], header: MrcHeader) -> tuple[mmap.
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    shape = (header.n, header.ny, header.nx)
-    there = max(0, len(mapped) - header.offset) // (header.ny * header.nx * header.dtype.itemsize)
+    shape = (header.n, header.ny, header.row_items)
+    there = max(0, len(mapped) - header.offset) // (header.ny * header.row_items * header.dtype.itemsize)
     if there < header.n:
         raise InputError(cut_off(path, header, there))
     return mapped, np.frombuffer(mapped, header.dtype, int(np.prod(shape)), header.offset).reshape(shape)
@@ -247,6 +266,20 @@ def write_stack(
     """Write images (n, box, box) as `StackWriter` does."""
     with StackWriter(path, len(images), images.shape[-1], pixel_size_A, dtype) as writer:
         writer.append(images)
+
+
+def write_image(path: str | os.PathLike[str], image: np.ndarray, pixel_size_A: float, dtype: Any = np.float32) -> None:
+    """Write one image (ny, nx), a micrograph say, as float32 or float16.
+
+    Raises ValueError where the type cannot hold its values.
+    """
+    kind = np.dtype(dtype)
+    values = _converted(np.ascontiguousarray(image, np.float32), kind)
+    statistics = _Statistics()
+    statistics.add(values)
+    with replacing(path) as stream:
+        stream.write(_new_header((1, *values.shape), _MODE_OF[kind], pixel_size_A, statistics, stack=True))
+        stream.write(values.data)
 
 
 def write_volume(path: str | os.PathLike[str], volume: np.ndarray, pixel_size_A: float) -> None:

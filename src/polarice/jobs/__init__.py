@@ -10,6 +10,8 @@ import importlib
 from types import ModuleType
 
 JOBS: dict[str, str] = {
+    "import": "polarice.jobs.import_",
+    "motion": "polarice.jobs.motion",
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
     "sml": "polarice.jobs.sml",

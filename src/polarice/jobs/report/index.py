@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import polarice
 from polarice.io.atomic import replacing
-from polarice.jobs.report.page import stylesheet
+from polarice.jobs.report.page import Cell, stylesheet, table
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A table; a cell is a text, or (CSS class, text): n for numbers, v for values and names, h for remarks."""
+
+    heads: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
 class Chapter:
     """One part of the page. All texts are plain; what is empty is left out."""
 
@@ -33,18 +41,22 @@ class Chapter:
     text: Sequence[str] = ()  # paragraphs
     numbers: Sequence[tuple[str, str]] = ()  # (what, value)
     pictures: Sequence[Picture] = ()
+    gallery: Sequence[Picture] = ()  # small pictures side by side
+    tables: Sequence[Rows] = ()
     commands: Sequence[tuple[str, str]] = ()  # (what for, what to type)
     links: Sequence[tuple[str, str]] = ()  # (text, path relative to the page)
 
 
-def write_index(path: str | os.PathLike[str], title: str, subtitle: str, chapters: Sequence[Chapter]) -> Path:
+def write_index(
+    path: str | os.PathLike[str], title: str, subtitle: str, chapters: Sequence[Chapter], cell_px: int = 128
+) -> Path:
     """Write the page, complete in one file but for its links; InputError where it may not be written."""
     template = Template(files(__package__).joinpath("index.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title=escape(title),
         subtitle=escape(subtitle),
         version=polarice.__version__,
-        style=stylesheet(),
+        style=stylesheet(cell_px),
         links="".join(f'<a href="#part-{i}">{escape(each.title)}</a>' for i, each in enumerate(chapters)),
         chapters="\n".join(chapter_html(i, each) for i, each in enumerate(chapters)),
     )
@@ -62,10 +74,17 @@ def chapter_html(place: int, chapter: Chapter) -> str:
     parts += [f'<p class="text">{escape(each)}</p>' for each in chapter.text]
     parts += [f'<div class="numbers" style="margin:0 0 18px">\n{numbers}\n</div>'] if numbers else []
     parts += [_picture(each) for each in chapter.pictures]
+    parts += [f'<ol class="gallery">{"".join(map(_small, chapter.gallery))}</ol>'] if chapter.gallery else []
+    parts += [table(each.heads, each.rows) for each in chapter.tables]
     parts += [f'<p class="note">{escape(why)}</p><pre>{escape(words)}</pre>' for why, words in chapter.commands]
     links = "".join(f'<a href="{quote(where)}">{escape(text)}</a>' for text, where in chapter.links)
     parts += [f"<nav>{links}</nav>"] if links else []
     return "\n".join([*parts, "</section>"])
+
+
+def _small(picture: Picture) -> str:
+    source = base64.b64encode(picture.png).decode()
+    return f'<li><img alt="" src="data:image/png;base64,{source}"><p><span>{escape(picture.caption)}</span></p></li>'
 
 
 def _picture(picture: Picture) -> str:

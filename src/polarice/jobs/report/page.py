@@ -88,12 +88,12 @@ def html(report: Report, drawn: Mapping[str, Figure]) -> str:
         spectra=made["spectra"],
         times=made["times"] + _times_table(report.history),
         left_out=_left_out(report.left_out),
-        parameters=_table(
+        parameters=table(
             ("parameter", "value", "unit", ""),
             ((p.name, ("v", p.value), p.unit, ("h", p.help)) for p in report.parameters),
         ),
         again=_again(report),
-        versions=_table(("", ""), ((name, ("v", value)) for name, value in report.versions.items())),
+        versions=table(("", ""), ((name, ("v", value)) for name, value in report.versions.items())),
     )
 
 
@@ -123,12 +123,12 @@ def _numbers(report: Report) -> list[tuple[str, str]]:
         ("best class", f"{best:.1f} Å" if math.isfinite(best) else "–"),
         (f"box, {model.pixel_size_A:.4g} Å per pixel", f"{box} px"),
         ("mean max. probability", f"{iteration.max_probability:.2f}"),
-        ("wall clock", _duration(seconds)),
+        ("wall clock", duration(seconds)),
     ]
     return [(escape(name), escape(value)) for name, value in found]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -188,7 +188,7 @@ def _times_table(history: Sequence[Row]) -> str:
     rows = [(step, ("n", f"{value:.2f}"), ("n", f"{100 * value / whole:.1f}")) for step, value in totals.items()]
     rows.append(("in all", ("n", f"{whole:.2f}"), ("n", "100.0")))
     rate = f"{1000 * whole / particles:.2f} ms per particle and iteration" if particles else ""
-    return _table(("step", ("n", "seconds"), ("n", "%")), rows) + f'<p class="note">{rate}</p>'
+    return table(("step", ("n", "seconds"), ("n", "%")), rows) + f'<p class="note">{rate}</p>'
 
 
 def _left_out(rows: Sequence[LeftOut]) -> str:
@@ -199,8 +199,8 @@ def _left_out(rows: Sequence[LeftOut]) -> str:
         + " took no part"
         + (f"; the first {SHOWN_LEFT_OUT:,} of them:" if len(rows) > SHOWN_LEFT_OUT else ":")
     )
-    table = _table(("particle", "reason"), ((("v", row.where), row.reason) for row in rows[:SHOWN_LEFT_OUT]))
-    return f'<p class="note">{note}</p>{table}'
+    named = table(("particle", "reason"), ((("v", row.where), row.reason) for row in rows[:SHOWN_LEFT_OUT]))
+    return f'<p class="note">{note}</p>{named}'
 
 
 def _again(report: Report) -> str:
@@ -216,7 +216,7 @@ def _again(report: Report) -> str:
 Cell = str | tuple[str, str]  # text, or its CSS class and text
 
 
-def _table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
+def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
     """An HTML table of escaped text; without a head where all heads are empty."""
 
     def line(tag: str, cells: Sequence[Cell]) -> str:

@@ -1,0 +1,272 @@
+"""`polarice import`: movies, micrographs or particles become a table that RELION and the other commands read."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, open_movie
+from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
+from polarice.io.star import Block, read_star, write_star
+from polarice.io.table import Table
+from polarice.jobs.micrographs import Item, Outcome, make_folder, tell
+from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.types import InputError
+
+if TYPE_CHECKING:
+    from polarice.io.particles import ParticleTable
+
+SUMMARY = "make a table of movies, micrographs or particles: files, RELION's STAR or cryoSPARC's .cs"
+AGREE = 0.02  # relative difference of pixel sizes
+
+
+@dataclass(frozen=True)
+class Params:
+    """What to import; names are RELION's where RELION has them."""
+
+    inputs: tuple[str, ...] = argument(
+        "movies or micrographs (names or quoted patterns), or one .star or .cs", flags=("--i",)
+    )
+    o: Path = option(Path("Import"), "folder for the table")
+    angpix: float | None = option(
+        None, "pixel size, in the files' place", unit="A", low=0.01, high=100, flags=("--pixel-size",)
+    )
+    voltage: float = option(300.0, "acceleration voltage", unit="kV", low=10, high=3000, flags=("--kV",))
+    cs: float = option(2.7, "spherical aberration", unit="mm", low=0, flags=("--Cs",))
+    amplitude_contrast: float = option(0.1, "amplitude contrast", low=0, high=1, flags=("--Q0",))
+    optics_group_name: str = option("opticsGroup1", "name of the optics group; numbered where there are more")
+    optics_groups: Literal["one", "beam-shift", "epu"] = option(
+        "one", "one for all; by clusters of the .mdoc files' image shifts; by the template's place in EPU's names"
+    )
+    beam_shift_radius: float = option(0.3, "image shifts closer than this are of one group", unit="um", low=1e-6)
+    mtf: str | None = option(None, "the camera's MTF, a STAR file, noted in the table")
+    passthrough: tuple[Path, ...] = option((), "passthrough tables of a .cs, joined by uid")
+    flip_y: bool = option(False, "turn coordinates upside down: between cryoSPARC's micrographs and RELION's")
+    to: Literal["star", "cs"] = option("star", "write particles as RELION's table or as cryoSPARC's")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One file that can be used."""
+
+    path: Path
+    shape: tuple[int, int]
+    frames: int
+    pixel_size_A: float  # 0 where nothing says
+    mdoc: Mdoc | None
+
+
+def run(params: Params) -> None:
+    """Write movies.star, micrographs.star, particles.star or particles.cs. Raises InputError for what contradicts."""
+    files = _files(params.inputs)
+    tables = [path for path in files if path.suffix in (".star", ".cs")]
+    if tables and len(files) > 1:
+        raise InputError(f"{tables[0]}: one table at a time, and no other files beside it")
+    if not tables and (params.passthrough or params.to == "cs"):
+        raise InputError("--passthrough and --to cs are for tables of particles")
+    make_folder(params.o)
+    if tables:
+        _import_particles(tables[0], params)
+    else:
+        _import_images(files, params)
+
+
+def _files(inputs: tuple[str, ...]) -> list[Path]:
+    """Names and patterns as files, sorted within each pattern; InputError for what is not there."""
+    found: list[Path] = []
+    for text in inputs:
+        matches = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))
+        if not matches:
+            raise InputError(f"{text}: no such file, and no file that fits; check the name and the folder")
+        found += map(Path, matches)
+    files = [path for path in found if path.suffix != ".mdoc"]
+    twice = [path for path, count in Counter(files).items() if count > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice")
+    return files
+
+
+def _import_images(files: list[Path], params: Params) -> None:
+    from polarice.jobs.provenance import write_job_json
+    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+
+    outcomes, usable = _look(files)
+    kind = "movies" if usable and usable[0].frames > 1 else "micrographs"
+    outcomes, usable = _alike(outcomes, usable, files)
+    items = [Item(str(path), row, str(path), "") for row, path in enumerate(files)]
+    if usable:
+        pixel_A, remark = _pixel_size(usable, params)
+        if remark:
+            print(f"warning: {remark}", file=sys.stderr)
+        groups = _groups(usable, params)
+        write_star(params.o / f"{kind}.star", _blocks(kind, usable, groups, pixel_A, params))
+    write_job_json(params.o, "import", as_dict(params), command_line("import", params))
+    text = [f"{len(usable)} {kind} of {usable[0].shape[1]} x {usable[0].shape[0]} pixels."] if usable else []
+    write_micrograph_report(params.o, MicrographReport("import", params, items, outcomes, kind, text))
+    tell(outcomes, params.o, kind)
+    if not usable:
+        raise InputError("no file could be used")
+
+
+def _look(files: list[Path]) -> tuple[list[Outcome], list[Found]]:
+    """Open every file."""
+    from tqdm import tqdm
+
+    outcomes, usable = [], []
+    for path in tqdm(files, unit=" files", disable=None):
+        try:
+            if path.suffix.lower() not in (*MRC_ENDINGS, *TIFF_ENDINGS, EER_ENDING, ".gz"):
+                raise InputError(f"{path}: neither a movie nor a micrograph nor a table")
+            with open_movie(path, Events(1)) as movie:
+                mdoc = read_mdoc(path)
+                size = movie.pixel_size_A or (mdoc.pixel_size_A if mdoc and mdoc.pixel_size_A else 0.0)
+                usable.append(Found(path, movie.shape, movie.frames, size, mdoc))
+                outcomes.append(Outcome(figures={"frames": movie.frames, "pixel size (A)": size}))
+        except InputError as error:
+            outcomes.append(Outcome(reason=str(error)))
+    return outcomes, usable
+
+
+def _alike(outcomes: list[Outcome], usable: list[Found], files: list[Path]) -> tuple[list[Outcome], list[Found]]:
+    """Files of another size, or movies among micrographs, are left out: most of the files decide."""
+    if not usable:
+        return outcomes, usable
+    (shape, moving), _ = Counter((each.shape, each.frames > 1) for each in usable).most_common(1)[0]
+    kept, reasons = [], {}
+    for each in usable:
+        if (each.shape, each.frames > 1) == (shape, moving):
+            kept.append(each)
+            continue
+        what = f"{each.shape[1]} x {each.shape[0]} pixels, {each.frames} frame(s)"
+        most = f"{shape[1]} x {shape[0]} pixels, {'several frames' if moving else 'one frame'}"
+        reasons[each.path] = f"{each.path}: {what}, where most files have {most}; import it by itself"
+    changed = [
+        Outcome(reason=reasons[path]) if path in reasons else outcome
+        for path, outcome in zip(files, outcomes, strict=True)
+    ]
+    return changed, kept
+
+
+def _pixel_size(usable: list[Found], params: Params) -> tuple[float, str]:
+    """The pixel size of all files, and a warning."""
+    said = [each for each in usable if each.pixel_size_A > 0]
+    if params.angpix:
+        other = [each for each in said if abs(each.pixel_size_A / params.angpix - 1) > AGREE]
+        if not other:
+            return params.angpix, ""
+        return params.angpix, (
+            f"{len(other)} file(s) state another pixel size, {other[0].path} {other[0].pixel_size_A:.4g} A; "
+            f"{params.angpix:.4g} A is used"
+        )
+    if not said:
+        raise InputError(f"{usable[0].path}: no file states a pixel size; give it with --angpix")
+    first = said[0]
+    for each in said:
+        if abs(each.pixel_size_A / first.pixel_size_A - 1) > AGREE:
+            raise InputError(
+                f"{each.path} states a pixel size of {each.pixel_size_A:.4g} A, {first.path} one of "
+                f"{first.pixel_size_A:.4g} A; import them one by one, or give the right one with --angpix"
+            )
+    return first.pixel_size_A, ""
+
+
+def _groups(usable: list[Found], params: Params) -> np.ndarray:
+    """Optics group (n,) of every file, from 0."""
+    if params.optics_groups == "epu":
+        places = [epu_template(each.path) for each in usable]
+        if None in places:
+            path = usable[places.index(None)].path
+            raise InputError(f"{path}: no name of EPU (FoilHole_.._Data_..); leave out --optics-groups epu")
+        return np.unique(np.array(places, np.str_), return_inverse=True)[1]
+    if params.optics_groups == "beam-shift":
+        shifts = [each.mdoc.image_shift_um if each.mdoc else None for each in usable]
+        if None in shifts:
+            path = usable[shifts.index(None)].path
+            raise InputError(f"{path}: no .mdoc with ImageShift; leave out --optics-groups beam-shift")
+        return clusters(np.array(shifts), params.beam_shift_radius)
+    return np.zeros(len(usable), int)
+
+
+def _blocks(kind: str, usable: list[Found], groups: np.ndarray, pixel_A: float, params: Params) -> list[Block]:
+    count = int(groups.max()) + 1
+    base = params.optics_group_name
+    optics: dict[str, Any] = {
+        "rlnOpticsGroupName": [base] if count == 1 else [f"{base.rstrip('0123456789')}{n + 1}" for n in range(count)],
+        "rlnOpticsGroup": np.arange(1, count + 1),
+    }
+    optics |= {"rlnMtfFileName": [params.mtf] * count} if params.mtf else {}
+    sizes = ["rlnMicrographOriginalPixelSize"] + (["rlnMicrographPixelSize"] if kind == "micrographs" else [])
+    optics |= {label: np.full(count, pixel_A) for label in sizes}
+    optics |= {
+        "rlnVoltage": np.full(count, params.voltage),
+        "rlnSphericalAberration": np.full(count, params.cs),
+        "rlnAmplitudeContrast": np.full(count, params.amplitude_contrast),
+    }
+    label = "rlnMicrographMovieName" if kind == "movies" else "rlnMicrographName"
+    rows: dict[str, Any] = {label: [str(each.path) for each in usable]}
+    doses = [each.mdoc.dose_e_A2 / each.frames if each.mdoc and each.mdoc.dose_e_A2 else 0.0 for each in usable]
+    if kind == "movies" and all(doses) and not any(each.path.suffix.lower() == EER_ENDING for each in usable):
+        rows["rlnMicrographDoseRate"] = doses
+    rows["rlnOpticsGroup"] = groups + 1
+    return [Block("optics", table=Table.of(optics)), Block(kind, table=Table.of(rows))]
+
+
+def _import_particles(path: Path, params: Params) -> None:
+    """One table of particles, RELION's or cryoSPARC's, to one of either."""
+    from polarice.io import cryosparc
+
+    if path.suffix == ".cs":
+        rows = cryosparc.read_cs(path)
+        for other in params.passthrough:
+            rows = cryosparc.join(rows, cryosparc.read_cs(other))
+        if not len(rows):
+            raise InputError(f"{path}: no uid stands in its passthrough tables; do they belong together?")
+        optics, particles = cryosparc.tables_of_cs(rows, params.flip_y, str(path))
+        if "blob/sign" in (rows.dtype.names or ()) and (rows["blob/sign"] < 0).any():
+            print("warning: these particles are dark (blob/sign -1); invert the images for RELION", file=sys.stderr)
+    else:
+        if params.passthrough:
+            raise InputError("--passthrough is for .cs tables")
+        optics, particles = _relion_tables(path, params)
+    if params.to == "cs":
+        rows = cryosparc.cs_of_tables(optics, particles, _shape(path, particles))
+        cryosparc.write_cs(params.o / "particles.cs", rows)
+    else:
+        write_star(params.o / "particles.star", [Block("optics", table=optics), Block("particles", table=particles)])
+    print(f"{len(particles)} particles in {params.o / ('particles.' + params.to)}")
+
+
+def _relion_tables(path: Path, params: Params) -> tuple[Table, Table]:
+    """A table of RELION's particles in the layout of 3.1, its stacks checked."""
+    from polarice.io.particles import read_particles
+
+    if "rlnImageName" not in {label for block in read_star(path) if block.table for label in block.table.labels}:
+        raise InputError(f"{path}: no table of particles (_rlnImageName); import movies and micrographs from files")
+    table: ParticleTable = read_particles(path, need_ctf=False, pixel_size_A=params.angpix)
+    particles = table.table
+    if params.flip_y:
+        shape = _shape(path, particles)
+        if shape is None:
+            raise InputError(f"{path}: its micrographs are not there, so their height is not known; no --flip-y")
+        particles = particles.with_columns({"rlnCoordinateY": shape[0] - particles.numbers("rlnCoordinateY")})
+    return table.optics_table, particles
+
+
+def _shape(path: Path, particles: Table) -> tuple[int, int] | None:
+    """(ny, nx) of the first micrograph, where it is there."""
+    from polarice.io.mrc import read_header
+
+    if "rlnMicrographName" not in particles or "rlnCoordinateX" not in particles:
+        return None
+    name = Path(str(particles.text("rlnMicrographName")[0]))
+    for root in (Path.cwd(), *path.absolute().parents):
+        if (root / name).is_file():
+            header = read_header(root / name)
+            return header.ny, header.nx
+    return None

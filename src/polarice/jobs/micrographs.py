@@ -1,0 +1,288 @@
+"""What jobs that treat one movie or micrograph after another share: workers, progress, restart, what is left out.
+
+    table = read_micrographs(params.micrographs)
+    items = items_of(table, params.o)
+    outcomes = treat(items, Fit(params, ...), Farm.of("ctf", params, "micrographs", settings=...))
+    done = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
+
+`work` is a picklable object that is called with an `Item`: it reads the files, writes its results below `item.stem`
+and hands back an `Outcome`. Every outcome is kept in `STEM_polarice.json` beside the results, written last: a
+micrograph is done when that stands there and was made from the same files with the same settings. So the same command
+again does what is missing, what has changed, and what failed before; nothing else. A micrograph that cannot be used
+(any exception) is an outcome with a reason, never the end of the run.
+
+Micrographs are shared out over the ranks of a `Comm`, and on each rank over processes. No result travels: all ranks
+see one file system, and every rank reads the others' outcomes from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+from polarice.cluster import Comm, Serial
+from polarice.io.atomic import replacing
+from polarice.io.micrographs import MicrographTable
+from polarice.jobs.params import argument, as_dict, option
+from polarice.jobs.provenance import fingerprint
+from polarice.types import InputError
+
+RECORD = "_polarice.json"  # behind the stem
+_ELSEWHERE = ("o", "workers", "threads", "device")  # parameters that say where and how fast, not what
+
+
+@dataclass(frozen=True)
+class PerMicrograph:
+    """Parameters that all these jobs have; a job names its own table, folder and files."""
+
+    micrographs: Path = argument("micrographs.star, as polarice or RELION writes it", flags=("--i",))
+    o: Path = option(Path("job"), "folder for the results")
+    workers: int | None = option(None, "micrographs side by side; one for each thread", low=1, high=1024)
+    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One micrograph or movie of the job."""
+
+    name: str  # as the table has it
+    row: int  # of the table, from 0
+    file: str
+    stem: str  # results are named so, with an ending; its folder is there
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of this one (JSON): "optics", and "cells" by label
+    inputs: tuple[str, ...] = ()  # other files that belong to it: changed, done again
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item; JSON holds all of it."""
+
+    columns: Mapping[str, Any] = field(default_factory=dict)  # RELION label: number or text, its cells of the table
+    figures: Mapping[str, float] = field(default_factory=dict)  # "defocus (A)": 12345.0, what the report shows
+    remarks: tuple[str, ...] = ()  # what the user should know; it was done nevertheless
+    thumbnail: str = ""  # a small PNG
+    reason: str = ""  # why it was left out; "" where it was done
+    seconds: float = 0.0
+
+
+Work = Callable[[Item], Outcome]
+
+
+@dataclass(frozen=True)
+class Farm:
+    """How a job's items are treated."""
+
+    settings: Mapping[str, Any]  # what the results depend on, beside the items (JSON)
+    workers: int = 1  # processes of this rank; 1: this process itself
+    threads: int = 1  # of each process
+    what: str = "micrographs"  # they are called so
+    comm: Comm = field(default_factory=Serial)
+
+    @staticmethod
+    def of(
+        job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm | None = None
+    ) -> Farm:
+        """The farm that a job's Params ask for; `inputs` are files that all results depend on, a gain reference say."""
+        kept = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
+        threads = params.threads or len(os.sched_getaffinity(0))
+        workers = min(params.workers or threads, threads)
+        settings = {"job": job, "params": kept, "inputs": [fingerprint(path) for path in inputs]}
+        return Farm(settings, workers, max(1, threads // workers), what, comm or Serial())
+
+
+def items_of(table: MicrographTable, folder: Path) -> list[Item]:
+    """An item for every row of the table; its stem is its name's place below `folder`, as RELION lays jobs out.
+
+    The row's own columns and its optics group count among its settings. Raises InputError where two rows would
+    write the same files.
+    """
+    stems = [stem_of(name, folder) for name in table.names]
+    seen: dict[str, int] = {}
+    for row, stem in enumerate(stems):
+        if (first := seen.setdefault(stem, row)) != row:
+            raise InputError(
+                f"{table.path}: rows {first + 1} and {row + 1} ({table.names[first]}, {table.names[row]}) would write "
+                "the same files; remove one, or rename it"
+            )
+    groups = [asdict(group) for group in table.optics]
+    labels = table.table.labels
+    rows = zip(*(table.table.text(label).tolist() for label in labels), strict=True)
+    return [
+        Item(name, row, file, stem, {"optics": groups[group], "cells": dict(zip(labels, cells, strict=True))})
+        for row, (name, file, stem, group, cells) in enumerate(
+            zip(table.names, table.files, stems, table.optics_of.tolist(), rows, strict=True)
+        )
+    ]
+
+
+def stem_of(name: str, folder: Path) -> str:
+    """Movies/a.tiff below MotionCorr/job002: MotionCorr/job002/Movies/a.
+
+    Of a name out of another job's folder (Import/job001/Movies/a.tiff) what stands behind jobNNN is kept; of an
+    absolute name, and of one that climbs (../), the file's own folder.
+    """
+    path = PurePosixPath(name)
+    parts = list(path.parts[:-1])
+    jobs = [place for place, part in enumerate(parts) if part.startswith("job") and part[3:].isdigit()]
+    parts = parts[jobs[-1] + 1 :] if jobs else parts
+    if path.is_absolute() or ".." in parts:
+        parts = [part for part in parts[-1:] if part not in ("/", "..")]
+    stem = PurePosixPath(path.stem).stem if path.suffix == ".gz" else path.stem
+    return str(Path(folder, *parts, stem))
+
+
+def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
+    """The outcome of every item, in their order: kept from before where nothing has changed, else made now.
+
+    Every rank returns the same. Raises KeyboardInterrupt on Ctrl-C (what is done is kept) and InputError where the
+    results cannot be written.
+    """
+    from tqdm import tqdm
+
+    marks = [_mark(item, farm) for item in items]
+    missing = [row for row, item in enumerate(items) if (old := _recall(item, marks[row])) is None or old.reason]
+    for folder in {os.path.dirname(items[row].stem) for row in missing}:
+        make_folder(folder)
+    mine = missing[farm.comm.rank :: farm.comm.size]
+    failed = 0
+    quiet = True if farm.comm.rank else None  # None: where nobody looks
+    bar = tqdm(total=len(items), initial=len(items) - len(missing), unit=f" {farm.what}", disable=quiet)
+    with bar:
+        for row, outcome in _made(mine, items, work, farm):
+            _remember(items[row], marks[row], outcome)
+            failed += bool(outcome.reason)
+            bar.set_postfix_str(f"{failed} left out" if failed else "", refresh=False)
+            bar.update(farm.comm.size)
+    farm.comm.sum(len(mine))  # nobody goes on before all have written
+    return [_recall(item, mark) or Outcome(reason="not done") for item, mark in zip(items, marks, strict=True)]
+
+
+def _made(rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm) -> Iterator[tuple[int, Outcome]]:
+    """Outcomes as they are made."""
+    if farm.workers == 1:
+        for row in rows:
+            yield row, _safely(work, items[row])
+        return
+    waiting, suspects = deque(rows), list[int]()
+    while waiting:
+        suspects += yield from _pooled(waiting, items, work, farm)
+    for row in suspects:  # each alone: one of them was too much for its process
+        if (yield from _pooled(deque([row]), items, work, replace(farm, workers=1))):
+            yield row, Outcome(reason=f"{items[row].file}: its process was killed; is there enough memory?")
+
+
+def _pooled(
+    waiting: deque[int], items: Sequence[Item], work: Work, farm: Farm
+) -> Generator[tuple[int, Outcome], None, list[int]]:
+    """Work off `waiting` in processes; where one of them is killed, end and return the rows that were under work."""
+    context = multiprocessing.get_context("spawn")  # the fork of a process that runs threads may hang
+    running: dict[Future[Outcome], int] = {}
+    with ProcessPoolExecutor(farm.workers, context, _begin_worker, (farm.threads,)) as pool:
+        try:
+            while waiting or running:
+                while waiting and len(running) < farm.workers:
+                    running[pool.submit(_safely, work, items[waiting[0]])] = waiting[0]
+                    waiting.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running[future], future.result()
+                    del running[future]
+        except BrokenProcessPool:
+            return list(running.values())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return []
+
+
+def _begin_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the parent speaks
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # torch is not loaded yet
+
+
+def _safely(work: Work, item: Item) -> Outcome:
+    """The work's outcome with its time; whatever goes wrong with this one item is a reason."""
+    start = time.monotonic()
+    try:
+        outcome = work(item)
+    except InputError as error:
+        outcome = Outcome(reason=str(error))
+    except MemoryError:
+        outcome = Outcome(reason=f"{item.file}: not enough memory")
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+        outcome = Outcome(reason=f"{item.file}: {what}")
+    return replace(outcome, seconds=time.monotonic() - start)
+
+
+def _mark(item: Item, farm: Farm) -> str:
+    """A short text that changes with everything the outcome depends on."""
+    files = [fingerprint(path) for path in (item.file, *item.inputs)]
+    told = json.dumps([farm.settings, item.name, item.settings, files], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _recall(item: Item, mark: str) -> Outcome | None:
+    """The outcome that was kept, or None where there is none, or one of other files or settings."""
+    try:
+        with open(item.stem + RECORD, encoding="utf-8") as stream:
+            content = json.load(stream)
+        if content.pop("mark") != mark:
+            return None
+        return Outcome(**content | {"remarks": tuple(content["remarks"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _remember(item: Item, mark: str, outcome: Outcome) -> None:
+    with replacing(item.stem + RECORD, "w") as stream:
+        stream.write(json.dumps({"mark": mark, **asdict(outcome)}) + "\n")
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make it, and those above; InputError where that cannot be."""
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another with --o") from None
+
+
+class Cells(NamedTuple):
+    """The rows of the table that were done, and their new columns."""
+
+    rows: list[int]
+    columns: dict[str, list[Any]]
+
+
+def cells_of(outcomes: Sequence[Outcome]) -> Cells:
+    """The outcomes' columns put together, of all that were done. Raises InputError where none was."""
+    rows = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
+    if not rows:
+        raise InputError(f"nothing could be used; the first: {outcomes[0].reason}")
+    labels = list(outcomes[rows[0]].columns)
+    return Cells(rows, {label: [outcomes[row].columns[label] for row in rows] for label in labels})
+
+
+def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs") -> None:
+    """One line about the run on the screen, and the first few reasons why something was left out."""
+    reasons = [outcome.reason for outcome in outcomes if outcome.reason]
+    for reason in reasons[:5]:
+        print(f"left out: {reason}", file=sys.stderr)
+    if len(reasons) > 5:
+        print(f"left out: {len(reasons) - 5} more, see the report", file=sys.stderr)
+    done = len(outcomes) - len(reasons)
+    print(f"{done} of {len(outcomes)} {what} done, {len(reasons)} left out: {Path(folder, 'report.html')}")

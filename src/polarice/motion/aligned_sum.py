@@ -1,0 +1,130 @@
+"""The micrograph: frames moved back along their motion, weighted by dose, and summed, tile by tile.
+
+A tile is a window that follows the motion of its centre by whole pixels in every frame; the rest of the way is a
+phase. So shift, dose weight and sum are one pass over transforms, exact to the Nyquist frequency, and there is one
+inverse transform for each tile, not for each frame. Tiles overlap by a raised cosine. Within a tile the motion is that
+of its centre: local motion of 3 px across 4,000 is off by 0.1 px RMS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from polarice.motion.dose import Dose, dose_weights
+from polarice.motion.exposure import Exposure
+from polarice.types import Motion
+
+TILE_PX, OVERLAP_PX, MARGIN_PX = 512, 64, 8
+
+
+@dataclass(frozen=True)
+class AlignedSum:
+    """What a movie becomes; images are (ny, nx) float32, in the scale of the sum of corrected frames."""
+
+    plain: np.ndarray  # every frame the same
+    weighted: np.ndarray | None  # by dose, where one was given
+    spectrum: np.ndarray | None  # (side, side // 2 + 1): power of sums over groups of frames, frequencies as rfft2 has
+
+
+def sum_frames(
+    exposure: Exposure,
+    motion: Motion,
+    pixel_size_A: float,
+    dose: Dose | None = None,
+    spectrum_group: int = 0,
+    device: torch.device | None = None,
+) -> AlignedSum:
+    """Sum the frames of an exposure along `motion`.
+
+    spectrum_group: frames that are summed before their power spectrum is taken (windowed by a Hann window, a mean over
+    tiles); 0: no spectrum. The weighted sum is scaled so that its mean is that of the plain one.
+    """
+    device = device or torch.device("cpu")
+    side = min(TILE_PX, *(length - length % 2 for length in exposure.shape))
+    weights = None if dose is None else torch.from_numpy(_weights(exposure, dose, side, pixel_size_A)).to(device)
+    window = torch.from_numpy(_window(side)).to(device)
+    blank = [torch.zeros(exposure.shape, device=device) for _ in range(2 if dose is not None else 1)]
+    covered = torch.zeros(exposure.shape, device=device)
+    spectrum = torch.zeros((side, side // 2 + 1), device=device) if spectrum_group else None
+    gain = None if exposure.gain is None else torch.from_numpy(exposure.gain)
+    tiles = list(_tiles(exposure.shape, side))
+    for y, x in tiles:
+        aligned = _aligned(exposure, gain, motion, (y, x, side), device)
+        sums = [aligned.sum(0)] if weights is None else [aligned.sum(0), (aligned * weights).sum(0)]
+        here = (slice(max(y, 0), y + side), slice(max(x, 0), x + side))
+        inside = (slice(max(-y, 0), exposure.shape[0] - y), slice(max(-x, 0), exposure.shape[1] - x))
+        for image, total in zip(blank, sums, strict=True):
+            image[here] += (torch.fft.irfft2(total, s=(side, side)) * window)[inside]
+        covered[here] += window[inside]
+        if spectrum is not None:
+            for start in range(0, len(aligned) - len(aligned) % spectrum_group or len(aligned), spectrum_group):
+                spectrum += _hann(aligned[start : start + spectrum_group].sum(0)).abs() ** 2 / len(tiles)
+    plain, *rest = ((image / covered).cpu().numpy() for image in blank)
+    return AlignedSum(plain, rest[0] if rest else None, None if spectrum is None else spectrum.cpu().numpy())
+
+
+def _weights(exposure: Exposure, dose: Dose, side: int, pixel_size_A: float) -> np.ndarray:
+    """(n, side, side // 2 + 1); times sqrt(n), so that frequency 0, and the noise, are those of a plain sum."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) / pixel_size_A
+    return dose_weights(frequency, dose, exposure.numbers) * np.float32(math.sqrt(len(exposure.numbers)))
+
+
+def _tiles(shape: tuple[int, int], side: int) -> Iterator[tuple[int, int]]:
+    """Corners (y, x) of tiles that cover the frame with their inner parts; some begin before it and end behind it."""
+    step, first = side - OVERLAP_PX, -OVERLAP_PX // 2
+    for y in range(first, shape[0] - OVERLAP_PX // 2, step):
+        for x in range(first, shape[1] - OVERLAP_PX // 2, step):
+            yield y, x
+
+
+def _window(side: int) -> np.ndarray:
+    """(side, side): neighbouring tiles' windows add up to 1; 0 along a margin, where shifts have wrapped around."""
+    ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(OVERLAP_PX - 2 * MARGIN_PX) + 0.5) / (OVERLAP_PX - 2 * MARGIN_PX))
+    along = np.ones(side)
+    along[:MARGIN_PX] = along[side - MARGIN_PX :] = 0
+    along[MARGIN_PX : OVERLAP_PX - MARGIN_PX] = ramp
+    along[side - OVERLAP_PX + MARGIN_PX : side - MARGIN_PX] = ramp[::-1]
+    return np.outer(along, along).astype(np.float32)
+
+
+def _aligned(
+    exposure: Exposure, gain: torch.Tensor | None, motion: Motion, tile: tuple[int, int, int], device: torch.device
+) -> torch.Tensor:
+    """Transforms (n, side, side // 2 + 1) of a tile (y, x, side) of all frames, moved back to where it began."""
+    y, x, side = tile
+    moved = motion.at(exposure.numbers, x + side / 2, y + side / 2)  # (n, 2)
+    whole = np.rint(moved).astype(int)
+    frames = torch.empty((len(moved), side, side))
+    for number, (dx, dy) in enumerate(whole.tolist()):
+        rows, columns = _within(y + dy, side, exposure.shape[0]), _within(x + dx, side, exposure.shape[1])
+        piece = torch.from_numpy(np.ascontiguousarray(exposure.raw[number][rows][:, columns])).float()
+        frames[number] = piece if gain is None else piece * gain[rows][:, columns]
+    rest = torch.from_numpy((moved - whole).astype(np.float32)).to(device)
+    transforms = torch.fft.rfft2(frames.to(device))
+    fy, fx = torch.fft.fftfreq(side, device=device), torch.fft.rfftfreq(side, device=device)
+    transforms *= torch.exp(2j * math.pi * rest[:, 1, None] * fy)[:, :, None]
+    transforms *= torch.exp(2j * math.pi * rest[:, 0, None] * fx)[:, None]
+    return transforms
+
+
+def _within(start: int, side: int, length: int) -> slice | np.ndarray:
+    """Places start .. start + side; those outside of the frame are mirrored into it."""
+    if 0 <= start and start + side <= length:
+        return slice(start, start + side)
+    places = np.arange(start, start + side) % (2 * length)
+    return np.where(places < length, places, 2 * length - 1 - places)
+
+
+def _hann(transform: torch.Tensor) -> torch.Tensor:
+    """The half transform (side, side // 2 + 1) of the same tile under a Hann window: neighbours subtracted."""
+    side = transform.shape[0]
+    down = transform / 2 - (torch.roll(transform, 1, 0) + torch.roll(transform, -1, 0)) / 4
+    mirrored = torch.roll(down.flip(0), 1, 0).conj()  # the transform at -ky
+    before = torch.cat([mirrored[:, 1:2], down[:, :-1]], 1)
+    last = mirrored[:, -2:-1] if side % 2 == 0 else mirrored[:, -1:]
+    return down / 2 - (before + torch.cat([down[:, 1:], last], 1)) / 4
