@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from polarice.cli import COMMANDS, command_of, load, main, markdown, parse
+from polarice.io.cryosparc import cs_of_tables, read_cs, write_cs
+from polarice.io.micrographs import read_micrographs
+from polarice.io.mrc import write_image
 from polarice.io.particles import read_particles, write_particles
 from polarice.jobs import JOBS
 from polarice.jobs.params import check, options_of
+from polarice.jobs.workflow import read_steps
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -62,6 +66,15 @@ def test_readme_shows_the_two_commands_and_every_job():
         assert any(each.startswith(f"polarice {name}") for each in shown) or name == "demo"
 
 
+def workflow_of_readme() -> str:
+    return re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+
+
+def test_the_readme_s_workflow_is_understood(tmp_path):
+    (tmp_path / "workflow.toml").write_text(workflow_of_readme())
+    assert [step.name for step in read_steps(tmp_path / "workflow.toml")] == ["align2d", "classes"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_are_there(page):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
@@ -72,6 +85,7 @@ def test_links_and_pictures_are_there(page):
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory):
     """A folder in which the README's polarice commands but bench were typed in turn, each with less to do."""
+    pytest.importorskip("tifffile")
     folder, iterations = tmp_path_factory.mktemp("readme"), itertools.count(3)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -79,23 +93,52 @@ def typed(tmp_path_factory):
         write_particles("particles.star", apoferritin)
         shutil.copy(ROOT / "src/polarice/data/apoferritin/particles.mrcs", folder)
         shutil.copy(ROOT / "src/polarice/data/ribosome70S.mrc", "map.mrc")
+        _session(folder)
         for _, name, *words in commands(ROOT / "README.md", "polarice"):
             if name == "bench":  # minutes of work; tests/test_bench.py has smaller ones
                 continue
-            if name == "simulate":
+            if name == "run":
+                small = "threads = 1\niter = 2"
+                Path(words[0]).write_text(
+                    re.sub("threads = .*", small, workflow_of_readme()).replace("k = 100", "k = 3")
+                )
+            elif name == "simulate":
                 words += ["--particles", "50"]
             elif "--continue" in words:
                 words += ["--iter", str(next(iterations))]
-            elif "--help" not in words:
-                words += ["--k", "3", "--iter", "2"]
+            elif name == "import" and words[0].startswith("Movies"):
+                words += ["--angpix", "2"]
+            elif "--help" not in words and name not in ("import", "motion"):
+                words = [re.sub(r"run_it\d+", "run_it002", word) for word in words] + ["--k", "3", "--iter", "2"]
             assert "--help" in words or main([name, *words]) == 0, f"polarice {name} {shlex.join(words)}"
     return folder
 
 
+def _session(folder: Path) -> None:
+    """Two small movies with their gain reference, and a table of cryoSPARC with its passthrough."""
+    import tifffile
+
+    rng = np.random.default_rng(0)
+    (folder / "Movies").mkdir()
+    for name in ("a", "b"):
+        tifffile.imwrite(
+            folder / f"Movies/{name}.tiff", rng.poisson(3, (4, 96, 128)).astype(np.uint8), photometric="minisblack"
+        )
+    write_image(folder / "gain.mrc", np.ones((96, 128)), 2.0)
+    table = read_particles(folder / "particles.star", folder)
+    rows = cs_of_tables(table.optics_table, table.table)
+    (folder / "J42").mkdir()
+    write_cs(folder / "J42/particles.cs", rows)
+    write_cs(folder / "J42/passthrough.cs", rows[["uid", "blob/sign"]])
+
+
 def test_readme_commands_run_as_they_are_typed(typed):
+    assert read_micrographs(typed / "MotionCorr/job002/micrographs.star").names[0] == "MotionCorr/job002/Movies/a.mrc"
+    assert len(read_cs(typed / "Import/job004/particles.cs")) == 79
     assert len(read_particles(typed / "Class2D/job001/run_it004_data.star", typed).particles) == 79
     assert len(read_particles(typed / "Align2D/job002/run_it002_data.star", typed).particles) == 79
     assert (typed / "Class2D/job001/report.html").exists()
+    assert len(read_particles(typed / "classes/run_it002_data.star", typed).particles) == 79
     assert len(np.load(typed / "simulated/truth.npz")["quat"]) == 50
 
 

@@ -12,7 +12,9 @@ from align.phantoms import Blobs, ctf_parameters, optics
 from polarice.ctf import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.io.mrc import write_stack
+from polarice.io.particles import pose_columns
 from polarice.io.star import Block, Table, write_star
+from polarice.types import Pose2D
 
 PIXEL_A = 3.0
 PHANTOMS = 4
@@ -27,18 +29,28 @@ class ParticleSet:
     noise_sd: float = 0.5
     ctf: bool = True
     seed: int = 0
+    phantoms: int = PHANTOMS
     columns: dict[str, Any] = field(default_factory=dict)  # further columns of the table, (n,) each
 
     @property
     def label(self) -> np.ndarray:
         """(n,) which phantom each particle shows."""
-        return np.arange(self.n) % PHANTOMS
+        return np.arange(self.n) % self.phantoms
+
+    def pose(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """psi (n,) degrees and shift (n, 2) px: what the generator of the images gives first."""
+        return rng.uniform(0, 360, self.n), rng.uniform(-1.5, 1.5, (self.n, 2))
+
+    def aligned(self) -> dict[str, Any]:
+        """The true poses as columns of the table."""
+        psi, shift = self.pose(np.random.default_rng(self.seed))
+        return pose_columns(Pose2D(self.label.astype(np.int32), psi, shift), PIXEL_A)
 
     def images(self) -> np.ndarray:
         """(n, N, N) float32."""
         rng = np.random.default_rng(self.seed)
-        phantoms = [Blobs.random(0.26 * self.box_px, 10 + s) for s in range(PHANTOMS)]
-        psi, shift = rng.uniform(0, 360, self.n), rng.uniform(-1.5, 1.5, (self.n, 2))
+        phantoms = [Blobs.random(0.26 * self.box_px, 10 + s) for s in range(self.phantoms)]
+        psi, shift = self.pose(rng)
         clean = np.stack([phantoms[c].image(self.box_px, a, t) for c, a, t in zip(self.label, psi, shift, strict=True)])
         if self.ctf:
             values = ctf_image(optics(PIXEL_A), ctf_parameters(self.n, 500.0, self.seed), self.box_px)

@@ -255,6 +255,20 @@ def test_no_cuda(place, monkeypatch):
     assert_refused(polarice(f"{RUN} --device cuda"), "--device cuda: no CUDA device is there; use --device cpu")
 
 
+def test_classes_to_begin_with_that_do_not_suit(place, monkeypatch):
+    """None there, those of a run without an iteration, another number of them, another box."""
+    Path("empty").mkdir()
+    for ref, message in {"gone": "holds no iteration", "empty": "holds no iteration", "begun": "has 2 classes"}.items():
+        if ref == "begun":
+            assert polarice(f"{RUN} --k 2 --iter 1 --o begun").code == 0
+        assert_refused(polarice(f"{RUN} --k 3 --o out --ref {ref}"), f"--ref {ref}", message)
+        assert not Path("out").exists()
+    Path("larger").mkdir()
+    ParticleSet(n=60, box_px=40).write(Path("larger"))
+    monkeypatch.chdir("larger")
+    assert_refused(polarice(f"{RUN} --k 2 --ref ../begun"), "classes of 24 px, particles of 40")
+
+
 def test_more_classes_than_usable_particles(place, images):
     spoilt = images.copy()
     spoilt[0] = np.nan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -41,6 +42,13 @@ class Clock:
         for clock in clocks:
             for stage, seconds in clock.seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds / len(clocks)
+
+    @contextmanager
+    def counting(self, stage: str) -> Iterator[None]:
+        """What passes inside is counted to `stage`."""
+        since = time.perf_counter()
+        yield
+        self.add(stage, since)
 
     def add(self, stage: str, since: float) -> float:
         """Count what has passed since `since` to `stage`; returns now."""

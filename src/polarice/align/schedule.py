@@ -55,6 +55,7 @@ class Schedule:
     offset_step_px: float
     psi_step_deg: float | None = None
     growing_batches: bool = False
+    grown: bool = False  # all the references are there from the start, and hold signal
 
     def step(self, number: int) -> Step:
         """Iteration `number`, from 1."""
@@ -86,8 +87,8 @@ class Schedule:
 
     @property
     def _growth(self) -> int:
-        """The last iteration of growth."""
-        return max(1, round(GROWTH_SHARE * self.iterations))
+        """The last iteration of growth; 0 where there is none."""
+        return 0 if self.grown else max(1, round(GROWTH_SHARE * self.iterations))
 
     def _shifts(self, number: int, growth: int) -> tuple[float, float]:
         """Range and step of the shift search: coarse and wide, then finer and nearer, the last two finest."""
@@ -116,7 +117,7 @@ class Schedule:
         return min(self.particles, round(first * max(1.0, 0.5 * self.particles / first) ** share))
 
     def _ramp(self, number: int, growth: int) -> int:
-        share = min(1.0, (number - 1) / growth)
+        share = 1.0 if growth == 0 else min(1.0, (number - 1) / growth)
         return round(self.start_px + share * (self.limit_px - self.start_px))
 
 

@@ -41,7 +41,7 @@ class PolarStore:
             self._fields = torch.empty(0)  # give the room back first
             self._fields = torch.empty(capacity, *shape, device=basis.device)
         else:
-            self._fields = _mapped(self._scratch, capacity * each).view(capacity, *shape)
+            self._fields = mapped(self._scratch, capacity * each).view(capacity, *shape)
         self._basis = basis
         self._slot[:] = -1
         self._slot[self._rows[:capacity]] = np.arange(capacity)
@@ -69,7 +69,7 @@ class PolarStore:
         return self._fields.index_select(0, slots).to(self._basis.device)
 
 
-def _mapped(path: Path, size_bytes: int) -> Tensor:
+def mapped(path: Path, size_bytes: int) -> Tensor:
     """A float32 tensor in a file that has no name any more: nothing is left behind, however the run ends.
 
     Raises OSError where the disk cannot hold it: the room is claimed now, for a mapping has no way to say so later.

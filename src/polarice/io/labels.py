@@ -72,4 +72,6 @@ LABELS: dict[str, Label] = {
     "rlnLogLikeliContribution": Label("float", "", "%12.6e"),
     "rlnMaxValueProbDistribution": Label("float", "", "%12.6f"),
     "rlnNrOfSignificantSamples": Label("int"),
+    # place on the map of sml, in [-1, 1] along each of up to three axes, and the spread of its posterior
+    **{f"polariceLatent{axis}{kind}": Label("float", "", "%12.6f") for axis in (1, 2, 3) for kind in ("", "Sd")},
 }

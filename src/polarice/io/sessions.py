@@ -80,5 +80,6 @@ def clusters(shifts: np.ndarray, radius: float) -> np.ndarray:
     count, label = connected_components(graph, directed=False)
     group = label[of.reshape(-1)]
     middle = np.array([np.asarray(shifts)[group == each].mean(0) for each in range(count)])
+    middle = np.round(middle / (2 * radius))  # a row of the template is a row
     rank = np.argsort(np.lexsort((middle[:, 0], middle[:, 1])))
     return rank[group]

@@ -17,7 +17,10 @@ JOBS: dict[str, str] = {
     "extract": "polarice.jobs.extract",
     "align2d": "polarice.jobs.align2d",
     "class2d": "polarice.jobs.class2d",
+    "sml": "polarice.jobs.sml",
+    "deep2d": "polarice.jobs.deep2d",
     "simulate": "polarice.jobs.simulate",
+    "run": "polarice.jobs.workflow",
     "demo": "polarice.jobs.demo",
 }
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,30 +21,19 @@ if TYPE_CHECKING:
     import torch
 
     from polarice.align.loop import State
+    from polarice.align.polar import PolarBasis
     from polarice.references.averages import Averages
+    from polarice.references.mapping import MapState
+
+Arrays = dict[str, Any]
+S = TypeVar("S")
 
 _BASIS = ("box_px", "radius_px", "r_max", "slack_px")
+_GRID = ("shape", "functions", "width")
 
 
 def path_of(folder: Path, number: int) -> Path:
     return folder / f"run_it{number:03d}_polarice.npz"
-
-
-def write_checkpoint(folder: Path, state: State[Averages]) -> Path:
-    """Write the state; InputError where the disk is full."""
-    model, found = state.model, state.assignment
-    arrays: dict[str, Any] = {f"basis.{name}": getattr(model.basis, name) for name in _BASIS}
-    for each in fields(model):
-        value = getattr(model, each.name)
-        if each.name != "basis":
-            arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else value
-    arrays |= {"cut_px": state.cut_px, "changed_class": state.changed_class}
-    arrays |= {f"pose.{each.name}": getattr(found.pose, each.name) for each in fields(found.pose)}
-    arrays |= {f"found.{each.name}": getattr(found, each.name) for each in fields(found) if each.name != "pose"}
-    path = path_of(folder, state.number)
-    with replacing(path) as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
-    return path
 
 
 def checkpoints(folder: Path) -> list[int]:
@@ -52,32 +42,106 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def write_checkpoint(folder: Path, state: State[Averages]) -> Path:
+    """Write the state of align2d or class2d; InputError where the disk is full."""
+    arrays = _of_model(state.model) | _of_assignment(state.assignment)
+    return _write(folder, state.number, arrays | {"cut_px": state.cut_px, "changed_class": state.changed_class})
+
+
 def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Averages]:
     """The state as it was written; InputError where the file cannot be read."""
+
+    def state(arrays: Arrays) -> State[Averages]:
+        from polarice.align.loop import State
+        from polarice.references.averages import Averages
+
+        model = Averages(basis=_basis(arrays, device), **_tensors(arrays, device))
+        return State(number, model, _assignment(arrays), arrays["cut_px"], float(arrays["changed_class"]))
+
+    return _read(folder, number, state)
+
+
+def write_map_checkpoint(folder: Path, state: MapState) -> Path:
+    """Write the state of sml; InputError where the disk is full."""
+    placement = state.placement
+    arrays = _of_model(state.model) | _of_assignment(placement.assignment)
+    arrays |= {f"grid.{name}": getattr(state.model.grid, name) for name in _GRID}
+    arrays |= {"latent_mean": placement.latent_mean, "latent_sd": placement.latent_sd}
+    return _write(folder, state.number, arrays | {"first_rings": state.first_rings})
+
+
+def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> MapState:
+    """The state as it was written; InputError where the file cannot be read."""
+
+    def state(arrays: Arrays) -> MapState:
+        from polarice.references.latent import LatentGrid
+        from polarice.references.manifold import Manifold
+        from polarice.references.mapping import MapState, Placement
+
+        grid = _part(arrays, "grid")
+        shape, functions = (tuple(grid[name].tolist()) for name in ("shape", "functions"))
+        model = Manifold(
+            basis=_basis(arrays, device),
+            grid=LatentGrid(shape, functions, grid["width"].item(), device),
+            **_tensors(arrays, device),
+        )
+        placement = Placement(_assignment(arrays), arrays["latent_mean"], arrays["latent_sd"])
+        return MapState(number, model, placement, arrays["first_rings"].item())
+
+    return _read(folder, number, state)
+
+
+def _write(folder: Path, number: int, arrays: Arrays) -> Path:
+    path = path_of(folder, number)
+    with replacing(path) as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    return path
+
+
+def _read(folder: Path, number: int, state: Callable[[Arrays], S]) -> S:
     path = path_of(folder, number)
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return _state(number, dict(stored), device)
+            return state(dict(stored))
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: this checkpoint cannot be read ({error}); remove it to go on from the one before"
         ) from error
 
 
-def _state(number: int, arrays: dict[str, np.ndarray], device: torch.device) -> State[Averages]:
+def _of_model(model: Any) -> Arrays:
+    arrays: Arrays = {f"basis.{name}": getattr(model.basis, name) for name in _BASIS}
+    for each in fields(model):
+        value = getattr(model, each.name)
+        if each.name not in ("basis", "grid"):
+            arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else value
+    return arrays
+
+
+def _of_assignment(found: Assignment) -> Arrays:
+    arrays: Arrays = {f"pose.{each.name}": getattr(found.pose, each.name) for each in fields(found.pose)}
+    return arrays | {f"found.{each.name}": getattr(found, each.name) for each in fields(found) if each.name != "pose"}
+
+
+def _part(arrays: Arrays, name: str) -> Arrays:
+    return {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
+
+
+def _basis(arrays: Arrays, device: torch.device) -> PolarBasis:
+    from polarice.align.polar import PolarBasis
+
+    return PolarBasis(**{name: value.item() for name, value in _part(arrays, "basis").items()}, device=device)
+
+
+def _tensors(arrays: Arrays, device: torch.device) -> Arrays:
+    """The model's fields; what has no axis is a plain number."""
     import torch
 
-    from polarice.align.loop import State
-    from polarice.align.polar import PolarBasis
-    from polarice.references.averages import Averages
-
-    def part(name: str) -> dict[str, Any]:
-        return {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
-
-    basis = PolarBasis(**{name: value.item() for name, value in part("basis").items()}, device=device)
-    model: dict[str, Any] = {
+    return {
         name: value.item() if value.ndim == 0 else torch.from_numpy(value).to(device)
-        for name, value in part("model").items()
+        for name, value in _part(arrays, "model").items()
     }
-    found = Assignment(Pose2D(**part("pose")), **part("found"))
-    return State(number, Averages(basis=basis, **model), found, arrays["cut_px"], float(arrays["changed_class"]))
+
+
+def _assignment(arrays: Arrays) -> Assignment:
+    return Assignment(Pose2D(**_part(arrays, "pose")), **_part(arrays, "found"))

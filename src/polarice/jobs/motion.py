@@ -135,15 +135,13 @@ class Correct:
     threads: int
 
     def __call__(self, item: Item) -> Outcome:
-        import torch
-
+        from polarice.jobs.classification import device_of
         from polarice.motion.align import Alignment, align
         from polarice.motion.aligned_sum import sum_frames
         from polarice.motion.exposure import binned
 
         params = self.params
-        torch.set_num_threads(self.threads)
-        device = torch.device("cuda" if params.device != "cpu" and torch.cuda.is_available() else "cpu")
+        device = device_of(replace(params, threads=self.threads))
         pixel_A = params.angpix or float(item.settings["optics"]["pixel_size_A"])
         facts, exposure, remarks = self._open(item, pixel_A)
         dose = self._dose(facts)

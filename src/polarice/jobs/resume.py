@@ -51,10 +51,16 @@ def _job_of(folder: Path) -> str | None:
 
 
 def continued(job: str, params: P) -> P:
+    """As `saved`; raises InputError too where all iterations are done."""
+    params = saved(job, params)
+    _require_iterations_left(job, params)
+    return params
+
+
+def saved(job: str, params: P) -> P:
     """The parameters of the run that `params.continue_` names; those in ANEW may be given anew.
 
-    Raises InputError where there is no such run, its input has changed, all its iterations are done, or another
-    parameter is asked to change.
+    Raises InputError where there is no such run, its input has changed, or another parameter is asked to change.
     """
     named = params.continue_
     if not named.exists():
@@ -69,10 +75,8 @@ def continued(job: str, params: P) -> P:
         raise InputError(f"{folder / NAME}: parameters that make no sense ({error}); start anew") from error
     _require_same(params, old)
     _require_inputs(folder, saved)
-    given = {name: getattr(params, name) for name in ANEW if getattr(params, name) not in (None, "auto")}
-    params = replace(old, continue_=named, **given)
-    _require_iterations_left(job, params)
-    return params
+    given = {name: getattr(params, name) for name in ANEW if getattr(params, name, None) not in (None, "auto")}
+    return replace(old, continue_=named, **given)
 
 
 def _require_same(params: Any, old: Any) -> None:
@@ -101,7 +105,7 @@ def _require_iterations_left(job: str, params: Any) -> None:
     named = _named(params)
     if named is not None and done == 0:
         raise InputError(f"{params.continue_}: no checkpoint of iteration {named} or before it is in {params.o}")
-    if done < params.iter or (done == params.iter and not _reported(params.o, done)):
+    if done < params.iter or (done == params.iter and not finished(params.o, done)):
         return
     raise InputError(
         f"{params.o}: all {done} iterations are done; ask for more: "
@@ -109,12 +113,14 @@ def _require_iterations_left(job: str, params: Any) -> None:
     )
 
 
-def _reported(folder: Path, number: int) -> bool:
+def finished(folder: Path, number: int) -> bool:
     """Whether the report of the last iteration was written to the end, which is the last thing a run does."""
     from polarice.jobs.checkpoint import path_of
 
     page = folder / _REPORT
-    return page.exists() and page.stat().st_mtime_ns >= path_of(folder, number).stat().st_mtime_ns
+    if not page.exists() or not path_of(folder, number).exists():
+        return False
+    return page.stat().st_mtime_ns >= path_of(folder, number).stat().st_mtime_ns
 
 
 def last_checkpoint(params: Any, below: int | None = None) -> int:

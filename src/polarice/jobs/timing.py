@@ -45,8 +45,8 @@ def machine(place: Place) -> dict[str, Any]:
     """What figures were measured on. Raises InputError where the device is not there."""
     import torch
 
-    from polarice.jobs.classification import device_of
     from polarice.jobs.provenance import versions
+    from polarice.jobs.resources import device_of
 
     device = device_of(place)
     found = versions()
@@ -113,7 +113,8 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     from polarice.align.store import PolarStore
     from polarice.align.sweep import Sweep, batch_size
     from polarice.jobs.checkpoint import read_checkpoint
-    from polarice.jobs.classification import batch_bytes, device_of, disk_order, open_particles
+    from polarice.jobs.intake import disk_order, open_particles
+    from polarice.jobs.resources import batch_bytes, device_of
 
     device = device_of(params)
     table, images = open_particles(params, device)

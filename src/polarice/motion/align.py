@@ -32,6 +32,7 @@ LOWEST = 3  # periods across a frame: slower waves are illumination
 SETTLED_PX = 0.02
 LOCAL_A = 1.0  # prior: width of the local motion; strong only where the movie says little
 JERK_A = 0.4  # prior: how far a frame lies from the middle of its neighbours; its tails let jumps pass
+START_BFACTOR_PX2 = 300.0  # of the first two turns, binned pixels: broad peaks
 FIRST_JERK_A = 5.0  # while frames are still being found
 FAINT = 1e-3  # rings with a smaller share of the greatest weight are left out
 RING = 1 / 256  # width of a ring, periods per pixel
@@ -137,7 +138,7 @@ def align_whole(frames: torch.Tensor, alignment: Alignment) -> tuple[np.ndarray,
     shifts = np.zeros((n, 2))
     aligned = transforms
     for turn in range(alignment.iterations):
-        rings = Rings.of(aligned.sum(0), power, n, w, bfactor)
+        rings = Rings.of(aligned.sum(0), power, n, w, max(bfactor, START_BFACTOR_PX2) if turn < 2 else bfactor)
         reach = min(h, w) // (4 if turn < 2 else 8)
         part, size = _crop(aligned, (h, w), rings.highest)
         weight = _crop(rings.weights(h, w, frames.device)[None], (h, w), rings.highest)[0]

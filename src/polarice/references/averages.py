@@ -19,9 +19,8 @@ from polarice.align.model import Prior
 from polarice.align.polar import PolarBasis
 from polarice.align.sums import Sums
 from polarice.references.noise import noise_left
+from polarice.references.snr import resolved_px, smooth_ssnr
 
-MAX_GAP_RINGS = 2
-SMOOTHING_RINGS = 1  # prior variances are averaged over this many rings on either side
 GRANTED_RINGS = 3  # beyond the last that holds signal, on which the prior takes the SSNR to be 1
 MIN_RELATIVE_WEIGHT = 0.02  # emptier classes are pulled as if they held this share of an equal one
 MAX_PULL = 30.0  # in units of log likelihood
@@ -152,30 +151,17 @@ class Averages:
 
     def resolution_px(self) -> Tensor:
         """(K,) ring up to which each average holds signal; at least 1."""
-        return _resolved(self.ssnr)
+        return resolved_px(self.ssnr)
 
     def images(self) -> Tensor:
         """(K, N, N) float32 class averages in pixels."""
         return self.basis.to_images(self.field)
 
 
-def _resolved(ssnr: Tensor) -> Tensor:
-    """(K,) last ring before the SSNR (K, ring) falls below 1; at least 1.
-
-    Gaps of up to MAX_GAP_RINGS do not count: a hollow or round particle's transform has zeros.
-    """
-    above = ssnr >= 1
-    padded = torch.nn.functional.pad(above.double()[:, None], (0, MAX_GAP_RINGS))
-    bridged = torch.nn.functional.max_pool1d(padded, MAX_GAP_RINGS + 1, stride=1)[:, 0]
-    reach = bridged.to(torch.int64).cumprod(dim=1)
-    last = (reach * above * torch.arange(1, above.shape[1] + 1, device=above.device)).amax(dim=1)
-    return last.clamp_min(1)
-
-
 def _granted(ssnr: Tensor) -> Tensor:
     """(K, ring) the SSNR that the prior grants the next few rings: an average that is zero there would stay so."""
     ring = torch.arange(1, ssnr.shape[1] + 1, device=ssnr.device)
-    return (ring <= _resolved(ssnr)[:, None] + GRANTED_RINGS).to(ssnr.dtype)
+    return (ring <= resolved_px(ssnr)[:, None] + GRANTED_RINGS).to(ssnr.dtype)
 
 
 def _shift_sigma_px(sums: Sums) -> float:
@@ -198,8 +184,4 @@ def _signal_to_noise(numerator: Tensor, denominator: Tensor, mask_fraction: floa
     weight = denominator.mean(dim=2)
     error = mask_fraction / weight.clamp_min(1e-30)
     power = (numerator / weight.clamp_min(1e-30)[..., None]).square().mean(dim=2)
-    ssnr = torch.where(weight > 0, (power / error - 1).clamp_min(0), torch.zeros_like(power))
-    kernel = ssnr.new_ones(1, 1, 2 * SMOOTHING_RINGS + 1)
-    total = torch.nn.functional.conv1d(ssnr[:, None], kernel, padding=SMOOTHING_RINGS)[:, 0]
-    count = torch.nn.functional.conv1d(torch.ones_like(ssnr)[:, None], kernel, padding=SMOOTHING_RINGS)[:, 0]
-    return error, total / count
+    return error, smooth_ssnr(power, torch.where(weight > 0, error, torch.inf))

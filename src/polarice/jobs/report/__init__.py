@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarice.jobs.report.history import (
     Row,
@@ -17,6 +17,9 @@ from polarice.jobs.report.history import (
     summary_of,
 )
 from polarice.types import Iteration
+
+if TYPE_CHECKING:
+    from polarice.jobs.report.index import Chapter
 
 __all__ = [
     "LeftOut",
@@ -67,6 +70,8 @@ class Report:
     optics_names: Sequence[str] = ()  # one for each row of the model's noise_power
     particle_diameter_A: float | None = None
     working_directory: str = ""
+    chapters: Sequence[Chapter] = ()  # further parts of the page, behind the classes
+    notes: Mapping[str, str] = field(default_factory=dict)  # what else is to be said under a part of the page, by name
 
 
 def parameters_of(params: Any) -> list[Parameter]:

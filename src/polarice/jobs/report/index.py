@@ -58,14 +58,15 @@ def write_index(
         version=polarice.__version__,
         style=stylesheet(cell_px),
         links="".join(f'<a href="#part-{i}">{escape(each.title)}</a>' for i, each in enumerate(chapters)),
-        chapters="\n".join(_chapter(i, each) for i, each in enumerate(chapters)),
+        chapters="\n".join(chapter_html(i, each) for i, each in enumerate(chapters)),
     )
     with replacing(path, "w") as stream:
         stream.write(page)
     return Path(path)
 
 
-def _chapter(place: int, chapter: Chapter) -> str:
+def chapter_html(place: int, chapter: Chapter) -> str:
+    """A <section> of a page."""
     numbers = "\n".join(
         f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in chapter.numbers
     )

@@ -18,6 +18,7 @@ from polarice.jobs.report.montage import Entry, circle_px, entries, png_bytes, t
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SHOWN_CLASSES = 1200  # in the page, where each is a picture of its own; the montage has all
 SHOWN_LEFT_OUT = 1000  # rows; the number of all of them is always told
 
 CAPTIONS = {
@@ -66,6 +67,8 @@ def figures(report: Report) -> dict[str, Figure]:
 
 def html(report: Report, drawn: Mapping[str, Figure]) -> str:
     """The whole page with its charts (what `figures` gives); nothing in it is fetched from elsewhere."""
+    from polarice.jobs.report.index import chapter_html
+
     shown = entries(report.iteration)
     made = {name: _figure(name, charts.svg(figure, name)) for name, figure in drawn.items()}
     template = Template(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
@@ -78,6 +81,8 @@ def html(report: Report, drawn: Mapping[str, Figure]) -> str:
         gallery=_gallery(report, shown),
         gallery_note=_gallery_note(report, shown),
         occupancy=made["occupancy"],
+        chapters="\n".join(chapter_html(i, each) for i, each in enumerate(report.chapters)),
+        chapter_links="".join(f'<a href="#part-{i}">{escape(c.title)}</a>' for i, c in enumerate(report.chapters)),
         convergence=made["convergence"] + made["classes"],
         poses=made["poses"],
         spectra=made["spectra"],
@@ -141,7 +146,7 @@ def _gallery(report: Report, shown: Sequence[Entry]) -> str:
     radius = circle_px(box, model.pixel_size_A, report.particle_diameter_A)
     side = min(max(box, 64), 2 * _cell_px(len(shown)) if len(shown) <= 60 else 112)
     items = []
-    for place, entry in enumerate(shown):
+    for place, entry in enumerate(shown[:SHOWN_CLASSES]):
         picture = base64.b64encode(png_bytes(thumbnail(model.averages[entry.index], radius, side))).decode()
         resolution = entry.resolution_A if math.isfinite(entry.resolution_A) else 1e9
         items.append(
@@ -161,10 +166,11 @@ def _gallery_note(report: Report, shown: Sequence[Entry]) -> str:
         numbers = ", ".join(str(c + 1) for c in report.iteration.reseeded)
         reseeded = f" Classes started anew in this iteration: {numbers}."
     width = model.averages.shape[-1] * model.pixel_size_A
+    more = f" The fullest {SHOWN_CLASSES:,} of {len(shown):,} are shown." if len(shown) > SHOWN_CLASSES else ""
     return escape(
         f"Under each average: its number (rlnClassNumber), its share of the particles in %, their number, and its "
         f"resolution in Å. A picture is {width:.0f} Å wide; grey levels are stretched within the particle's circle, "
-        f"each picture for itself. Empty classes are faint.{reseeded}"
+        f"each picture for itself. Empty classes are faint.{reseeded}{more} {report.notes.get('classes', '')}".rstrip()
     )
 
 

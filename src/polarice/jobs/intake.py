@@ -1,0 +1,241 @@
+"""The way in, for every job that takes a table of particles: its parameters, the table, a look at every image."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from polarice.jobs.params import argument, option
+from polarice.types import InputError, Particles
+
+if TYPE_CHECKING:
+    import torch
+
+    from polarice.align.images import ParticleImages
+    from polarice.io.class2d import RunSettings
+    from polarice.io.particles import ParticleTable
+
+DIAMETER_OF_BOX = 0.8  # where the particle's diameter is not given
+TOLERATED_BAD = 0.1  # share of unusable images beyond which a run is refused
+SURVEY_BATCH = 256
+SMALLEST_BOX_PX = 16
+HIGHEST_CTF = 1e6  # a B factor far below zero makes it grow
+
+
+@dataclass(frozen=True)
+class ParticleJob:
+    """Parameters of all jobs that classify particles; names are RELION's where RELION has them."""
+
+    particles: Path = argument("particles.star of RELION 3.0 or later", flags=("--i",), unless="continue_")
+    o: Path = option(Path("Class2D"), "folder for the results")
+    k: Any = option(50, "number of classes", flags=("-k", "--K"))
+    iter: int | None = option(None, "number of iterations; 25, or those of the run that goes on", low=1, high=999)
+    particle_diameter: float | None = option(None, "diameter of the particle's mask; 0.8 of the box", unit="A", low=1)
+    strict_highres_exp: float | None = option(
+        None, "compare images up to this resolution at most; Nyquist", unit="A", low=0.1
+    )
+    ctf: bool = option(True, "correct for the contrast transfer function")
+    ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak")
+    norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1")
+    image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
+    angpix: float | None = option(None, "pixel size, for tables that do not state it", unit="A", low=0.01, high=100)
+    unsigned: bool = option(False, "MRC mode 0 holds unsigned bytes, as before 2014")
+    seed: int = option(1, "seed of everything random", low=0, flags=("--random-seed",))
+    continue_: Path | None = option(None, "folder (or a run_itNNN_optimiser.star) of a run to go on with")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
+    memory: float | None = option(
+        None, "memory for the engine: half for batches, half to keep prepared images; 2 for these, or a quarter of all",
+        unit="GiB", low=0.01,
+    )  # fmt: skip
+    scratch: Path | None = option(None, "folder on a fast disk to keep all prepared images in, instead of memory")
+
+    @property
+    def classes(self) -> int:
+        """How many the job makes."""
+        return int(self.k)
+
+
+def progress_bar(what: str, total: int, done: int = 0, leave: bool = True) -> Any:
+    """A bar on stderr, where that is a terminal; a log file is spared it."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, initial=done, unit="img", desc=what, smoothing=0.05, file=sys.stderr, disable=None, leave=leave
+    )
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A table and its images, every one of which has been looked at."""
+
+    table: ParticleTable
+    images: ParticleImages
+    order: np.ndarray  # usable rows, in the order of the disk
+    bad: dict[int, str]  # row -> why its image cannot be used
+    background_sd: np.ndarray | None  # (n,) of every image, where they were not normalised
+    noise_power: np.ndarray  # (G, S)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Usable rows, in the order of the table, which is that of everything written."""
+        return np.sort(self.order)
+
+
+def open_particles(params: Any, device: torch.device) -> tuple[ParticleTable, ParticleImages]:
+    """The table and its images, checked as far as headers tell."""
+    from polarice.align.images import ParticleImages
+    from polarice.align.prepare import Preparation
+    from polarice.io.particles import StackSource, read_ahead, read_particles
+
+    table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
+    particles = table.particles
+    if params.scratch is not None and not params.scratch.is_dir():
+        raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or leave the option out")
+    if params.classes > len(particles):
+        raise InputError(
+            f"{params.particles}: {params.classes} classes asked of {len(particles)} particles; ask for fewer with --k"
+        )
+    source = StackSource(particles, params.unsigned, params.particles)
+    source.check()
+    pixel_A = particles.optics[int(particles.optics_of[0])].pixel_size_A
+    radius_px = (params.particle_diameter or DIAMETER_OF_BOX * source.box_px * pixel_A) / 2 / pixel_A
+    _require_sizes(params, source.box_px, pixel_A, radius_px)
+    images = ParticleImages(
+        particles,
+        source,
+        Preparation(source.box_px, radius_px, params.norm),
+        device,
+        read_ahead,
+        params.ctf,
+        params.ctf_intact_first_peak,
+    )
+    _require_plausible(table, images)
+    return table, images
+
+
+def _require_sizes(params: Any, box_px: int, pixel_A: float, radius_px: float) -> None:
+    """Raise InputError where box and particle do not fit each other."""
+    if box_px < SMALLEST_BOX_PX:
+        raise InputError(
+            f"{params.particles}: a box of {box_px} px is too small; extract in one of {SMALLEST_BOX_PX} px or more"
+        )
+    if not 2 <= radius_px <= box_px / 2:
+        raise InputError(
+            f"--particle-diameter {params.particle_diameter:g}: the box is {box_px} px = {box_px * pixel_A:g} A wide; "
+            f"give a diameter from {4 * pixel_A:g} to {box_px * pixel_A:g} A, or extract in another box"
+        )
+
+
+def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
+    """Raise InputError naming the row where a CTF has no value up to Nyquist, or an origin lies outside of the box."""
+    import torch
+
+    from polarice.ctf import ctf
+
+    particles, box = table.particles, images.preparation.box_px
+    far = ~(np.abs(particles.pose.shift_px).max(axis=1) <= box)
+    if far.any():
+        row = int(np.argmax(far))
+        x, y = particles.pose.shift_px[row]
+        raise InputError(
+            f"{table.path}, row {row + 1}: its origin is {-x:g}, {-y:g} px from the box's centre, outside of the box "
+            f"of {box} px; correct rlnOriginX/YAngst or remove the row"
+        )
+    if particles.ctf is None or not images.apply_ctf:
+        return
+    fx, fy = 0.5 / images.pixel_size_A * torch.tensor([[1, 0.7, 0, 0], [0, 0.7, 1, 0]])  # the engine's precision
+    for group in np.unique(particles.optics_of).tolist():
+        rows, optics = np.flatnonzero(particles.optics_of == group), particles.optics[group]
+        values = np.full((len(rows), 1), np.nan)
+        if optics.voltage_kV > 0 and -1 <= optics.amplitude_contrast <= 1:
+            values = ctf(optics, particles.ctf.take(rows), fx, fy).numpy()
+        wrong = ~(np.abs(values) < HIGHEST_CTF).all(axis=1)
+        if wrong.any():
+            row = int(rows[np.argmax(wrong)])
+            raise InputError(
+                f"{table.path}, row {row + 1}: no contrast transfer function comes of defocus "
+                f"{particles.ctf.defocus_u_A[row]:g} / {particles.ctf.defocus_v_A[row]:g} A at {optics.voltage_kV:g} "
+                f"kV, Cs {optics.cs_mm:g} mm, contrast {optics.amplitude_contrast:g} ({optics.name}), B factor "
+                f"{particles.ctf.bfactor_A2[row]:g} A^2; correct or remove the row, or leave the CTF out with --no-ctf"
+            )
+
+
+def look_at_images(table: ParticleTable, images: ParticleImages, params: Any) -> Looked:
+    """Look at every image once; what is left out is named on stderr. InputError where too many cannot be used."""
+    from polarice.align.images import Clock
+    from polarice.align.survey import survey
+
+    order = disk_order(table.particles)
+    with progress_bar("looking at images", len(order), leave=False) as bar:
+
+        def counted(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            for batch in images.read_ahead(batches):
+                yield batch
+                bar.update(len(batch))
+
+        with np.errstate(all="ignore"):  # unusable images are what is looked for
+            found = survey(replace(images, read_ahead=counted), order, params.seed, SURVEY_BATCH, Clock())
+    bad = found.bad | {
+        row: "its grey values are too large" for row in np.flatnonzero(~np.isfinite(found.background_sd)).tolist()
+        if row not in found.bad
+    }  # fmt: skip
+    _tell_left_out(table, bad)
+    rows = order[~np.isin(order, list(bad))]
+    if params.classes > len(rows):
+        raise InputError(f"{table.path}: {params.classes} classes asked of {len(rows)} usable particles; ask for fewer")
+    scaled = bool((np.abs(found.background_sd[rows] - 1) > 0.05).any())
+    return Looked(table, images, rows, bad, found.background_sd if params.norm and scaled else None, found.noise_power)
+
+
+def disk_order(particles: Particles) -> np.ndarray:
+    """Rows (n,) by name of the stack and section: reading walks the disk forwards, however the table is sorted."""
+    _, place = np.unique(particles.stacks, return_inverse=True)
+    return np.lexsort((particles.section, place[particles.stack_of]))
+
+
+def _tell_left_out(table: ParticleTable, bad: dict[int, str]) -> None:
+    n = len(table.particles)
+    if len(bad) > max(1, TOLERATED_BAD * n) or len(bad) == n:
+        row, reason = min(bad.items())
+        raise InputError(
+            f"{table.path}: {len(bad)} of {n} images cannot be used; the first is row {row + 1}, "
+            f"{image_name(table, row)}: {reason}; extract the particles again"
+        )
+    for row, reason in sorted(bad.items())[:10]:
+        print(f"left out: row {row + 1} of {table.path}, {image_name(table, row)}: {reason}", file=sys.stderr)
+    if len(bad) > 10:
+        print(f"left out: {len(bad) - 10} more images; report.html names them", file=sys.stderr)
+
+
+def last_ring(images: ParticleImages, params: Any) -> int:
+    """The last ring that images are compared on, in Fourier pixels: Nyquist's, or that of --strict-highres-exp."""
+    box = images.preparation.box_px
+    if not params.strict_highres_exp:
+        return box // 2
+    return max(4, min(box // 2, int(box * images.pixel_size_A / params.strict_highres_exp)))
+
+
+def relion_settings(params: Any, images: ParticleImages, tau2_fudge: float) -> RunSettings:
+    """What RELION wants to know of the run."""
+    from polarice.io.class2d import RunSettings
+
+    return RunSettings(
+        particle_diameter_A=2 * images.preparation.radius_px * images.pixel_size_A,
+        tau2_fudge=tau2_fudge,
+        seed=params.seed,
+        strict_highres_exp_A=params.strict_highres_exp,
+        ctf=images.apply_ctf and images.particles.ctf is not None,
+        ctf_intact_first_peak=params.ctf_intact_first_peak,
+    )
+
+
+def image_name(table: ParticleTable, row: int) -> str:
+    """SECTION@STACK of a row."""
+    particles = table.particles
+    return f"{particles.section[row] + 1:06d}@{particles.stacks[particles.stack_of[row]]}"

@@ -1,0 +1,164 @@
+"""Before the first iteration of a map: the images posed, the map laid out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polarice.jobs.intake import Looked, last_ring
+from polarice.jobs.resources import batch_bytes, store_bytes, threads_of
+from polarice.types import InputError, Pose2D
+
+if TYPE_CHECKING:
+    from polarice.align.images import ParticleImages
+    from polarice.align.polar import PolarBasis
+    from polarice.references.manifold import Manifold
+    from polarice.references.mapping import MapState, Plan
+    from polarice.references.posed import PosedImages
+    from polarice.references.register import Frames
+
+SLACK_PX = 1.0  # images are cut at whole pixels and moved the rest of the way
+SUBSET_IMAGES = 4000  # that the principal components are taken from
+BATCH = (256, 4096)  # images that meet the nodes at once, least and most
+FRAME_IMAGES = 300  # of each class, whose average brings it into register
+RANDOM_LABELS = 50  # averages of random images that a random start is laid out by
+
+
+def posed_basis(images: ParticleImages, params: Any) -> PolarBasis:
+    """All rings that --strict-highres-exp allows."""
+    from polarice.align.polar import PolarBasis
+    from polarice.align.prepare import MASK_EDGE_PX
+
+    preparation = images.preparation
+    radius_px = min(preparation.box_px / 2, preparation.radius_px + MASK_EDGE_PX / 2)
+    return PolarBasis(preparation.box_px, radius_px, last_ring(images, params), SLACK_PX, images.device)
+
+
+def posed_images(images: ParticleImages, looked: Looked, params: Any) -> PosedImages:
+    """All usable images; what fits is kept."""
+    from polarice.references.posed import PosedImages
+
+    basis, device = posed_basis(images, params), images.device
+    workers = threads_of(params) if device.type == "cpu" else 1
+    return PosedImages(images, basis, looked.order, store_bytes(params, device), params.scratch, workers)
+
+
+def plan_of(posed: PosedImages, params: Any) -> Plan:
+    """How the iterations go about it."""
+    from polarice.references.manifold import ManifoldPrior
+    from polarice.references.mapping import Plan
+
+    each = 4 * (4 * params.classes + 2 * posed.triangle.d)  # shares, their transpose, and scaled vectors
+    room = 8 * batch_bytes(params, posed.basis.device, 1)
+    batch = int(np.clip(room // each, *BATCH))
+    return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge), batch)
+
+
+def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> MapState:
+    """The map before the first iteration. Raises InputError where there is nothing to lay it out by."""
+    import torch
+
+    from polarice.references.latent import LatentGrid
+    from polarice.references.manifold import Manifold
+    from polarice.references.mapping import MapState, Placement
+
+    noise = torch.from_numpy(looked.noise_power).to(posed.basis.device)
+    grid = LatentGrid.of(params.shape, device=posed.basis.device)
+    empty = Manifold.empty(posed.basis, grid, noise, posed.images.preparation.mask_fraction)
+    pose = registered(posed.images, looked, params) if params.register else looked.table.particles.pose
+    try:
+        model, first = _laid_out(empty, posed, pose, plan, params)
+    except ValueError as error:
+        raise InputError(f"{params.particles}: {error}; try another --start") from error
+    return MapState(0, model, Placement.unknown(pose, len(grid.shape)), first)
+
+
+def registered(images: ParticleImages, looked: Looked, params: Any) -> Pose2D:
+    """The table's poses, towards one frame for all classes; register.star says how each class's own lies in it.
+
+    Where all particles have one class, or come from a map, they share a frame already.
+    """
+    from polarice.align.images import Clock
+    from polarice.references.plain import PlainAverages
+    from polarice.references.posed import PosedImages
+    from polarice.references.register import register, register_basis
+
+    table, pose = looked.table, looked.table.particles.pose
+    classes = np.unique(pose.class_of[looked.order])
+    if len(classes) < 2 or "polariceLatent1" in table.table:
+        return pose
+    frame_of = np.searchsorted(classes, pose.class_of).astype(np.int32)
+    frame_of[~np.isin(pose.class_of, classes)] = -1
+    some = _some_of_each(frame_of, looked.order, np.random.default_rng([params.seed, 4]))
+    plan = posed_basis(images, params)
+    basis = register_basis(plan.box_px, plan.radius_px, plan.r_max, images.device)
+    workers = threads_of(params) if images.device.type == "cpu" else 1
+    posed = PosedImages(replace(images, progress=int), basis, some, 0, None, workers)
+    noise = looked.noise_power[:, 1 : basis.r_max + 1]
+    scale = basis.weight.double() / basis.weight.double().new_tensor(noise)
+    how = (len(classes), scale, images.preparation.mask_fraction)
+    plain = PlainAverages.of(posed, pose, frame_of, how, Clock())
+    field = posed.triangle.field(plain.vector.float())
+    frames = register(basis, field, basis.weight.new_tensor(noise.mean(axis=0)), plain.count)
+    _write_frames(params.o / "register.star", classes, frames, images.pixel_size_A)
+    print(
+        f"{len(classes)} classes brought into register: correlation with those that they resemble "
+        f"{np.median(frames.correlation):.2f} (median), {frames.correlation.min():.2f} (least)",
+        file=sys.stderr,
+    )
+    return frames.pose(pose, frame_of)
+
+
+def _some_of_each(frame_of: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Up to FRAME_IMAGES rows of each frame, in the order of the disk."""
+    shuffled = rng.permutation(len(rows))
+    by_frame = shuffled[np.argsort(frame_of[rows][shuffled], kind="stable")]
+    sorted_frames = frame_of[rows][by_frame]
+    place = np.arange(len(rows)) - np.searchsorted(sorted_frames, sorted_frames)
+    return rows[np.sort(by_frame[place < FRAME_IMAGES])]
+
+
+def _write_frames(path: Path, classes: np.ndarray, frames: Frames, pixel_A: float) -> None:
+    from polarice.io.particles import pose_columns
+    from polarice.io.star import Block, Table, write_star
+
+    pose = pose_columns(Pose2D(classes, frames.psi_deg, frames.shift_px), pixel_A)
+    write_star(path, [Block("classes", table=Table.of({**pose, "rlnParticleFigureOfMerit": frames.correlation}))])
+
+
+def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, params: Any) -> tuple[Manifold, int]:
+    """The map as --start says, and on how many rings its iterations begin."""
+    from polarice.align.images import Clock
+    from polarice.references.manifold import first_rings
+    from polarice.references.mapping import pca_start
+    from polarice.references.plain import PlainAverages
+    from polarice.references.starts import from_averages
+
+    rng = np.random.default_rng([params.seed, 3])
+    if params.start == "pca":
+        some = np.sort(rng.permutation(len(posed))[: _subset(posed, params)])
+        subset = posed.subset(posed.rows[some], pose, Clock())
+        model, first = pca_start(empty, subset, posed.even, plan.prior, params.seed)
+        print(f"laid out by the principal components of {len(some)} images on {first} rings", file=sys.stderr)
+        return model, first
+    label = pose.class_of
+    if params.start == "random":
+        label = rng.integers(0, min(RANDOM_LABELS, max(2, len(posed) // 20)), len(label)).astype(np.int32)
+    elif len(np.unique(label[posed.rows])) < 2:
+        raise InputError(f"{params.particles}: --start classes needs classes (rlnClassNumber); take --start pca")
+    how = (int(label.max()) + 1, empty.scale, empty.mask_fraction)
+    plain = PlainAverages.of(posed, pose, label, how, Clock())
+    used = plain.count > 0
+    field = empty.triangle.field(plain.vector[used].float())
+    weights = empty.weights.new_tensor(plain.count[used] / plain.count.sum())
+    return from_averages(empty, field, weights), first_rings(empty.basis)
+
+
+def _subset(posed: PosedImages, params: Any) -> int:
+    """How many images the components are taken from: at most what --memory leaves room for, three copies of each."""
+    fits = store_bytes(params, posed.basis.device) // (12 * posed.triangle.d)
+    return int(min(len(posed), SUBSET_IMAGES, max(256, fits)))

@@ -1,0 +1,308 @@
+"""What sml does: from a table of aligned particles to a map of classes on disk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings
+from polarice.jobs.resources import device_of
+from polarice.jobs.running import carry_out, report, settled
+from polarice.types import Assignment, ClassModel, InputError, Iteration
+
+if TYPE_CHECKING:
+    import torch
+
+    from polarice.io.particles import ParticleTable
+    from polarice.jobs.report.index import Chapter
+    from polarice.references.mapping import MapState, MapTurn, Plan
+    from polarice.references.posed import PosedImages
+
+ITERATIONS = 30
+FEWEST_PER_NODE = 3  # particles; with fewer, nodes are told about before the run
+NAMED = 20  # nodes without particles that are named on the screen
+
+
+def map_particles(job: str, params: Any) -> None:
+    """Run or continue a map. Raises InputError for what cannot be used, and for a full disk."""
+    _ = params.shape
+    params = settled(job, params, ITERATIONS)
+    device = device_of(params)
+    table, images = open_particles(params, device)
+    require_poses(table)
+    warn_of_few(len(table.particles), params.classes)
+    carry_out(
+        job,
+        params,
+        [table.path, *table.particles.stacks],
+        lambda: _Run(job, params, look_at_images(table, images, params)),
+    )
+
+
+def require_poses(table: ParticleTable) -> None:
+    """Raise InputError where the particles have not been aligned."""
+    pose = table.particles.pose
+    aligned = "polarice align2d first, or take its run_itNNN_data.star"
+    if "rlnAnglePsi" not in table.table:
+        raise InputError(f"{table.path}: no column _rlnAnglePsi: the particles are not aligned; run {aligned}")
+    if not pose.psi_deg.any() and not pose.shift_px.any():
+        raise InputError(f"{table.path}: all angles and origins are 0: the particles are not aligned; run {aligned}")
+
+
+def warn_of_few(n: int, k: int) -> None:
+    """Say what to expect of k nodes for n particles, where those are few."""
+    if FEWEST_PER_NODE * k > n:
+        print(
+            f"warning: {k} nodes for {n} particles: most will hold fewer than {FEWEST_PER_NODE}, many none; the map "
+            f"between them is made of their neighbours; --k {max(2, n // 20)} would leave 20 to a node",
+            file=sys.stderr,
+        )
+
+
+class _Run:
+    """One job at work: what has been read, where it stands, what it has written."""
+
+    def __init__(self, job: str, params: Any, looked: Looked) -> None:
+        from polarice.jobs.resume import rewind
+
+        self.job, self.params, self.looked = job, params, looked
+        self.done = rewind(params)
+        n = len(looked.order)
+        self.bar = progress_bar(f"{job} {self.done + 1}/{params.iter}", n * params.iter, n * self.done)
+        self.images = replace(looked.images, progress=self.bar.update)
+        sd = looked.background_sd
+        self.columns = {} if sd is None else {"rlnNormCorrection": sd[looked.rows]}
+        self.state, self.posed, self.plan = self.beginning()
+
+    def all(self) -> None:
+        """Every iteration that is left, then map, movie and report."""
+        from polarice.references.mapping import fit
+
+        turn = last = None
+        with self.bar:
+            try:
+                for turn in fit(self.posed, self.state, self.plan):
+                    last = self.write(turn)
+            except ValueError as error:  # what the mathematics finds wrong with the data
+                raise InputError(f"{self.looked.table.path}: {error}") from error
+        assert turn is not None and last is not None, "a run that goes on has iterations left"
+        self.finish(turn, last)
+
+    def beginning(self) -> tuple[MapState, PosedImages, Plan]:
+        """State, images and plan of the iterations that are left."""
+        from polarice.jobs.checkpoint import read_map_checkpoint
+        from polarice.jobs.layout import first_map, plan_of, posed_images
+
+        posed = posed_images(self.images, self.looked, self.params)
+        plan = plan_of(posed, self.params)
+        if self.done:
+            return read_map_checkpoint(self.params.o, self.done, self.images.device), posed, plan
+        return first_map(posed, self.looked, plan, self.params), posed, plan
+
+    def write(self, turn: MapTurn) -> Iteration | None:
+        """Put one iteration on disk: its line of the history, RELION's files where it is time, the checkpoint."""
+        from polarice.io.class2d import write_iteration
+        from polarice.jobs.checkpoint import path_of, write_map_checkpoint
+        from polarice.jobs.report import append_history
+
+        params, folder, since = self.params, self.params.o, time.perf_counter()
+        number = turn.state.number
+        whole = number == params.iter or number % params.write_every == 0
+        model = class_model(turn, self.posed, params) if whole else _outline(turn)
+        iteration = iteration_of(turn, model, self.looked, params.iter)
+        if whole:
+            settings = relion_settings(params, self.images, params.tau2_fudge)
+            columns = self.columns | latent_columns(turn.state, self.looked.rows)
+            write_iteration(folder, iteration, self.looked.table, settings, rows=self.looked.rows, columns=columns)
+        iteration = replace(iteration, seconds=iteration.seconds | {"writing": time.perf_counter() - since})
+        append_history(folder, iteration)
+        write_map_checkpoint(folder, turn.state)
+        if number > 1 and (number - 1) % params.write_every:  # nothing of RELION's goes with it
+            path_of(folder, number - 1).unlink(missing_ok=True)
+        self.bar.write(told(iteration, turn), file=sys.stderr)
+        self.bar.set_description(f"{self.job} {min(number + 1, params.iter)}/{params.iter}")
+        return iteration if whole else None
+
+    def finish(self, turn: MapTurn, last: Iteration) -> None:
+        """Map, movie, report, and what is to be said at the end."""
+        from polarice.jobs.report import class_counts
+
+        empty = np.flatnonzero(class_counts(last) == 0)
+        chapter = map_chapter(self.params, turn.state, last, 2 * self.images.preparation.radius_px)
+        notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
+        page = report(self.job, self.params, self.looked, last, [chapter], notes)
+        k, bad = len(last.model.weights), self.looked.bad
+        left_out = f", {len(bad)} left out" if bad else ""
+        if len(empty):
+            print(_empty_words(empty, NAMED))
+        print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {page}")
+
+
+def _empty_words(empty: np.ndarray, named: int) -> str:
+    numbers = ", ".join(str(node + 1) for node in empty[:named]) + (" ..." if len(empty) > named else "")
+    many = "1 node is" if len(empty) == 1 else f"{len(empty)} nodes are"
+    return f"{many} no particle's best; their averages are what their neighbours make of them: {numbers}"
+
+
+def told(iteration: Iteration, turn: MapTurn) -> str:
+    """One line about an iteration."""
+    from polarice.jobs.report import class_counts
+
+    counts = class_counts(iteration)
+    return (
+        f"iteration {iteration.number}/{iteration.total}: {turn.rings} rings, {int((counts > 0).sum())} of "
+        f"{len(counts)} nodes in use, mean probability {turn.max_probability:.2f}, "
+        f"{100 * turn.changed_node:.0f} % changed node, {sum(iteration.seconds.values()):.1f} s"
+    )
+
+
+def latent_columns(state: MapState, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Where on the map the particles `rows` lie: mean and standard deviation of the posterior along each axis."""
+    placement = state.placement
+    return {
+        f"polariceLatent{axis + 1}{kind}": values[rows, axis].astype(np.float64)
+        for kind, values in (("", placement.latent_mean), ("Sd", placement.latent_sd))
+        for axis in range(values.shape[1])
+    }
+
+
+def class_model(turn: MapTurn, posed: PosedImages, params: Any) -> ClassModel:
+    """Averages of all nodes and what is known about them."""
+    from polarice.references.snr import resolved_px, smooth_ssnr
+
+    model = turn.state.model
+    basis, triangle = model.basis, model.triangle
+    field, ssnr = model.field, None
+    if params.average == "hard":
+        field, ssnr = _hard_averages(turn, posed, params.threshold)
+    if ssnr is None:
+        power = triangle.ring_sums(model.vectors.double().square()) / basis.n_theta
+        ssnr = smooth_ssnr(power, model.error(turn.sums))
+    mask = posed.images.preparation.mask(basis.device)
+    box, pixel_A = basis.box_px, posed.images.pixel_size_A
+    prior = model.grid.phi[:, 1:].square().sum(dim=1)[:, None] * model.tau2
+    outline = _outline(turn)
+    return replace(
+        outline,
+        averages=(basis.to_images(field) * mask).cpu().numpy(),
+        signal_power=_shells(prior, box),
+        ssnr=_shells(ssnr, box),
+        resolution_A=box * pixel_A / resolved_px(ssnr).cpu().numpy(),
+        pixel_size_A=pixel_A,
+    )
+
+
+def _hard_averages(turn: MapTurn, posed: PosedImages, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fields and SSNR of plain averages; nodes without particles keep the map's image, with no signal of its own."""
+    import torch
+
+    from polarice.align.images import Clock
+    from polarice.references.plain import PlainAverages
+
+    model, assignment = turn.state.model, turn.state.placement.assignment
+    label = np.where(assignment.max_probability >= threshold, assignment.pose.class_of, -1)
+    how = (model.grid.k, model.scale, model.mask_fraction)
+    plain = PlainAverages.of(posed, assignment.pose, label, how, Clock())
+    there = torch.from_numpy(plain.count > 0).to(plain.vector.device)
+    vectors = torch.where(there[:, None], plain.vector.float(), model.vectors)
+    return model.triangle.field(vectors), plain.ssnr
+
+
+def _shells(rings: torch.Tensor, box_px: int) -> np.ndarray:
+    values = np.zeros((len(rings), box_px // 2 + 1))
+    values[:, 1 : rings.shape[1] + 1] = rings.cpu().numpy()
+    return values
+
+
+def _outline(turn: MapTurn) -> ClassModel:
+    """A class model without averages, for iterations that leave no more than a line of figures."""
+    model, pose = turn.state.model, turn.state.placement.pose
+    k, shells = len(model.weights), model.noise_power.shape[1]
+    nothing = np.zeros((k, shells))
+    return ClassModel(
+        averages=np.zeros((k, 0, 0), np.float32),
+        weights=model.weights.cpu().numpy(),
+        noise_power=model.noise_power.cpu().numpy(),
+        signal_power=nothing,
+        ssnr=nothing,
+        resolution_A=np.full(k, np.inf),
+        pixel_size_A=1.0,
+        shift_sigma_px=float(np.sqrt(np.mean(pose.shift_px**2))),
+    )
+
+
+def iteration_of(turn: MapTurn, model: ClassModel, looked: Looked, total: int) -> Iteration:
+    """What an iteration left behind, about the particles looked at."""
+    rows, found = looked.rows, turn.state.placement.assignment
+    basis = turn.state.model.basis
+    return Iteration(
+        number=turn.state.number,
+        total=total,
+        model=replace(model, pixel_size_A=looked.images.pixel_size_A),
+        assignment=Assignment(
+            found.pose.take(rows), found.log_likelihood[rows], found.max_probability[rows], found.significant[rows]
+        ),
+        resolution_limit_A=basis.box_px * looked.images.pixel_size_A / turn.rings,
+        psi_step_deg=360 / basis.n_theta,
+        shift_range_px=0.0,
+        shift_step_px=0.0,
+        particles_used=len(rows),
+        log_likelihood=turn.log_likelihood,
+        max_probability=turn.max_probability,
+        changed_class=turn.changed_node,
+        changed_psi_deg=0.0,
+        changed_shift_px=0.0,
+        seconds=dict(turn.clock.seconds),
+    )
+
+
+def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: float) -> Chapter:
+    """The map's part of the report; its sheet, heat map and movie are written beside it."""
+    from polarice.io.mrc import write_stack
+    from polarice.io.star import Block, Table, write_star
+    from polarice.jobs.report import charts, class_counts, latent
+    from polarice.jobs.report.index import Chapter, Picture
+    from polarice.jobs.report.montage import png_bytes
+    from polarice.references.path import images_at, path_points
+
+    shape, counts, model = state.model.grid.shape, class_counts(last), last.model
+    radius_px, root = diameter_px / 2, params.o / f"run_it{last.number:03d}"
+    sheet = png_bytes(latent.map_sheet(model.averages, shape, counts, radius_px))
+    _write_bytes(root.with_name(f"{root.name}_map.png"), sheet)
+    figure = latent.occupancy(shape, counts, state.placement.latent_mean)
+    charts.write_png(params.o / "report_map.png", figure)
+    points = path_points(state.model, params.frames)
+    frames = images_at(state.model, points).cpu().numpy()
+    write_stack(root.with_name(f"{root.name}_path.mrcs"), frames, model.pixel_size_A)
+    latent.write_movie(root.with_name(f"{root.name}_path.gif"), frames, radius_px)
+    places = {f"polariceLatent{axis + 1}": values for axis, values in enumerate(points.T)}
+    write_star(root.with_name(f"{root.name}_path.star"), [Block("path", table=Table.of(places))])
+    grid = " x ".join(map(str, shape))
+    return Chapter(
+        title="Latent map",
+        text=(
+            f"The nodes' averages at their places on the grid of {grid}. Neighbours are tied together by smooth "
+            "functions, so that states that change steadily lie side by side. Nodes that are no particle's best are "
+            "faint. Every particle's coordinates (polariceLatent1, 2, 3, from -1 to 1) and the spread of its posterior "
+            "(polariceLatent1Sd ...) stand in the particle table.",
+        ),
+        pictures=(
+            Picture(sheet, f"Node averages, {grid}."),
+            Picture((params.o / "report_map.png").read_bytes(), "How full the nodes are, and where particles lie."),
+        ),
+        links=(
+            (f"Movie along the map ({root.name}_path.gif)", f"{root.name}_path.gif"),
+            (f"its frames ({root.name}_path.mrcs)", f"{root.name}_path.mrcs"),
+        ),
+    )
+
+
+def _write_bytes(path: Any, content: bytes) -> None:
+    from polarice.io.atomic import replacing
+
+    with replacing(path) as stream:
+        stream.write(content)

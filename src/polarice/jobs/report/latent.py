@@ -1,0 +1,108 @@
+"""The latent map as pictures: node averages at their places, how full they are, and a movie of a way through them."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarice.io.atomic import replacing
+from polarice.jobs.report.charts import COLOURS, INK, panels
+from polarice.jobs.report.montage import MAX_SHEET_PX, PERCENTILES, thumbnail
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+GAP_PX = 2
+SIDE_PX = (24, 128)  # least and largest width of a node's average
+FAINT = 0.25  # strength in which a node without particles is drawn
+MOVIE_SIDE_PX = 192
+FRAME_MS = 80
+
+
+def layout(shape: tuple[int, ...]) -> np.ndarray:
+    """(K, 2) row and column at which each node is drawn; the last axis of the grid runs to the right.
+
+    One axis is broken into lines, from left to right; the slices of three stand side by side, a column apart.
+    """
+    if len(shape) == 1:
+        columns = math.ceil(math.sqrt(1.5 * shape[0]))
+        return np.stack(np.divmod(np.arange(shape[0]), columns), axis=1)
+    slices, rows, columns = (1, *shape)[-3:]
+    across = math.ceil(math.sqrt(slices * rows / columns)) if slices > 1 else 1
+    z, y, x = np.unravel_index(np.arange(math.prod(shape)), (slices, rows, columns))
+    return np.stack([z // across * (rows + 1) + y, z % across * (columns + 1) + x], axis=1)
+
+
+def map_sheet(averages: np.ndarray, shape: tuple[int, ...], counts: np.ndarray, radius_px: float) -> Image:
+    """Node averages (K, N, N) at their places; those without particles (counts (K,)) faint."""
+    from PIL import Image
+
+    places = layout(shape)
+    rows, columns = places.max(axis=0) + 1
+    side = int(
+        np.clip(MAX_SHEET_PX // max(rows, columns) - GAP_PX, SIDE_PX[0], min(SIDE_PX[1], max(64, len(averages[0]))))
+    )
+    page = Image.new("L", tuple((np.array([columns, rows]) * (side + GAP_PX) - GAP_PX).tolist()), 255)
+    blank = Image.new("L", (side, side), 255)
+    for average, count, (row, column) in zip(averages, counts, places.tolist(), strict=True):
+        picture = thumbnail(average, radius_px, side)
+        if not count:
+            picture = Image.blend(blank, picture, FAINT)
+        page.paste(picture, (column * (side + GAP_PX), row * (side + GAP_PX)))
+    return page
+
+
+def occupancy(shape: tuple[int, ...], counts: np.ndarray, latent: np.ndarray) -> Figure:
+    """Particles per node, drawn as in `map_sheet`, and the particles' latent coordinates (n, axis)."""
+    figure, axes = panels(1, 2, height=4.2)
+    places = layout(shape)
+    picture = np.full(places.max(axis=0) + 1, np.nan)
+    picture[tuple(places.T)] = counts
+    shown = axes[0].imshow(picture, cmap="viridis", interpolation="nearest", aspect="auto")
+    axes[0].set_title("particles of each node", fontsize=9, color=INK)
+    axes[0].grid(False)
+    axes[0].set_xlabel("column of the sheet")
+    axes[0].set_ylabel("row of the sheet")
+    bar = figure.colorbar(shown, ax=axes[0], fraction=0.05)
+    bar.ax.tick_params(labelsize=8, labelcolor=INK)
+    _coordinates(axes[1], shape, latent[np.isfinite(latent).all(axis=1)])
+    return figure
+
+
+def _coordinates(axis: Axes, shape: tuple[int, ...], latent: np.ndarray) -> None:
+    """A histogram along the longest axis, or of the two longest."""
+    longest = sorted(np.argsort([-n for n in shape], kind="stable")[:2].tolist())
+    axis.set_title("latent coordinates of the particles", fontsize=9, color=INK)
+    if len(shape) == 1:
+        axis.hist(latent[:, 0], bins=80, range=(-1, 1), color=COLOURS[0])
+        axis.set_xlabel("polariceLatent1")
+        axis.set_ylabel("particles")
+        return
+    down, right = longest
+    axis.hist2d(latent[:, right], latent[:, down], bins=80, range=((-1, 1), (-1, 1)), cmap="viridis", cmin=1)
+    axis.invert_yaxis()  # the first axis runs down the sheet
+    axis.set_xlabel(f"polariceLatent{right + 1}")
+    axis.set_ylabel(f"polariceLatent{down + 1}")
+
+
+def write_movie(path: str | os.PathLike[str], frames: np.ndarray, radius_px: float) -> None:
+    """A GIF of images (frame, N, N), there and back for ever, all in one scale of grey."""
+    from PIL import Image
+
+    n = frames.shape[-1]
+    x = np.arange(n) - n // 2
+    low, high = np.percentile(frames[:, np.hypot(x[:, None], x) <= radius_px], PERCENTILES)
+    grey = np.rint(255 * np.clip((frames - low) / max(high - low, 1e-30), 0, 1)).astype(np.uint8)
+    side = max(n, MOVIE_SIDE_PX)
+    pictures = [Image.fromarray(each).resize((side, side), Image.Resampling.LANCZOS) for each in grey]
+    pictures += pictures[-2:0:-1]
+    stream = io.BytesIO()
+    pictures[0].save(stream, "GIF", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
+    with replacing(path) as target:
+        target.write(stream.getvalue())

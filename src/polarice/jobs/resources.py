@@ -1,0 +1,68 @@
+"""What a job may use: device, threads, memory."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from polarice.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_of(params: Any) -> torch.device:
+    """Where to compute, by --device and --threads; InputError where it is not there."""
+    import torch
+
+    _keep_freed_memory()
+    torch.set_num_threads(threads_of(params))
+    there = torch.cuda.is_available()
+    if params.device == "cuda" and not there:
+        raise InputError("--device cuda: no CUDA device is there; use --device cpu")
+    return torch.device("cuda" if params.device != "cpu" and there else "cpu")
+
+
+def threads_of(params: Any) -> int:
+    """As many as --threads says; else all that this process may use."""
+    return params.threads or len(os.sched_getaffinity(0))
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks: the engine's arrays come and go many times a second, and handing them back
+    to the kernel each time costs a quarter of its speed. Elsewhere, nothing happens."""
+    import ctypes
+
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, 1 << 30)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, CUDA's, and what torch says on a processor, which is a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def batch_bytes(params: Any, device: torch.device, workers: int) -> int:
+    """Memory of one batch: small on a processor, for its cache's sake; an eighth of a GPU's."""
+    import torch
+
+    default = 64 << 20 if device.type == "cpu" else torch.cuda.mem_get_info(device)[1] // 8
+    return default if params.memory is None else min(default, int(params.memory * (1 << 30)) // (2 * workers))
+
+
+def store_bytes(params: Any, device: torch.device) -> int:
+    """Memory for prepared images; on a GPU two fifths of it."""
+    import torch
+
+    if params.memory is not None:
+        return int(params.memory * (1 << 30)) // 2
+    if device.type == "cuda":
+        return int(0.4 * torch.cuda.mem_get_info(device)[1])
+    return min(2 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)

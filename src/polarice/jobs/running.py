@@ -1,0 +1,104 @@
+"""A job at work, whichever it is: its folder claimed, its end reported, what stops it said in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from polarice.jobs.intake import Looked, image_name
+from polarice.jobs.params import command_line
+from polarice.types import InputError, Iteration
+
+if TYPE_CHECKING:
+    from polarice.jobs.report.index import Chapter
+
+
+class Run(Protocol):
+    """What has been begun and can be done."""
+
+    def all(self) -> None: ...
+
+
+def settled(job: str, params: Any, iterations: int) -> Any:
+    """The parameters of a run that begins (`iterations` where none are said) or goes on; its folder may be used."""
+    from polarice.jobs import resume
+
+    if params.continue_ is not None:
+        return resume.continued(job, params)
+    resume.require_free(job, params.o)
+    return replace(params, iter=params.iter or iterations)
+
+
+def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], Run]) -> None:
+    """Claim the folder, begin, do it all.
+
+    Raises InputError for what cannot be used, for a full disk, and where memory is short; a folder that nothing was
+    begun in is taken back. Ctrl-C says how to go on.
+    """
+    from polarice.jobs import resume
+    from polarice.jobs.resources import is_out_of_memory
+
+    begun, new = params.continue_ is not None, False
+    try:
+        new = resume.claim(job, params, list(inputs))
+        run = begin()
+        begun = True
+        run.all()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command(job, params.o)}") from None
+    except InputError as error:
+        if begun:
+            raise InputError(f"{error}; to go on: {resume.go_on_command(job, params.o)}") from error
+        resume.abandon(params.o, new)
+        raise
+    except OSError as error:
+        if params.scratch is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise InputError(
+            f"--scratch {params.scratch}: {error.strerror}; name another folder, or none, and go on: "
+            f"{resume.go_on_command(job, params.o)}"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            "out of memory; allow less with --memory, or ask for fewer classes or a smaller --offset-range"
+        ) from error
+
+
+def report(
+    job: str,
+    params: Any,
+    looked: Looked,
+    iteration: Iteration,
+    chapters: Sequence[Chapter] = (),
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """report.html and its pictures, of the last iteration; returns the page's path."""
+    from polarice.jobs.provenance import versions
+    from polarice.jobs.report import LeftOut, Report, parameters_of, read_history, write_report
+    from polarice.jobs.resume import go_on_command
+
+    plain = replace(params, continue_=None)
+    images = looked.images
+    page = Report(
+        title=f"{job}: {looked.table.path.name}",
+        job=job,
+        history=read_history(params.o),
+        iteration=iteration,
+        command=command_line(job, plain),
+        continue_command=f"{go_on_command(job, params.o)} --iter {params.iter + 10}",
+        parameters=parameters_of(plain),
+        versions=versions(),
+        left_out=[LeftOut(image_name(looked.table, row), reason) for row, reason in sorted(looked.bad.items())],
+        optics_names=[optics.name for optics in looked.table.particles.optics],
+        particle_diameter_A=2 * images.preparation.radius_px * images.pixel_size_A,
+        working_directory=os.getcwd(),
+        chapters=chapters,
+        notes=notes or {},
+    )
+    return write_report(params.o, page)

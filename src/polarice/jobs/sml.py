@@ -1,0 +1,73 @@
+"""`polarice sml`: deep classification of aligned particles, on a smooth map of many nodes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from polarice.jobs.intake import ParticleJob
+from polarice.jobs.params import option
+from polarice.types import InputError
+
+SUMMARY = "classify aligned particles deeply, into a map of many classes on which neighbours resemble each other"
+MAX_AXES = 3
+MOST_NODES = 100_000
+
+
+@dataclass(frozen=True)
+class MapJob(ParticleJob):
+    """Parameters of all that makes maps."""
+
+    o: Path = option(Path("SML"), "folder for the results")
+    k: str = option(
+        "1000", "number of nodes (classes), on a near-square grid, or the grid: 32x32, 10x10x10, on a line 1000x1",
+        flags=("-k", "--K"),
+    )  # fmt: skip
+    iter: int | None = option(None, "number of iterations; 30, or those of the run that goes on", low=1, high=999)
+    start: Literal["pca", "classes", "random"] = option(
+        "pca", "lay the map out by the images' principal components, by the classes of the table, or at random"
+    )
+    register: bool = option(
+        True, "turn and shift the table's classes, each of which has a frame of its own, into register first"
+    )
+    average: Literal["soft", "hard"] = option(
+        "soft", "averages in the results: the map's own, or of the particles whose best node each one is"
+    )
+    threshold: float = option(
+        0.0, "with --average hard: of the particles that have their node with this probability", low=0, high=1
+    )
+    tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
+    frames: int = option(60, "frames of the movie along the map", low=2, high=10_000)
+    write_every: int = option(10, "write RELION's files every so many iterations, and at the end", low=1, high=999)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The grid; one number alone is a near-square one of at least as many nodes. Raises InputError."""
+        words = self.k.lower().split("x")
+        if not all(word.isascii() and word.isdigit() for word in words) or len(words) > MAX_AXES:
+            raise InputError(f"--k {self.k}: give a number of nodes, or a grid such as 32x32, 10x10x10 or 1000x1")
+        counts = [int(word) for word in words]
+        if len(counts) == 1:
+            rows = max(1, math.isqrt(counts[0]))
+            counts = [rows, math.ceil(counts[0] / rows)]
+        if not 2 <= math.prod(counts) <= MOST_NODES:
+            raise InputError(f"--k {self.k}: a map has from 2 to {MOST_NODES} nodes")
+        return tuple(n for n in counts if n > 1)
+
+    @property
+    def classes(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Params(MapJob):
+    """A map of one table."""
+
+
+def run(params: Params) -> None:
+    """Map; raises InputError for what cannot be used."""
+    from polarice.jobs.mapping import map_particles
+
+    map_particles("sml", params)

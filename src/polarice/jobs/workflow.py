@@ -1,0 +1,321 @@
+"""Run a chain of jobs that one file describes; what has not changed since the last time is not done again.
+
+    threads = 8                                    # for every job that has such an option
+
+    [[step]]
+    job = "extract"
+    micrographs = "ctf/micrographs.star"           # options as on the command line; files from the workflow's folder
+    box = 256
+
+    [[step]]
+    job = "class2d"
+    name = "classes"                               # the step and its folder; without it they are called as the job
+    particles = "{extract}/particles.star"         # {NAME} is the folder of a step before
+    k = 50
+
+A step is done when it ended well with the same options and the same files. Where these have changed, a job of many
+iterations (class2d) starts in a new folder, and the old one is kept beside it as NAME.1, NAME.2 and so on. With
+`update = 10` in its table it begins with the classes that it had, where only its files have changed (more particles
+have come), and takes ten iterations. Jobs that treat one micrograph after another find out what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import string
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from polarice import jobs
+from polarice.io.atomic import replacing
+from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
+from polarice.jobs.provenance import fingerprint
+from polarice.types import InputError
+
+SUMMARY = "run a chain of jobs from one file, again only what has changed"
+STATE = ".{stem}_done.json"  # beside the workflow's file
+SETTLED_S = 10.0  # files that changed more recently may still be written
+_ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch")  # say where and how fast, not what
+_NOT_OPTIONS = ("job", "name", "update")
+_RESERVED = ("o", "continue_")
+
+
+@dataclass(frozen=True)
+class Params:
+    workflow: Path = argument("TOML file that names the steps")
+    dry_run: bool = option(False, "only say what would be done")
+    watch: float | None = option(
+        None, "look every so often for new files, until stopped with Ctrl-C", unit="s", low=0.1
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job of the chain."""
+
+    name: str  # of the step, and of its folder
+    job: str
+    options: Mapping[str, Any]  # as the file has them, {NAME} filled in
+    update: int | None = None  # iterations from the classes of before, where only files have changed
+
+    @property
+    def module(self) -> ModuleType:
+        return jobs.load(self.job)
+
+    def params(self) -> Any:
+        """The job's Params with every file there is now; InputError where a file is missing."""
+        known = {each.field: each for each in options_of(self.module.Params)}
+        values = {field: _files(known[field], value) for field, value in self.options.items()}
+        return self._made(values)
+
+    def checked(self) -> Step:
+        """Itself; InputError where an option is unknown, missing or out of bounds. Files need not be there yet."""
+        known = {each.field: each for each in options_of(self.module.Params)}
+        for field in self.options:
+            if field in _RESERVED or field not in known:
+                raise InputError(f"{field.rstrip('_')}: {self.job} has no such option here")
+        if self.update is not None and (type(self.update) is not int or self.update < 1 or "ref" not in known):
+            raise InputError("update = ...: a number of iterations, of a job that can begin with classes (class2d)")
+        for each in known.values():
+            if each.positional and not each.optional and each.field not in self.options:
+                raise InputError(f"{each.flag} is missing: {each.help}")
+        self._made(dict(self.options))
+        return self
+
+    def _made(self, values: dict[str, Any]) -> Any:
+        for each in options_of(self.module.Params):
+            if each.count != 1 and each.field in values and not isinstance(values[each.field], list):
+                values[each.field] = [values[each.field]]
+        try:
+            return from_dict(self.module.Params, {**values, "o": self.name})
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an option has the wrong type: {error}") from error
+
+
+def run(params: Params) -> None:
+    """Run the steps that need it. Raises InputError where the file or a step's input cannot be used."""
+    steps = read_steps(params.workflow)
+    state = State(params.workflow.with_name(STATE.format(stem=params.workflow.stem)).absolute())
+    with contextlib.chdir(params.workflow.absolute().parent):
+        if params.dry_run:
+            _tell_plan(steps, state)
+            return
+        if params.watch is None:
+            _run_due(steps, state)
+        else:
+            _keep_watch(steps, state, params.watch)
+
+
+def read_steps(path: Path) -> list[Step]:
+    """The steps of a workflow's file, all of them checked. Raises InputError naming the step and what is wrong."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give the TOML file that names the steps") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+    tables = content.pop("step", None)
+    if not isinstance(tables, list) or not tables:
+        raise InputError(f"{path}: no [[step]] in it; each step begins with this line, and job = ...")
+    steps: list[Step] = []
+    for number, table in enumerate(tables, 1):
+        try:
+            steps.append(_step(table, content, steps))
+        except InputError as error:
+            raise InputError(f"{path}: step {number} ({table.get('name', table.get('job', '?'))}): {error}") from None
+    known = {each.field for step in steps for each in options_of(step.module.Params)}
+    if unused := sorted(name for name in content if _field(name) not in known):
+        raise InputError(f"{path}: no step has an option {', '.join(unused)}")
+    return steps
+
+
+def _step(table: Mapping[str, Any], shared: Mapping[str, Any], before: Sequence[Step]) -> Step:
+    job = table.get("job")
+    if job not in jobs.JOBS or jobs.JOBS[job] == __name__:
+        known = ", ".join(sorted(name for name, module in jobs.JOBS.items() if module != __name__))
+        raise InputError(f"no such job: {job}; there are {known}" if job else "job = ... is missing")
+    name = table.get("name", job)
+    if not isinstance(name, str) or not name or set(name) - set(string.ascii_letters + string.digits + "_-"):
+        raise InputError(f"name {name!r}: letters, digits, _ and - only")
+    folders = {step.name: step.name for step in before}
+    if name in folders:
+        raise InputError("a step before is called so, too; give it a name of its own")
+    fields = {each.field for each in options_of(jobs.load(job).Params)}
+    given = {_field(key): value for key, value in table.items() if key not in _NOT_OPTIONS}
+    usual = {_field(key): value for key, value in shared.items() if _field(key) in fields}
+    return Step(name, job, _filled({**usual, **given}, folders), table.get("update")).checked()
+
+
+def _field(key: str) -> str:
+    return "continue_" if key == "continue" else key.replace("-", "_")
+
+
+def _filled(value: Any, folders: Mapping[str, str]) -> Any:
+    """With {NAME} replaced by the step's folder, in every text."""
+    if isinstance(value, Mapping):
+        return {key: _filled(item, folders) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, folders) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return value.format_map(folders)
+    except (KeyError, ValueError, IndexError) as error:
+        known = ", ".join(folders) or "none"
+        raise InputError(f"{value}: not the name of a step before this one: {error}; there are: {known}") from None
+
+
+def _files(each: Option, value: Any) -> Any:
+    """A path with * or ? in it becomes what is there: of one file the last by name, of several all that are at rest."""
+    if each.kind is not Path or value is None:
+        return value
+    if each.count == 1:
+        return _matches(str(value))[-1] if glob.has_magic(str(value)) else value
+    values = value if isinstance(value, list) else [value]
+    found = [_matches(str(item)) if glob.has_magic(str(item)) else [str(item)] for item in values]
+    return [path for paths in found for path in paths]
+
+
+def _matches(pattern: str) -> list[str]:
+    """Files that match, by name, without those that may still be written. Raises InputError where there is none."""
+    now = time.time()
+    paths = sorted(glob.glob(pattern, recursive=True))
+    if not paths:
+        raise InputError(f"{pattern}: no file is called so")
+    return [path for path in paths if now - os.stat(path).st_mtime > SETTLED_S] or paths
+
+
+@dataclass(frozen=True)
+class State:
+    """What has been done, in a file that is written anew after every step."""
+
+    path: Path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """{step: {"mark", "options", "ended"}}; empty where there is no file, or none that can be read."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def note(self, step: Step, mark: str, ended: bool) -> None:
+        kept = {"mark": mark, "options": _options_mark(step), "ended": ended}
+        with replacing(self.path, "w") as stream:
+            json.dump({**self.read(), step.name: kept}, stream, indent=1)
+
+    def done(self, step: Step, mark: str) -> bool:
+        kept = self.read().get(step.name, {})
+        return bool(kept.get("mark") == mark and kept.get("ended") and Path(step.name).is_dir())
+
+    def begun(self, step: Step, mark: str) -> bool:
+        return self.read().get(step.name, {}).get("mark") == mark
+
+    def only_files_changed(self, step: Step) -> bool:
+        """Whether it ended well, with these options."""
+        kept = self.read().get(step.name, {})
+        return bool(kept.get("ended") and kept.get("options") == _options_mark(step))
+
+
+def mark_of(step: Step, params: Any) -> str:
+    """A short text that changes with the step's options and files."""
+    options = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
+    files = [_file_mark(path) for path in _paths(params)]
+    told = json.dumps([step.job, options, files], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _options_mark(step: Step) -> str:
+    """A text that changes with the step's options as the file has them."""
+    return json.dumps({name: value for name, value in step.options.items() if name not in _ELSEWHERE}, sort_keys=True)
+
+
+def _paths(params: Any) -> Iterator[Path]:
+    for each in options_of(params):
+        value = getattr(params, each.field)
+        if each.kind is Path and each.field not in _ELSEWHERE and value is not None:
+            yield from value if isinstance(value, tuple) else (value,)
+
+
+def _file_mark(path: Path) -> Any:
+    """Of a table its content: a job that ran again may have written the same; of other files size and time."""
+    if path.suffix != ".star" or not path.is_file():
+        return fingerprint(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _keep_watch(steps: Sequence[Step], state: State, seconds: float) -> None:
+    """Run what is due again and again, until Ctrl-C. What cannot be used now may be usable when more has arrived."""
+    told = ""
+    while True:
+        try:
+            _run_due(steps, state, quiet=bool(told))
+            news = f"waiting for new files, every {seconds:g} s; Ctrl-C ends"
+        except InputError as error:
+            news = f"waiting: {error}"
+        if news != told:
+            print(news, flush=True)
+        told = news
+        time.sleep(seconds)
+
+
+def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> None:
+    for number, step in enumerate(steps, 1):
+        head = f"[{number}/{len(steps)}] {step.name}"
+        try:
+            params = step.params()
+            mark = mark_of(step, params)
+            if state.done(step, mark):
+                if not quiet:
+                    print(f"{head}: done before, nothing has changed", flush=True)
+                continue
+            params = _placed(step, params, state, mark)
+            print(f"{head}: {command_line(step.job, params)}", flush=True)
+            state.note(step, mark, ended=False)
+            step.module.run(params)
+        except InputError as error:
+            raise InputError(f"step {step.name}: {error}") from error
+        state.note(step, mark, ended=True)
+
+
+def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
+    """The Params to run with: going on where just this was begun, in an empty folder where it was something else."""
+    goes_on = any(each.field == "continue_" for each in options_of(params))
+    folder = Path(step.name)
+    if not goes_on or not (folder / "job.json").exists():
+        return params
+    if state.begun(step, mark):
+        return replace(params, continue_=folder)
+    number = 1
+    while (aside := Path(f"{step.name}.{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    if step.update is not None and state.only_files_changed(step):
+        print(f"{step.name}: begins with the classes that it had, now in {aside}")
+        return replace(params, ref=aside, iter=step.update)
+    print(f"{step.name}: changed; what was there is kept in {aside}")
+    return params
+
+
+def _tell_plan(steps: Sequence[Step], state: State) -> None:
+    """What `run` would do with the files that are there now."""
+    changed = False
+    for number, step in enumerate(steps, 1):
+        try:
+            params = step.params()
+            changed = changed or not state.done(step, mark_of(step, params))
+            what = "to do" if changed else "done"
+        except InputError:
+            changed, params, what = True, None, "to do, once its files are there"
+        print(f"[{number}/{len(steps)}] {step.name}: {what}")
+        if params is not None:
+            print(f"    {command_line(step.job, params)}")

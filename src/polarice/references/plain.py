@@ -1,0 +1,54 @@
+"""Plain averages of posed particles by label: what the classes of another job, or nodes by themselves, look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polarice.align.images import Clock
+from polarice.references.posed import PosedImages
+from polarice.references.snr import smooth_ssnr
+from polarice.types import Pose2D
+
+BATCH = 1024  # images summed at once
+
+
+@dataclass(frozen=True)
+class PlainAverages:
+    """One for each label, each Wiener-filtered by its own signal-to-noise ratio; zero where there is no particle."""
+
+    vector: Tensor  # (label, d) float64, in the triangle's numbers
+    ssnr: Tensor  # (label, ring) float64
+    count: np.ndarray  # (label,) particles
+
+    @staticmethod
+    def of(
+        images: PosedImages, pose: Pose2D, label: np.ndarray, how: tuple[int, Tensor, float], clock: Clock
+    ) -> PlainAverages:
+        """Averages of the images by label (n,) of the whole table, from 0; rows with a negative one are left out.
+
+        how = (labels, w / sigma^2 (G, ring), share of the noise that the mask lets through). The CTF's power is taken
+        to be round, as the map's equations take it.
+        """
+        labels, scale, mask_fraction = how
+        triangle = images.triangle
+        numerator = torch.zeros(labels, triangle.d, dtype=torch.float64, device=scale.device)
+        weight = torch.zeros(labels, triangle.basis.r_max, dtype=torch.float64, device=scale.device)
+        for rows, part in images.batches(pose, BATCH, clock):
+            used = torch.from_numpy(np.flatnonzero(label[rows] >= 0)).to(scale.device)
+            of = torch.from_numpy(label[rows].astype(np.int64)).to(scale.device)[used]
+            each = scale[part.optics_of].float()[used]
+            numerator.index_add_(0, of, (part.vector[used] * each[:, triangle.ring_of]).double())
+            weight.index_add_(0, of, (part.mean_ctf_power(triangle.basis.n_theta)[used] * each).double())
+        error = mask_fraction * triangle.basis.weight.double() / weight  # infinite where there is nothing
+        average = numerator / weight.clamp_min(1e-30)[:, triangle.ring_of]
+        ssnr = smooth_ssnr(triangle.ring_sums(average.square()) / triangle.basis.n_theta, error)
+        known = label[images.rows]
+        return PlainAverages(
+            vector=average * (ssnr / (1 + ssnr))[:, triangle.ring_of],
+            ssnr=ssnr,
+            count=np.bincount(known[known >= 0], minlength=labels),
+        )

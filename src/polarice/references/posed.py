@@ -1,0 +1,148 @@
+"""Posed images, kept from one iteration to the next: with fixed poses a vector is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polarice.align.images import Clock, ParticleImages
+from polarice.align.polar import PolarBasis
+from polarice.align.store import mapped
+from polarice.align.workers import in_turn
+from polarice.references.aligned import AlignedImages, Triangle
+from polarice.types import Pose2D
+
+CHUNK = 256  # images prepared at once, always the same ones, so that a run that goes on repeats the bits
+
+
+class PosedImages:
+    """Some rows of a table as `AlignedImages`: the first ones kept in memory or a scratch file, the rest streamed.
+
+    Which rows are kept depends on the rows, the basis and the room alone. Sums over the batches do not depend on it
+    beyond rounding.
+    """
+
+    def __init__(
+        self,
+        images: ParticleImages,
+        basis: PolarBasis,
+        rows: np.ndarray,
+        room_bytes: int,
+        scratch: Path | None = None,
+        workers: int = 1,
+    ) -> None:
+        """rows: those used, in the order of the disk; scratch: folder for a file that holds all; workers: threads."""
+        self.images, self.rows, self.triangle = images, rows, Triangle(basis)
+        self.even = images.even_harmonics(basis)
+        self._workers = workers
+        basis.prepare()
+        self.triangle.vectors(torch.zeros(1, basis.r_max, basis.n_q, dtype=torch.complex64, device=basis.device))
+        capacity = min(len(rows), room_bytes // (4 * self._width))
+        capacity -= capacity % CHUNK if capacity < len(rows) else 0
+        if scratch is None:
+            self._block = torch.empty(capacity, self._width, device=basis.device)
+        else:
+            self._block = mapped(scratch, 4 * len(rows) * self._width).view(len(rows), self._width)
+        self._of: Pose2D | None = None  # the poses that the block was made for
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def basis(self) -> PolarBasis:
+        return self.triangle.basis
+
+    @property
+    def _parts(self) -> list[int]:
+        """Numbers of an image: its vector, its CTF's powers, its own power, and what fills up a cache line."""
+        rings = self.basis.r_max
+        used = [self.triangle.d, rings * (2 * self.even - 1), rings]
+        return [*used, -sum(used) % 16]
+
+    @property
+    def _width(self) -> int:
+        return sum(self._parts)
+
+    def batches(self, pose: Pose2D, size: int, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
+        """Rows and their images under these poses (of the whole table), `size` at a time, in the order of the rows."""
+        kept = len(self._block)
+        if not self._holds(pose):
+            self._fill(pose, clock)
+        for start in range(0, kept, size):
+            part = slice(start, min(start + size, kept))
+            yield self.rows[part], self._kept(part)
+        yield from self._joined(self._prepared(self.rows[kept:], pose, clock), size)
+
+    def subset(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> AlignedImages:
+        """Some rows as one batch, not kept."""
+        return AlignedImages.joined([images for _, images in self._prepared(rows, pose, clock)])
+
+    def _holds(self, pose: Pose2D) -> bool:
+        kept, of = self.rows[: len(self._block)], self._of
+        return of is not None and all(
+            np.array_equal(getattr(of, name)[kept], getattr(pose, name)[kept]) for name in ("psi_deg", "shift_px")
+        )
+
+    def _fill(self, pose: Pose2D, clock: Clock) -> None:
+        place = 0
+        for rows, images in self._prepared(self.rows[: len(self._block)], pose, clock):
+            parts = [images.vector, images.ctf_power.flatten(1), images.image_power]
+            block = self._block[place : place + len(rows)]
+            for target, part in zip(block.split(self._parts, dim=1), parts, strict=False):
+                target.copy_(part)
+            place += len(rows)
+        self._of = pose
+
+    def _kept(self, part: slice) -> AlignedImages:
+        vector, ctf_power, image_power, _ = self._block[part].to(self.basis.device).split(self._parts, dim=1)
+        return AlignedImages(
+            vector=vector,
+            ctf_power=ctf_power.unflatten(1, (self.basis.r_max, -1)),
+            image_power=image_power,
+            optics_of=self._optics_of(self.rows[part]),
+        )
+
+    def _optics_of(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.images.particles.optics_of[rows].astype(np.int64)).to(self.basis.device)
+
+    def _prepared(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
+        """Rows and images, CHUNK at a time."""
+        clocks = [Clock() for _ in range(self._workers)]
+
+        def work(worker: int, item: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, AlignedImages]:
+            with clocks[worker].counting("preparation"):
+                return item[0], self.pose(*item, pose)
+
+        yield from in_turn(clock.waiting("reading", self.images.raw(rows, CHUNK)), work, self._workers)
+        clock.share(clocks)
+
+    def pose(self, rows: np.ndarray, pixels: np.ndarray, pose: Pose2D) -> AlignedImages:
+        """Images (batch, N, N) of `rows` in the frame that their poses lead to."""
+        centre_px = pose.shift_px[rows]
+        cut_px = np.rint(centre_px)
+        field = self.images.fields(self.basis, pixels, cut_px)
+        polar = self.images.polar(self.basis, rows, field, cut_px, centre_px)
+        psi_rad = torch.from_numpy(np.deg2rad(pose.psi_deg[rows])).to(self.basis.device)
+        return AlignedImages.of(self.triangle, polar, psi_rad, self.even)
+
+    @staticmethod
+    def _joined(
+        parts: Iterator[tuple[np.ndarray, AlignedImages]], size: int
+    ) -> Iterator[tuple[np.ndarray, AlignedImages]]:
+        """Several parts as one, as many as make up `size` images."""
+        waiting: list[tuple[np.ndarray, AlignedImages]] = []
+
+        def together() -> tuple[np.ndarray, AlignedImages]:
+            return np.concatenate([rows for rows, _ in waiting]), AlignedImages.joined([part for _, part in waiting])
+
+        for part in parts:
+            waiting.append(part)
+            if sum(len(rows) for rows, _ in waiting) >= size:
+                yield together()
+                waiting.clear()
+        if waiting:
+            yield together()

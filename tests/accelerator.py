@@ -1,0 +1,106 @@
+"""An accelerator to be played on the processor: its tensors say they are elsewhere, and mixing the two is an error.
+
+What runs on it runs as it would on a GPU as far as places are concerned: where each tensor is made, what meets what,
+what is brought back before NumPy sees it. The arithmetic is the processor's, so results are the same to the bit.
+torch's "meta" device lends its name, as it needs no driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = torch.device("meta")
+CPU = torch.device("cpu")
+_MOVES = ("_to_copy", "copy_")
+_INDEXED = ("index", "index_put_")  # by tensors that may stay on the processor
+
+
+class Far(torch.Tensor):
+    """A tensor on the accelerator; `near` holds its numbers."""
+
+    near: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, near: torch.Tensor) -> Far:
+        dense = near.layout == torch.strided
+        place = {"strides": near.stride(), "storage_offset": near.storage_offset()} if dense else {}
+        return torch.Tensor._make_wrapper_subclass(cls, near.shape, device=DEVICE, dtype=near.dtype, **place)
+
+    def __init__(self, near: torch.Tensor) -> None:
+        self.near = near
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(func, args, kwargs or {})
+
+
+class _Played(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(func, args, kwargs or {})
+
+
+class _Lists(TorchFunctionMode):
+    """Python's lists into tensors and back: torch would leave numbers behind that are meant for a "meta" device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.tensor and kwargs.get("device") is not None:
+            return func(*args, **{**kwargs, "device": CPU}).to(kwargs["device"])
+        if func is torch.Tensor.new_tensor and isinstance(args[0], Far):
+            return func(args[0].near, *args[1:], **kwargs).to(DEVICE)
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            return func(args[0], _index(args[1]), *args[2:])
+        if func is torch.Tensor.tolist:
+            return func(args[0].cpu())
+        return func(*args, **kwargs)
+
+
+def _index(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(_index(each) for each in index)
+    return torch.as_tensor(index) if isinstance(index, list | np.ndarray) else index
+
+
+@contextmanager
+def played() -> Iterator[torch.device]:
+    """The device, for as long as it is there: for this thread, as torch's modes are."""
+    with _Lists(), _Played():
+        yield DEVICE
+
+
+def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name = func.overloadpacket.__name__
+    far = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Far)]
+    if far and name not in _MOVES:
+        _require_far(func, (args[0], args[2:]) if name in _INDEXED else (args, kwargs))
+    near_kwargs = {key: CPU if key == "device" else tree_map(_near, value) for key, value in kwargs.items()}
+    result = func(*tree_map(_near, args), **near_kwargs)
+    wanted = kwargs.get("device")
+    stays = isinstance(args[0], Far) if name == "copy_" else bool(far)
+    if not (stays if wanted is None else torch.device(wanted) == DEVICE):
+        return result
+    known = {id(tensor.near): tensor for tensor in far}  # what an operation wrote into is handed back as it was
+    return tree_map(lambda leaf: known[id(leaf)] if id(leaf) in known else _far(leaf), result)
+
+
+def _require_far(func: Any, among: Any) -> None:
+    """As torch: single numbers may lie on the processor, all else may not."""
+    for leaf in tree_leaves(among):
+        if isinstance(leaf, torch.Tensor) and not isinstance(leaf, Far) and leaf.dim():
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+
+
+def _near(leaf: Any) -> Any:
+    return leaf.near if isinstance(leaf, Far) else leaf
+
+
+def _far(leaf: Any) -> Any:
+    return Far(leaf) if isinstance(leaf, torch.Tensor) else leaf

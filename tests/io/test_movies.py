@@ -1,0 +1,122 @@
+"""Movies through real files: every kind gives the frames that were written, damaged ones are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from polarice.io.eer import write_eer
+from polarice.io.movies import Events, open_movie, read_frames
+from polarice.io.mrc import header_dtype, nibbles, open_stack
+from polarice.types import InputError
+
+tifffile = pytest.importorskip("tifffile")
+rng = np.random.default_rng(1)
+FRAMES = rng.poisson(3, (4, 30, 41)).astype(np.uint8).clip(max=15)
+
+
+def read(path, **kwargs):
+    with open_movie(path, **kwargs) as movie:
+        frames = read_frames(movie, 2)
+        assert (movie.frames, *movie.shape) == frames.shape
+        return frames
+
+
+def write_mrc(path, frames, mode):
+    header = np.zeros((), header_dtype("<"))
+    n, ny, nx = frames.shape
+    header["nx"], header["ny"], header["nz"], header["mode"], header["map"] = nx, ny, n, mode, b"MAP "
+    header["m"], header["cell_A"] = (nx, ny, n), (nx * 0.8, ny * 0.8, n)
+    if mode == 101:
+        wide = np.pad(frames, ((0, 0), (0, 0), (0, nx % 2)))
+        data = (wide[..., 0::2] | wide[..., 1::2] << 4).astype(np.uint8)
+    else:
+        data = frames.astype({0: "i1", 1: "<i2", 2: "<f4", 6: "<u2", 12: "<f2"}[mode])
+    path.write_bytes(header.tobytes() + data.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 6, 12, 101])
+@pytest.mark.parametrize("nx", [40, 41])
+def test_mrc_of_every_mode(tmp_path, mode, nx):
+    path = write_mrc(tmp_path / "a.mrc", FRAMES[..., :nx], mode)
+    assert np.array_equal(read(path), FRAMES[..., :nx])
+    with open_movie(path) as movie:
+        assert movie.pixel_size_A == pytest.approx(0.8)
+
+
+def test_four_bit_files_are_for_movies_alone(tmp_path):
+    with pytest.raises(InputError, match="4-bit"):
+        open_stack(write_mrc(tmp_path / "a.mrc", FRAMES, 101))
+    assert nibbles(np.array([0x21, 0x43], np.uint8), 3).tolist() == [1, 2, 3]
+
+
+KINDS = [{"compression": "lzw"}, {"compression": "zlib"}, {}, {"bigtiff": True, "compression": "lzw"}]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_tiff_is_upside_down(tmp_path, options):
+    tifffile.imwrite(tmp_path / "a.tif", FRAMES, photometric="minisblack", rowsperstrip=7, **options)
+    assert np.array_equal(read(tmp_path / "a.tif"), FRAMES[:, ::-1])
+
+
+def electrons(frames=6, shape=(32, 64), n=90):
+    """Raw frames, and their counts at the finest upsampling."""
+    counts, raw = np.zeros((frames, shape[0] * 4, shape[1] * 4), int), []
+    for frame in counts:
+        pixel = np.sort(rng.choice(shape[0] * shape[1], n, replace=False))
+        part = rng.integers(0, 16, n)
+        y, x = np.divmod(pixel, shape[1])
+        frame[4 * y + part // 4, 4 * x + part % 4] += 1
+        raw.append((pixel, part))
+    return raw, counts
+
+
+@pytest.mark.parametrize("upsampling", [1, 2, 4])
+def test_eer_fractions_hold_every_electron_in_its_place(tmp_path, upsampling):
+    raw, counts = electrons(frames=7)
+    write_eer(tmp_path / "a.eer", raw, (32, 64), [("exposureTime", "2.0")])
+    step = 4 // upsampling
+    expected = counts[:6].reshape(2, 3, 32 * upsampling, step, 64 * upsampling, step).sum((1, 3, 5))  # one left over
+    assert np.array_equal(read(tmp_path / "a.eer", events=Events(3, upsampling)), expected)
+
+
+def test_eer_with_too_few_raw_frames_for_a_fraction_is_refused(tmp_path):
+    write_eer(tmp_path / "a.eer", electrons(3)[0], (32, 64))
+    with pytest.raises(InputError, match="3 raw frames, fewer than the 40"):
+        read(tmp_path / "a.eer")
+
+
+def test_long_gaps_and_empty_frames_survive(tmp_path):
+    shape, one = (64, 64), (np.array([5000 % 4096]), np.array([7]))
+    write_eer(tmp_path / "a.eer", [one, (np.array([], int), np.array([], int)), one], shape)
+    frames = read(tmp_path / "a.eer", events=Events(1))
+    assert frames.sum((1, 2)).tolist() == [1, 0, 1] and frames[0].ravel()[904] == 1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
+@pytest.mark.parametrize("name", ["a.tif", "a.mrc", "a.eer"])
+def test_a_file_that_is_cut_off_is_named(tmp_path, name, share):
+    path = tmp_path / name
+    if name == "a.tif":
+        tifffile.imwrite(path, FRAMES, photometric="minisblack", compression="lzw")
+    elif name == "a.mrc":
+        write_mrc(path, FRAMES, 1)
+    else:
+        write_eer(path, electrons()[0], (32, 64))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=str(path)):
+        read(path, events=Events(2))
+
+
+def test_pages_of_different_sizes_and_strange_files_are_refused(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(FRAMES[0], photometric="minisblack")
+        writer.write(FRAMES[0, 1:], photometric="minisblack")
+    (tmp_path / "b.tif").write_bytes(b"no tiff at all, but long enough for a header")
+    (tmp_path / "c.png").write_bytes(b"x")
+    wrong = {"a.tif": "29 x 41, 30 x 41", "b.tif": "not a TIFF", "c.png": "ends in", "d.tif": "no such"}
+    for name, what in wrong.items():
+        with pytest.raises(InputError, match=f"{name}.*{what}"):
+            read(tmp_path / name)

@@ -1,0 +1,82 @@
+"""Whole jobs on an accelerator that is played on the processor: every tensor is where it must be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import accelerator
+from jobs.runs import assert_same_files, stub_report
+from jobs.sets import ParticleSet
+from polarice.align import sweep
+from polarice.jobs import align2d, class2d, classification, mapping, sml
+from polarice.references import manifold
+
+MEMORY_BYTES = 512 << 20  # an eighth of it for a batch, which is what a processor's batches get
+
+
+@pytest.fixture
+def lent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The accelerator is what jobs will be given; a folder with particles, from where they run."""
+    stub_report(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (MEMORY_BYTES, MEMORY_BYTES))
+    for known in (sweep.PREPARED_AT_ONCE, manifold.RING_BLOCK_BYTES):
+        monkeypatch.setitem(known, "meta", known["cpu"])
+    return ParticleSet(n=60).write(tmp_path)
+
+
+def give(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (classification, mapping):
+        monkeypatch.setattr(module, "device_of", lambda params: accelerator.DEVICE)
+
+
+def test_tensors_of_two_devices_do_not_meet():
+    with accelerator.played() as device:
+        far = torch.arange(6.0, device=device).view(2, 3)
+        far[:, 1] += torch.tensor([1.0, 2.0], device=device)
+        assert far.device == device and far.cpu().tolist() == far.tolist() == [[0, 2, 2], [3, 6, 5]]
+        with pytest.raises(RuntimeError, match="same device"):
+            far + torch.ones(3)
+        with pytest.raises(RuntimeError):
+            far.numpy()
+
+
+@pytest.mark.parametrize("job", [align2d, class2d], ids=["align2d", "class2d"])
+def test_a_job_on_it_leaves_what_it_leaves_on_the_processor(lent: Path, job: Any, monkeypatch: pytest.MonkeyPatch):
+    """To the bit, since the arithmetic is the same; also when it goes on from a checkpoint."""
+    params = job.Params(particles=lent, o=Path("out"), k=3, iter=4, threads=1, memory=0.25)
+    for name in ("near", "far"):
+        Path(name).mkdir()
+    monkeypatch.chdir("near")
+    job.run(params)
+    monkeypatch.chdir("../far")
+    give(monkeypatch)
+    with accelerator.played():
+        job.run(params)
+        for path in Path("out").glob("run_it00[34]_*"):
+            path.unlink()
+        job.run(replace(params, particles=None, continue_=Path("out")))
+    assert_same_files(lent.parent / "near/out", lent.parent / "far/out", 4)
+
+
+@pytest.mark.parametrize("start", ["pca", "classes", "random"])
+def test_a_map_on_it_is_the_map_on_the_processor(lent: Path, start: str, monkeypatch: pytest.MonkeyPatch):
+    align2d.run(align2d.Params(particles=lent, o=Path("aligned"), k=2, iter=3, threads=1))
+    table = (lent.parent / "aligned/run_it003_data.star").absolute()
+    params = sml.Params(
+        particles=table, image_dir=lent.parent, o=Path("out"), k="3x3", iter=4, start=start, threads=1, memory=0.25
+    )
+    for name in ("near", "far"):
+        Path(name).mkdir()
+    monkeypatch.chdir("near")
+    sml.run(params)
+    monkeypatch.chdir("../far")
+    give(monkeypatch)
+    with accelerator.played():
+        sml.run(params)
+    assert_same_files(lent.parent / "near/out", lent.parent / "far/out", 4)

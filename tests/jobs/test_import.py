@@ -1,0 +1,124 @@
+"""polarice import: what comes from a microscope becomes a table; what contradicts is named."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from polarice.cli import main
+from polarice.io.cryosparc import read_cs
+from polarice.io.micrographs import read_micrographs
+from polarice.io.star import read_star
+
+tifffile = pytest.importorskip("tifffile")
+DATA = Path("/work/shared/data")
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data")
+FRAMES = np.random.default_rng(0).poisson(2, (3, 20, 24)).astype(np.uint8)
+
+
+def run(*words: object) -> int:
+    return main(["import", *map(str, words)])
+
+
+def mrc(path: Path, data: np.ndarray, pixel_size_A: float) -> None:
+    with mrcfile.new(path, overwrite=True) as file:
+        file.set_data(data.astype(np.float32))
+        file.voxel_size = pixel_size_A
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_movies_with_mdoc_dose_and_beam_shift_groups(here):
+    for number, shift in enumerate([(0, 0), (2, 0), (0.01, 0.02), (2.02, 0)]):
+        name = f"m{number}.tif"
+        tifffile.imwrite(name, FRAMES, photometric="minisblack", compression="lzw")
+        mdoc = f"PixelSpacing = 0.83\nExposureDose = 30\nNumSubFrames = 3\nImageShift = {shift[0]} {shift[1]}\n"
+        Path(name + ".mdoc").write_text(mdoc)
+    assert run("m*.tif", "m*.mdoc", "--optics-groups", "beam-shift", "--mtf", "mtf.star", "--o", "out") == 0
+    table = read_micrographs("out/movies.star", "movies")
+    assert table.names == ("m0.tif", "m1.tif", "m2.tif", "m3.tif") and table.optics_of.tolist() == [0, 1, 0, 1]
+    assert [group.name for group in table.optics] == ["opticsGroup1", "opticsGroup2"]
+    assert table.optics[0].pixel_size_A == 0.83 and table.optics_table.text("rlnMtfFileName")[0] == "mtf.star"
+    assert table.table.numbers("rlnMicrographDoseRate").tolist() == [10.0] * 4
+
+
+def test_epu_names_make_groups(here):
+    for place in (11, 12, 11):
+        for hole in (1, 2):
+            tifffile.imwrite(f"FoilHole_{hole}_Data_{place}_99_20200225_0014_Fractions.tiff", FRAMES[:2])
+    assert run("FoilHole*.tiff", "--optics-groups", "epu", "--angpix", 1.1, "--o", "out") == 0
+    assert read_micrographs("out/movies.star", "movies").optics_of.tolist() == [0, 1, 0, 1]
+
+
+def test_what_is_unlike_the_rest_is_left_out_and_named(here, capsys):
+    for name in ("a.mrc", "b.mrc", "c.mrc"):
+        mrc(Path(name), FRAMES[0], 1.5)
+    mrc(Path("big.mrc"), np.zeros((30, 40)), 1.5)
+    mrc(Path("movie.mrcs"), FRAMES, 1.5)
+    Path("cut.mrc").write_bytes(Path("a.mrc").read_bytes()[:1500])
+    assert run("a.mrc", "b.mrc", "c.mrc", "big.mrc", "movie.mrcs", "cut.mrc", "--o", "out") == 0
+    table = read_micrographs("out/micrographs.star")
+    assert table.names == ("a.mrc", "b.mrc", "c.mrc") and table.optics[0].pixel_size_A == 1.5
+    told = capsys.readouterr()
+    assert "3 of 6 micrographs done, 3 left out" in told.out
+    assert "big.mrc: 40 x 30 pixels" in told.err and "cut.mrc is cut off" in told.err and "movie.mrcs" in told.err
+    assert "cut.mrc is cut off" in Path("out/report.html").read_text()
+
+
+def test_pixel_sizes_that_contradict_are_refused_or_overruled(here, capsys):
+    mrc(Path("a.mrc"), FRAMES[0], 1.5)
+    mrc(Path("b.mrc"), FRAMES[0], 1.0)
+    assert run("a.mrc", "b.mrc", "--o", "out") == 2
+    assert "b.mrc states a pixel size of 1 A, a.mrc one of 1.5 A" in capsys.readouterr().err
+    assert run("a.mrc", "b.mrc", "--pixel-size", 1.5, "--o", "out") == 0
+    assert "warning: 1 file(s) state another pixel size, b.mrc 1 A; 1.5 A is used" in capsys.readouterr().err
+    tifffile.imwrite("c.tif", FRAMES, photometric="minisblack")
+    assert run("c.tif", "--o", "out") == 2 and "give it with --angpix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["none.tif"], "none.tif: no such file"),
+    (["a.mrc", "a.mrc"], "a.mrc is given twice"),
+    (["a.mrc", "--to", "cs"], "for tables of particles"),
+    (["a.mrc", "--optics-groups", "epu"], "no name of EPU"),
+    (["a.mrc", "--optics-groups", "beam-shift"], "no .mdoc with ImageShift"),
+    (["p.star", "a.mrc"], "one table at a time"),
+])  # fmt: skip
+def test_what_cannot_be_is_told(here, capsys, words, message):
+    mrc(Path("a.mrc"), FRAMES[0], 1.5)
+    Path("p.star").write_text("data_\n")
+    assert run(*words, "--o", "out") == 2
+    assert message in capsys.readouterr().err
+
+
+@needs_data
+def test_particles_of_relion_to_cryosparc_and_back(here):
+    source = DATA / "particles_small/relion31_helical_5.star"
+    assert run(source, "--to", "cs", "--o", "cs") == 0
+    assert len(read_cs("cs/particles.cs")) == 5
+    assert run("cs/particles.cs", "--o", "star") == 0
+    first, again = (read_star(path).table("particles") for path in (source, "star/particles.star"))
+    same = ("rlnDefocusU", "rlnDefocusAngle", "rlnOriginXAngst", "rlnOriginYAngst", "rlnAngleTilt", "rlnAnglePsi")
+    for label in same:
+        assert np.allclose(again.numbers(label), first.numbers(label), rtol=1e-5, atol=2e-4)
+    rot = again.numbers("rlnAngleRot") - first.numbers("rlnAngleRot")
+    assert np.allclose((rot + 180) % 360 - 180, 0, atol=2e-4)
+
+
+@pytest.mark.skipif(shutil.which("relion_run_motioncorr") is None, reason="needs relion_run_motioncorr")
+def test_relion_takes_the_table_of_movies(here):
+    frames = np.random.default_rng(0).poisson(20, (3, 64, 96)).astype(np.uint8)
+    tifffile.imwrite("m.tif", frames, photometric="minisblack", compression="zlib")
+    assert run("m.tif", "--angpix", 1.5, "--o", "out") == 0
+    words = "relion_run_motioncorr --i out/movies.star --o MC --use_own --j 1"
+    subprocess.run(words.split(), check=True, capture_output=True)
+    assert mrcfile.read("MC/m.mrc").shape == (64, 96)

@@ -1,0 +1,229 @@
+"""sml from a table of aligned particles to a folder: what it finds, writes and takes, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.runs import STOPPED_BY_CRASH, Ended, assert_same_files, crash, polarice, stub_report
+from jobs.sets import PIXEL_A, ParticleSet, purity
+from polarice.io.mrc import open_stack
+from polarice.io.particles import pose_columns
+from polarice.io.star import read_star
+from polarice.jobs.report import read_history
+from polarice.types import Pose2D
+
+SET = ParticleSet(n=200, box_px=32, noise_sd=1.0)
+RUN = "sml aligned/particles.star --k 4x5 --iter 6 --write-every 3 --particle-diameter 70 --threads 1"
+LAST = "run_it006"
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory) -> Path:
+    """Particles and a table that knows their poses."""
+    folder = tmp_path_factory.mktemp("sml") / "aligned"
+    folder.mkdir()
+    SET.write(folder)
+    SET.write_table(folder, **{**SET.aligned(), "rlnClassNumber": np.ones(SET.n, int)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(aligned) -> Path:
+    """A run that nobody disturbed, report and all, in `out`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(aligned.parent)
+        ended = polarice(f"{RUN} --o out")
+    assert ended.code == 0, ended.err
+    assert "200 particles on a map of 20 nodes; report: out/report.html" in ended.out
+    return aligned.parent / "out"
+
+
+@pytest.fixture
+def place(aligned, tmp_path, monkeypatch) -> Path:
+    """The same particles in a working directory of one's own."""
+    shutil.copytree(aligned, tmp_path / "aligned")
+    monkeypatch.chdir(tmp_path)
+    stub_report(monkeypatch)
+    return tmp_path
+
+
+def column(folder: Path | str, label: str, last: str = LAST) -> np.ndarray:
+    return read_star(Path(folder) / f"{last}_data.star").table("particles").numbers(label)
+
+
+def nodes(folder: Path | str, last: str = LAST) -> np.ndarray:
+    return column(folder, "rlnClassNumber", last).astype(int) - 1
+
+
+def test_the_species_come_apart(whole):
+    found = nodes(whole)
+    assert purity(found, SET.label) > 0.9
+    assert purity(found, np.random.default_rng(0).permutation(SET.label)) < 0.6
+
+
+def test_poses_and_other_columns_stay(whole, aligned):
+    before = read_star(aligned / "particles.star").table("particles")
+    for label in ("rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnDefocusU"):
+        np.testing.assert_allclose(column(whole, label), before.numbers(label), atol=1e-5)
+
+
+def test_latent_coordinates_are_those_of_the_nodes(whole):
+    """A particle that knows its node lies on it; its spread is then nothing; all lie on the map."""
+    latent = np.stack([column(whole, f"polariceLatent{axis}") for axis in (1, 2)], axis=1)
+    spread = np.stack([column(whole, f"polariceLatent{axis}Sd") for axis in (1, 2)], axis=1)
+    y, x = np.unravel_index(nodes(whole), (4, 5))
+    sure = column(whole, "rlnMaxValueProbDistribution") > 0.99
+    assert sure.mean() > 0.3
+    np.testing.assert_allclose(latent[sure], np.stack([2 * y / 3 - 1, 2 * x / 4 - 1], axis=1)[sure], atol=0.03)
+    assert np.abs(latent).max() <= 1 and spread[sure].max() < 0.15 and spread[~sure].mean() > spread[sure].mean()
+
+
+def test_iterations_leave_what_goes_on_from_them(whole):
+    """RELION's files every third iteration; a checkpoint beside them and nothing else that only costs room."""
+    made = {path.name for path in whole.iterdir()}
+    for number in (3, 6):
+        assert {f"run_it{number:03d}_{kind}" for kind in ("data.star", "model.star", "polarice.npz")} <= made
+    assert not [name for name in made if name.startswith(("run_it001", "run_it002", "run_it004", "run_it005"))]
+    assert [row["number"] for row in read_history(whole)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_map_movie_and_report(whole):
+    page = (whole / "report.html").read_text()
+    assert "Latent map" in page and f"{LAST}_path.gif" in page
+    path = open_stack(whole / f"{LAST}_path.mrcs")
+    averages = open_stack(whole / f"{LAST}_classes.mrcs")
+    assert len(path) == 60
+    change = np.linalg.norm(np.diff(path, axis=0), axis=(1, 2))
+    assert change.max() < 0.2 * np.linalg.norm(path[0] - path[-1])  # no jumps
+    apart = np.linalg.norm(averages[:, None] - averages[None], axis=(2, 3)).max()
+    assert np.linalg.norm(path[0] - path[-1]) > 0.4 * apart  # from one end to the other
+    with Image.open(whole / f"{LAST}_path.gif") as movie:
+        assert movie.n_frames > 60
+    with Image.open(whole / f"{LAST}_map.png") as sheet:
+        assert sheet.width > sheet.height  # 4 rows of 5
+    where = read_star(whole / f"{LAST}_path.star").table("path")
+    assert len(where) == 60 and np.abs(where.numbers("polariceLatent1")).max() <= 1
+
+
+def test_empty_nodes_are_named_and_are_not_black(place):
+    ended = polarice(f"{RUN} --o out --k 12x12")
+    assert ended.code == 0 and "most will hold fewer than 3" in ended.err
+    empty = np.setdiff1d(np.arange(144), nodes("out"))
+    assert f"{len(empty)} nodes are no particle's best" in ended.out and f": {empty[0] + 1}, " in ended.out
+    contrast = np.ptp(open_stack(f"out/{LAST}_classes.mrcs"), axis=(1, 2))
+    assert contrast[empty].min() > 0.2 * np.median(contrast)
+
+
+@pytest.mark.parametrize("words", ["--k 20x1", "--k 3x3x2", "--k 16 --start classes", "--k 16 --start random"])
+def test_other_grids_and_starts(place, words):
+    SET.write_table(Path("aligned"), **SET.aligned())  # with classes
+    ended = polarice(f"{RUN} --o out {words}")
+    assert ended.code == 0, ended.err
+    axes = {"--k 20x1": 1, "--k 3x3x2": 3}.get(words, 2)
+    labels = read_star(f"out/{LAST}_data.star").table("particles").labels
+    assert [label for label in labels if label.startswith("polariceLatent") and not label.endswith("Sd")] == [
+        f"polariceLatent{axis + 1}" for axis in range(axes)
+    ]
+    assert purity(nodes("out"), SET.label) > 0.8
+
+
+def test_hard_averages_are_those_of_the_particles(place):
+    """Of four species, the averages of the particles in a node resemble the phantom more than noise does."""
+    assert polarice(f"{RUN} --o out --average hard --threshold 0.5").code == 0
+    counts = np.bincount(nodes("out"), minlength=20)
+    averages = open_stack(f"out/{LAST}_classes.mrcs")
+    model = read_star(f"out/{LAST}_model.star")
+    assert polarice(f"{RUN} --o soft").code == 0
+    soft = open_stack(f"soft/{LAST}_classes.mrcs")
+    fullest = int(counts.argmax())
+    assert 0.5 < np.corrcoef(averages[fullest].ravel(), soft[fullest].ravel())[0, 1] < 0.9999
+    assert model.table("model_classes").numbers("rlnEstimatedResolution")[fullest] < 30
+
+
+def test_classes_are_brought_into_register(place):
+    """The same particle in four classes of arbitrary frames: their angles come back to one frame."""
+    one = ParticleSet(n=160, box_px=32, noise_sd=0.5, phantoms=1)
+    one.write(Path("aligned"))
+    psi, shift = one.pose(np.random.default_rng(one.seed))
+    class_of = np.arange(one.n) % 4
+    frame = np.array([0.0, 70.0, 200.0, 310.0])[class_of]
+    columns = pose_columns(Pose2D(class_of.astype(np.int32), psi - frame, shift), PIXEL_A)
+    one.write_table(Path("aligned"), **columns)
+    assert polarice(f"{RUN} --o out --k 2x2").code == 0
+    assert polarice(f"{RUN} --o anyhow --k 2x2 --no-register").code == 0
+    off = {}
+    for folder in ("out", "anyhow"):
+        z = np.exp(1j * np.deg2rad(-column(folder, "rlnAnglePsi") - psi))
+        off[folder] = np.rad2deg(np.abs(np.angle(z * np.exp(-1j * np.angle(z.mean())))))
+    assert off["out"].max() < 3 and np.median(off["anyhow"]) > 30
+    frames = read_star("out/register.star").table("classes")
+    assert frames.integers("rlnClassNumber").tolist() == [1, 2, 3, 4]
+    assert frames.numbers("rlnParticleFigureOfMerit").min() > 0.9
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def refused(ended: Ended, *words: str) -> None:
+    assert ended.code == 2 and ended.err.splitlines()[-1].startswith("polarice sml: error: "), ended.err
+    assert all(word in ended.err for word in words), ended.err
+    assert not Path("out").exists()
+
+
+def test_tables_without_poses_are_sent_to_align2d(place):
+    SET.write_table(Path("aligned"))
+    refused(polarice(f"{RUN} --o out"), "aligned/particles.star", "_rlnAnglePsi", "run polarice align2d first")
+    zeros = {label: np.zeros(SET.n) for label in SET.aligned() if label != "rlnClassNumber"}
+    SET.write_table(Path("aligned"), **zeros)
+    refused(polarice(f"{RUN} --o out"), "all angles and origins are 0", "run polarice align2d first")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--k 4x", "--k 4x: give a number of nodes, or a grid such as 32x32"),
+        ("--k 2x2x2x2", "give a number of nodes"),
+        ("--k 1", "from 2 to 100000 nodes"),
+        ("--k 15x15", "225 classes asked of 200 particles"),
+    ],
+)
+def test_grids_that_make_no_sense(place, words, message):
+    refused(polarice(f"{RUN} --o out {words}"), message)
+
+
+def test_a_start_by_classes_needs_classes(place):
+    refused(polarice(f"{RUN} --o out --start classes"), "--start classes needs classes (rlnClassNumber)")
+
+
+# -- going on ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [2, 3, 9, 10, 14])
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(whole, place, at):
+    line = f"{RUN} --o out"
+    assert crash(line, place, ("os.replace", at)) == STOPPED_BY_CRASH
+    assert crash("sml --continue out", place) == 0
+    assert_same_files(place / "out", whole, 6)
+
+
+def test_streamed_images_give_the_same_map(place):
+    """Where memory is short, images are prepared in every iteration anew: the same nodes but for rounding."""
+    assert polarice(f"{RUN} --o kept --start random").code == 0
+    assert polarice(f"{RUN} --o streamed --start random --memory 0.01").code == 0
+    assert polarice(f"{RUN} --o scratch --start random --scratch .").code == 0
+    for other in ("streamed", "scratch"):
+        assert (nodes("kept") == nodes(other)).mean() > 0.97
+
+
+def test_more_iterations(whole, place):
+    shutil.copytree(whole, "out")
+    ended = polarice("sml --continue out --iter 8")
+    assert ended.code == 0, ended.err
+    assert json.loads(Path("out/job.json").read_text())["params"]["iter"] == 8
+    assert purity(nodes("out", "run_it008"), SET.label) > 0.9
