@@ -121,9 +121,8 @@ def _session(folder: Path) -> None:
     rng = np.random.default_rng(0)
     (folder / "Movies").mkdir()
     for name in ("a", "b"):
-        tifffile.imwrite(
-            folder / f"Movies/{name}.tiff", rng.poisson(3, (4, 96, 128)).astype(np.uint8), photometric="minisblack"
-        )
+        frames = rng.poisson(3, (4, 96, 128)).astype(np.uint8)
+        tifffile.imwrite(folder / f"Movies/{name}.tiff", frames, photometric="minisblack")
     write_image(folder / "gain.mrc", np.ones((96, 128)), 2.0)
     table = read_particles(folder / "particles.star", folder)
     rows = cs_of_tables(table.optics_table, table.table)
