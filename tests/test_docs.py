@@ -108,10 +108,19 @@ def typed(tmp_path_factory):
                 words += ["--iter", str(next(iterations))]
             elif name == "import" and words[0].startswith("Movies"):
                 words += ["--angpix", "2"]
+            elif name in SMALLER:
+                words += SMALLER[name].split()
             elif "--help" not in words and name not in ("import", "motion"):
                 words = [re.sub(r"run_it\d+", "run_it002", word) for word in words] + ["--k", "3", "--iter", "2"]
             assert "--help" in words or main([name, *words]) == 0, f"polarice {name} {shlex.join(words)}"
     return folder
+
+
+SMALLER = {  # of micrographs that are small and empty
+    "ctf": "--res-max 10 --keep-ringless --threads 1",
+    "pick": "--particle-diameter 40 --threshold -1 --keep-dirt --threads 1",
+    "extract": "--threads 1",
+}
 
 
 def _session(folder: Path) -> None:
@@ -137,6 +146,7 @@ def test_readme_commands_run_as_they_are_typed(typed):
     assert len(read_particles(typed / "Class2D/job001/run_it004_data.star", typed).particles) == 79
     assert len(read_particles(typed / "Align2D/job002/run_it002_data.star", typed).particles) == 79
     assert (typed / "Class2D/job001/report.html").exists()
+    assert read_particles(typed / "Extract/job007/particles.star", typed).particles.optics[0].box_px == 64
     assert len(read_particles(typed / "classes/run_it002_data.star", typed).particles) == 79
     assert len(np.load(typed / "simulated/truth.npz")["quat"]) == 50
 

@@ -104,9 +104,9 @@ class Rings:
         s = np.hypot(fx, fy)
         low, high = _limits(resolution_A, spectrum.pixel_size_A)
         used = (s >= low) & (s <= high) & (fx >= AXES_1_A) & (np.abs(fy) >= AXES_1_A)
-        used[used] = np.arange(used.sum()) % every == 0
         if used.sum() < 20 * SPLINE_PIECES:
             raise InputError(f"spectrum of {spectrum.box_px} px: no rings between {1 / low:.1f} and {1 / high:.1f} A")
+        used[used] = np.arange(used.sum()) % every == 0
         fx, fy, s = fx[used], fy[used], s[used]
         smooth, turn = splines(s, low, high), ((fx * fx - fy * fy) / s**2, 2 * fx * fy / s**2)
         slow = np.stack([np.ones_like(s), s, s * s], axis=1)
