@@ -27,6 +27,7 @@ COORDINATES = "rlnMicrographCoordinates"
 DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 AFTERWARDS = ("threshold", "keep_dirt", "best")  # options that choose among candidates, without a new search
 THUMBNAIL_PX = 420
+NEARLY = 0.1  # candidates this far below the threshold are drawn, too
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def run(params: Params) -> None:
 
 
 _TEXT = (
-    "Green: picked. Yellow: on dirt. Red: below the threshold. All candidates and their scores are kept: the same "
-    "command with another --threshold, --best or --keep-dirt chooses among them without a new search.",
+    "Green: picked. Yellow: on dirt. Red: a little below the threshold. All candidates and their scores are kept: the "
+    "same command with another --threshold, --best or --keep-dirt chooses among them without a new search.",
     "Scores are correlations, from -1 to 1. Unless a threshold is given, it is, in each micrograph, where no more "
     "than one in ten is to be expected in a picture of the same power spectrum with nothing but chance in it.",
 )
@@ -143,8 +144,11 @@ def _select(item: Item, outcome: Outcome, params: Params) -> Outcome:
         rank = np.argsort(np.argsort(-np.where(picked, scores, -np.inf), kind="stable"), kind="stable")
         picked &= rank < params.best
     write_coordinates(item.stem + PICKS, found.take(np.flatnonzero(picked)))
-    thumbnail = _draw(item, found.xy_px, np.where(picked, 1, np.where(dirty & (scores >= level), 2, 0)), outcome)
-    figures = {"picked": float(picked.sum()), "on dirt": float((dirty & (scores >= level)).sum()), **outcome.figures}
+    shown = np.flatnonzero(scores >= level - NEARLY)
+    kind = np.where(picked, 1, np.where(dirty & (scores >= level), 2, 0))
+    thumbnail = _draw(item, found.xy_px[shown], kind[shown], outcome)
+    figures = {"picked": float(picked.sum()), "on dirt": float((dirty & (scores >= level)).sum())}
+    figures |= {name: outcome.figures[name] for name in (CHANCE, "candidates") if name in outcome.figures}
     return replace(outcome, figures=figures, thumbnail=thumbnail)
 
 
