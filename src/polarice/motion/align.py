@@ -133,24 +133,35 @@ def align_whole(frames: torch.Tensor, alignment: Alignment) -> tuple[np.ndarray,
     """Shifts (n, 2), x then y, of frames (n, h, w) against each other, their mean 0; and the rings' powers."""
     n, (h, w) = len(frames), frames.shape[1:]
     bfactor = alignment.bfactor_px2 / alignment.factor**2
-    transforms = torch.fft.rfft2((frames - frames.mean((1, 2), keepdim=True)) * _taper(frames))
-    power = (transforms.abs() ** 2).sum(0)
+    transforms = torch.empty((n, h, w // 2 + 1), dtype=torch.complex64, device=frames.device)
+    power, taper = torch.zeros(transforms.shape[1:], device=frames.device), _taper(frames)
+    for frame, transform in zip(frames, transforms, strict=True):  # one by one: these are the largest arrays
+        transform.copy_(torch.fft.rfft2((frame - frame.mean()) * taper))
+        power += transform.abs() ** 2
     shifts = np.zeros((n, 2))
-    aligned = transforms
     for turn in range(alignment.iterations):
-        rings = Rings.of(aligned.sum(0), power, n, w, max(bfactor, START_BFACTOR_PX2) if turn < 2 else bfactor)
+        damping = max(bfactor, START_BFACTOR_PX2) if turn < 2 else bfactor
+        rings = Rings.of(_total(transforms, shifts, w), power, n, w, damping)
         reach = min(h, w) // (4 if turn < 2 else 8)
-        part, size = _crop(aligned, (h, w), rings.highest)
+        part, size = _crop(transforms, (h, w), rings.highest)
+        part = part * _ramps(shifts, size, frames.device, (h, w))
         weight = _crop(rings.weights(h, w, frames.device)[None], (h, w), rings.highest)[0]
         maps = torch.fft.irfft2(part * ((part.sum(0) - part) / (n - 1)).conj() * weight, s=size, norm="forward")
         sigma = np.inf if turn == 0 else alignment.binned_px(FIRST_JERK_A)
         moved = _peaks(maps.cpu().numpy(), shifts, (w / size[1], h / size[0]), reach, sigma)
         shifts = shifts + moved
         shifts -= shifts.mean(0)
-        aligned = transforms * _ramps(shifts, h, w, frames.device)
         if turn > 1 and np.abs(moved - moved.mean(0)).max() < SETTLED_PX:
             break
-    return shifts, Rings.of(aligned.sum(0), power, n, w, bfactor)
+    return shifts, Rings.of(_total(transforms, shifts, w), power, n, w, bfactor)
+
+
+def _total(transforms: torch.Tensor, shifts: np.ndarray, width: int) -> torch.Tensor:
+    """The sum (h, w // 2 + 1) of transforms (n, h, w // 2 + 1) of images of `width` moved back by `shifts`."""
+    total = torch.zeros_like(transforms[0])
+    for transform, shift in zip(transforms, shifts, strict=True):
+        total += transform * _ramps(shift[None], (len(transform), width), transforms.device)[0]
+    return total
 
 
 def _crop(transforms: torch.Tensor, shape: tuple[int, int], highest: float) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -224,9 +235,16 @@ def _ring_of(h: int, w: int, device: torch.device) -> torch.Tensor:
     return torch.round(torch.hypot(fy, fx) / RING).long().ravel()
 
 
-def _ramps(shifts: np.ndarray, h: int, w: int, device: torch.device) -> torch.Tensor:
-    """Phases (n, h, w // 2 + 1) that take images back by `shifts` (n, 2), x then y."""
-    fy, fx = _frequencies(h, w, device)
+def _ramps(
+    shifts: np.ndarray, size: tuple[int, int], device: torch.device, whole: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Phases (n, h, w // 2 + 1) that take images back by `shifts` (n, 2), x then y.
+
+    `size` is the (h, w) of the transform, `whole` that of the images where it is cropped.
+    """
+    fy, fx = _frequencies(*size, device)
+    if whole is not None:
+        fy, fx = fy * (size[0] / whole[0]), fx * (size[1] / whole[1])
     moved = torch.as_tensor(shifts, dtype=torch.float32, device=device)[:, :, None, None]
     return torch.exp(2j * math.pi * moved[:, 1] * fy) * torch.exp(2j * math.pi * moved[:, 0] * fx)
 
@@ -246,31 +264,31 @@ class _Patches:
         self._start = shifts - shifts.mean(0)
         share = size[0] * size[1] / (h * w)  # of the power: a transform of fewer pixels
         self._full, self._highest = (size[0], size[1]), rings.highest
-        transforms, self._offset = self._cut(frames, grid)
-        parts = [_crop(each, self._full, self._highest) for each in transforms]
-        self._transforms, self._size = torch.stack([part for part, _ in parts]), parts[0][1]
+        parts, offsets = zip(*(self._cut(frames, centre) for centre in grid), strict=True)
+        self._transforms, self._offset = torch.stack(parts), torch.stack(offsets)
         weight = rings.weights(*self._full, frames.device)[None] / share
-        self._weight = _crop(weight, self._full, self._highest)[0][0]
+        cropped, self._size = _crop(weight, self._full, self._highest)
+        self._weight = cropped[0]
         motion = Motion(np.zeros((1, 2)), (h, w), np.zeros((2, 6, 3)))
         self._bends = len(grid) > 1 and len(frames) > 3  # else nothing says how
         self._space = torch.as_tensor(motion.space(grid[:, 0], grid[:, 1])[:, 1:], dtype=torch.float32)  # (p, 5)
         time = torch.as_tensor(numbers / max(1, int(numbers[-1])), dtype=torch.float32)
         self._time = torch.stack([time, time**2, time**3], -1)  # (n, 3)
 
-    def _cut(self, frames: torch.Tensor, grid: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Transforms (patches, n, sy, sx // 2 + 1) of windows that follow the whole frames by whole pixels where there
-        is room; and by how much each does, (patches, n, 2)."""
+    def _cut(self, frames: torch.Tensor, centre: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cropped transforms of a patch's windows, which follow the whole frames by whole pixels where there is room;
+        and by how much each does, (n, 2)."""
         (sy, sx), (h, w) = self._full, self._shape
-        windows = torch.empty((len(grid), len(frames), sy, sx), device=frames.device)
-        offset = torch.empty((len(grid), len(frames), 2))
-        for patch, (cx, cy) in enumerate(grid):
-            left, top = round(cx - sx / 2), round(cy - sy / 2)
-            for frame, (dx, dy) in enumerate(np.rint(self._start).astype(int).tolist()):
-                x, y = min(max(left + dx, 0), w - sx), min(max(top + dy, 0), h - sy)
-                windows[patch, frame] = frames[frame, y : y + sy, x : x + sx]
-                offset[patch, frame, 0], offset[patch, frame, 1] = x - left, y - top
-        windows -= windows.mean((2, 3), keepdim=True)
-        return torch.fft.rfft2(windows * _taper(windows[0])), offset
+        windows = torch.empty((len(frames), sy, sx), device=frames.device)
+        offset = torch.empty((len(frames), 2))
+        left, top = round(centre[0] - sx / 2), round(centre[1] - sy / 2)
+        for frame, (dx, dy) in enumerate(np.rint(self._start).astype(int).tolist()):
+            x, y = min(max(left + dx, 0), w - sx), min(max(top + dy, 0), h - sy)
+            windows[frame] = frames[frame, y : y + sy, x : x + sx]
+            offset[frame, 0], offset[frame, 1] = x - left, y - top
+        windows -= windows.mean((1, 2), keepdim=True)
+        transforms = torch.fft.rfft2(windows * _taper(windows))
+        return _crop(transforms, self._full, self._highest)[0].clone(), offset
 
     def fit(self, sigma_px: float, jerk_px: float) -> tuple[np.ndarray, np.ndarray]:
         """(local (2, 6, 3), shifts (n, 2)) in binned pixels, with the widths of their priors."""

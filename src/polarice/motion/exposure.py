@@ -11,7 +11,7 @@ from polarice.types import InputError
 
 HOT_SIGMA = 6.0  # a pixel that differs so much from its neighbours in the sum of all frames is bad
 MOST_HOT = 0.01  # share of pixels beyond which these are not defects of a camera
-BATCH = 4  # frames binned at a time
+BATCH = 2  # frames binned at a time
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,10 @@ def _mend(raw: np.ndarray, gain: np.ndarray | None, bad: np.ndarray) -> np.ndarr
 def binned(exposure: Exposure, factor: int, device: torch.device) -> torch.Tensor:
     """Corrected frames averaged over blocks of factor x factor pixels: (frames, ny // factor, nx // factor) float32."""
     gain = None if exposure.gain is None else torch.from_numpy(exposure.gain).to(device)
-    parts = []
+    ny, nx = (length // factor for length in exposure.shape)
+    small = torch.empty((len(exposure.raw), ny, nx), device=device)
     for start in range(0, len(exposure.raw), BATCH):
         frames = torch.from_numpy(np.ascontiguousarray(exposure.raw[start : start + BATCH])).to(device).float()
         frames = frames if gain is None else frames * gain
-        parts.append(torch.nn.functional.avg_pool2d(frames[:, None], factor)[:, 0])
-    return torch.cat(parts)
+        small[start : start + BATCH] = torch.nn.functional.avg_pool2d(frames[:, None], factor)[:, 0]
+    return small
