@@ -167,6 +167,29 @@ def test_classes_are_brought_into_register(place):
     assert frames.numbers("rlnParticleFigureOfMerit").min() > 0.9
 
 
+def test_poses_may_move(place):
+    """Angles that are off by 5 degrees come nearer to the truth; a killed run goes on to the same bits."""
+    near = ParticleSet(n=200, box_px=32, noise_sd=0.5)
+    near.write(Path("aligned"))
+    psi, shift = near.pose(np.random.default_rng(near.seed))
+    off = psi + 5 * np.random.default_rng(1).standard_normal(near.n)
+    near.write_table(Path("aligned"), **pose_columns(Pose2D(np.zeros(near.n, np.int32), off, shift), PIXEL_A))
+    Path("again").mkdir()
+    shutil.copytree("aligned", "again/aligned")
+    line = f"{RUN} --o out --k 4x4 --iter 9 --refine-poses --refine-psi 5"
+    assert polarice(line).code == 0
+    assert crash(line, place / "again", ("os.replace", 9)) == STOPPED_BY_CRASH
+    assert crash("sml --continue out", place / "again") == 0
+    assert_same_files(place / "out", place / "again/out", 9)
+    error = []
+    for angle in (off, -column("out", "rlnAnglePsi", "run_it009")):
+        z = np.exp(1j * np.deg2rad(angle - psi))
+        for kind in range(4):
+            z[near.label == kind] *= np.exp(-1j * np.angle(z[near.label == kind].mean()))
+        error.append(np.median(np.abs(np.rad2deg(np.angle(z)))))
+    assert error[0] > 2.5 and error[1] < 0.7 * error[0]
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

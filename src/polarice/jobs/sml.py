@@ -32,6 +32,11 @@ class MapJob(ParticleJob):
     register: bool = option(
         True, "turn and shift the table's classes, each of which has a frame of its own, into register first"
     )
+    refine_poses: bool = option(
+        False, "let angles and shifts move, a little, to where the map explains the images best"
+    )
+    refine_psi: float = option(4.0, "standard deviation of how far angles may move", unit="deg", low=0.1, high=45)
+    refine_shift: float = option(0.75, "standard deviation of how far shifts may move", unit="px", low=0.05, high=10)
     average: Literal["soft", "hard"] = option(
         "soft", "averages in the results: the map's own, or of the particles whose best node each one is"
     )
