@@ -68,11 +68,17 @@ class MapJob(ParticleJob):
 
 @dataclass(frozen=True)
 class Params(MapJob):
-    """A map of one table."""
+    """One map, or one inside each class."""
+
+    search: bool = option(False, "a map of --k nodes inside each class of the table, each in a folder of its own")
 
 
 def run(params: Params) -> None:
     """Map; raises InputError for what cannot be used."""
     from polarice.jobs.mapping import map_particles
+    from polarice.jobs.within import search, searches
 
-    map_particles("sml", params)
+    if searches(params):
+        search(params)
+    else:
+        map_particles("sml", params)
