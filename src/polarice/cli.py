@@ -21,7 +21,11 @@ from polarice.jobs import JOBS
 from polarice.jobs.params import Option, check, options_of
 from polarice.types import InputError
 
-BENCHES = {"bench class2d": "polarice.bench.class2d", "bench engine": "polarice.bench.engine"}
+BENCHES = {
+    "bench class2d": "polarice.bench.class2d",
+    "bench engine": "polarice.bench.engine",
+    "bench sml": "polarice.bench.sml",
+}
 COMMANDS = ChainMap(JOBS, BENCHES)
 GROUPS = {"bench": "time Polarice beside other programs, or its engine alone"}  # commands of two words
 
