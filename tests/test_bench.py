@@ -356,7 +356,7 @@ def test_bench_sml_scores_every_method(tmp_path, monkeypatch):
     rows = json.loads(Path("out/sml.json").read_text())["rows"]
     assert [row["method"] for row in rows] == [
         "sml 2x3", "K-means", "PCA 10 + K-means", "PCA 10 + mixture", "PCA 40 + K-means", "PCA 40 + mixture",
-        "sml 30x1, views on an arc",
+        "sml 30, views on an arc",
     ]  # fmt: skip
     assert rows[0]["ari"] > 0.2 and rows[0]["classes"] <= 6
     assert rows[-1]["rank_correlation"] > 0.5

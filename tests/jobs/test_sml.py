@@ -120,12 +120,12 @@ def test_empty_nodes_are_named_and_are_not_black(place):
     assert contrast[empty].min() > 0.2 * np.median(contrast)
 
 
-@pytest.mark.parametrize("words", ["--k 20x1", "--k 3x3x2", "--k 16 --start classes", "--k 16 --start random"])
+@pytest.mark.parametrize("words", ["--k 20", "--k 3x3x2", "--k 16 --start classes", "--k 16 --start random"])
 def test_other_grids_and_starts(place, words):
     SET.write_table(Path("aligned"), **SET.aligned())  # with classes
     ended = polarice(f"{RUN} --o out {words}")
     assert ended.code == 0, ended.err
-    axes = {"--k 20x1": 1, "--k 3x3x2": 3}.get(words, 2)
+    axes = 3 if words == "--k 3x3x2" else 1
     labels = read_star(f"out/{LAST}_data.star").table("particles").labels
     assert [label for label in labels if label.startswith("polariceLatent") and not label.endswith("Sd")] == [
         f"polariceLatent{axis + 1}" for axis in range(axes)

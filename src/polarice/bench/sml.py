@@ -25,7 +25,10 @@ class Params:
 
     inputs: tuple[Path, ...] = argument("maps or models, one state each; several for discrete states")
     o: Path = option(Path("bench_sml"), "folder for sml.json and sml.md; particles and runs are kept in it")
-    k: str = option("100", "number of classes, or the map's grid, as sml takes it", flags=("-k", "--K"))
+    k: tuple[str, ...] = option(
+        ("100", "10x10"), "maps, as sml's --k says them; the first one's number of nodes is the others' of classes",
+        flags=("-k", "--K"),
+    )  # fmt: skip
     views: int = option(3, "number of fixed views of each state", low=1, high=1000)
     snr: tuple[float, ...] = option((0.1, 0.05, 0.02, 0.01), "signal-to-noise ratios", low=1e-6)
     particles: int = option(3000, "number of simulated particles", low=30, high=10_000_000)
@@ -80,8 +83,10 @@ def discrete(params: Params, snr: float) -> Iterator[dict[str, Any]]:
         rows, class_of, _ = partition.found_in(wanted.o / f"run_it{params.iter:03d}_data.star")
         return _row(name, snr, seconds, partition.scores(class_of, state[rows]))
 
-    mapped = sml.Params(particles=table, o=folder / f"sml_{params.k}", k=params.k, **shared)
-    yield job(f"sml {params.k}", sml, mapped)
+    maps = [sml.Params(particles=table, o=folder / f"sml_{k}", k=k, **shared) for k in params.k]
+    for mapped in maps:
+        yield job(f"sml {mapped.k}", sml, mapped)
+    mapped = maps[0]
     if params.map:
         wanted = class2d.Params(particles=folder / "particles.star", o=folder / "class2d", k=mapped.classes, **shared)
         yield job("class2d (MAP)", class2d, wanted)
@@ -124,13 +129,13 @@ def arc(params: Params, snr: float) -> dict[str, Any]:
     table = partition.simulate_states(simulation, 1, ARC_DEG)
     _, place = partition.truth_of(folder)
     wanted = sml.Params(
-        particles=table, o=folder / "sml", k="30x1", iter=params.iter, particle_diameter=330.0, seed=params.seed,
+        particles=table, o=folder / "sml", k="30", iter=params.iter, particle_diameter=330.0, seed=params.seed,
         threads=params.threads,
     )  # fmt: skip
     seconds = _timed(lambda: _once(sml, wanted))
     rows, class_of, latent = partition.found_in(wanted.o / f"run_it{params.iter:03d}_data.star")
     return {
-        **_row("sml 30x1, views on an arc", snr, seconds, {"classes": len(set(class_of.tolist()))}),
+        **_row("sml 30, views on an arc", snr, seconds, {"classes": len(set(class_of.tolist()))}),
         "rank_correlation": partition.order(latent, place[rows]),
     }
 

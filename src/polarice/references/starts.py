@@ -58,10 +58,13 @@ def from_averages(empty: Manifold, field: Tensor, weights: Tensor) -> Manifold:
 
 
 def from_coarser(empty: Manifold, coarse: Manifold) -> Manifold:
-    """A map that shows what a coarser one of the same axes does, read between its nodes; noise is the coarser one's."""
+    """A map that shows what a coarser one of the same axes does, read between its nodes; its prior and noise stay.
+
+    Priors made of the coefficients alone hold the finer map down: it ended lower.
+    """
     images = coarse.grid.at(empty.grid.nodes) @ coarse.coefficients
     model = _started(empty, empty.grid.nodes, images, torch.ones_like(empty.weights), PCA_RIDGE)
-    return replace(model, noise_power=coarse.noise_power)
+    return replace(model, noise_power=coarse.noise_power, tau2=coarse.tau2)
 
 
 def _started(empty: Manifold, points: Tensor, vectors: Tensor, weights: Tensor, ridge: float) -> Manifold:
