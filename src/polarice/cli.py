@@ -26,11 +26,12 @@ BENCHES = {
     "bench class2d": "polarice.bench.class2d",
     "bench engine": "polarice.bench.engine",
     "bench scaling": "polarice.bench.scaling",
+    "bench sml": "polarice.bench.sml",
 }
 CLUSTERS = {f"cluster {name}": f"polarice.jobs.batch.{name}" for name in ("slurm", "pbs", "local")}
 COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS)
 GROUPS = {  # commands of two words
-    "bench": "time Polarice beside other programs, its engine alone, or on several ranks",
+    "bench": "time Polarice beside other programs, its engine alone, or on several ranks; maps beside other classifiers",
     "cluster": "write a batch script for a job, for Slurm, PBS or this machine, and submit it",
 }
 

@@ -101,7 +101,7 @@ def fit(
             assignment = assignment.put(used, comm.join(assignment.take(mine)))
             since = clock.add("communication", since)
         model = model.maximize(sums, Prior(settings.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
-        changed = _changes(state.assignment.pose, assignment.pose, used)
+        changed = changes(state.assignment.pose, assignment.pose, used)
         if settings.centre_classes and step.settling:
             model, assignment = _centred(model, assignment, used)
         model, revived = _revived(model, _shares(assignment, used, step.references), step, rng)
@@ -235,7 +235,8 @@ def _turned(vectors: np.ndarray, angle_rad: np.ndarray) -> np.ndarray:
     return np.stack([cos * vectors[:, 0] - sin * vectors[:, 1], sin * vectors[:, 0] + cos * vectors[:, 1]], axis=1)
 
 
-def _changes(before: Pose2D, after: Pose2D, used: np.ndarray) -> tuple[float, float, float]:
+def changes(before: Pose2D, after: Pose2D, used: np.ndarray) -> tuple[float, float, float]:
+    """Share of changed classes, median change of psi (deg) and of the shift (px), of the rows `used`."""
     rows = used[before.class_of[used] >= 0]
     if not len(rows):
         return 1.0, 180.0, 0.0
