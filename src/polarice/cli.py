@@ -31,7 +31,7 @@ BENCHES = {
 CLUSTERS = {f"cluster {name}": f"polarice.jobs.batch.{name}" for name in ("slurm", "pbs", "local")}
 COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS)
 GROUPS = {  # commands of two words
-    "bench": "time Polarice beside other programs, its engine alone, or on several ranks; maps beside other classifiers",
+    "bench": "time Polarice beside other programs, its engine alone, its maps, or several ranks",
     "cluster": "write a batch script for a job, for Slurm, PBS or this machine, and submit it",
 }
 

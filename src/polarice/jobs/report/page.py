@@ -193,7 +193,7 @@ def _times_table(history: Sequence[Row]) -> str:
 
 def _usage(figures: Sequence[tuple[str, str]]) -> str:
     """Bytes, energy, cost."""
-    return _table(("", ""), ((what, ("v", figure)) for what, figure in figures)) if figures else ""
+    return table(("", ""), ((what, ("v", figure)) for what, figure in figures)) if figures else ""
 
 
 def _left_out(rows: Sequence[LeftOut]) -> str:
