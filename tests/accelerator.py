@@ -7,9 +7,11 @@ torch's "meta" device lends its name, as it needs no driver.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -71,8 +73,14 @@ def _index(index: Any) -> Any:
 
 @contextmanager
 def played() -> Iterator[torch.device]:
-    """The device, for as long as it is there: for this thread, as torch's modes are."""
-    with _Lists(), _Played():
+    """The device, for as long as it is there; torch's modes are a thread's own, so threads that begin enter them."""
+    plain = threading.Thread.run
+
+    def entered(thread: threading.Thread) -> None:
+        with _Lists(), _Played():
+            plain(thread)
+
+    with _Lists(), _Played(), mock.patch.object(threading.Thread, "run", entered):
         yield DEVICE
 
 

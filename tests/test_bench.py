@@ -19,6 +19,7 @@ import torch
 from jobs.runs import Ended, stub_report
 from polarice.align.schedule import shift_grid
 from polarice.bench import engine, programs
+from polarice.bench.folder import DATA
 from polarice.bench.measure import Usage, measure
 from polarice.bench.results import HEAD, Result, cells, markdown, notes, rows
 from polarice.cli import main, parse
@@ -342,3 +343,21 @@ def test_help_names_both_benchmarks():
     ended = run("--help")
     assert ended.code == 0 and "bench class2d" in ended.out and "bench engine" in ended.out
     assert "align2d" not in ended.out and run("").code == 2
+
+
+def test_bench_sml_scores_every_method(tmp_path, monkeypatch):
+    """Two maps from three views, hardly any noise: every method has its line, and the map keeps views in order."""
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    stub_report(monkeypatch)
+    ribosome = str(DATA / "ribosome70S.mrc")
+    small = "--particles 80 --box 24 --angpix 18.7 --diameter 330 --views 3 --k 2x3 --iter 4 --snr 5 --threads 1"
+    assert main(["bench", "sml", ribosome, ribosome, "--o", "out", "--no-map", *small.split()]) == 0
+    rows = json.loads(Path("out/sml.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == [
+        "sml 2x3", "K-means", "PCA 10 + K-means", "PCA 10 + mixture", "PCA 40 + K-means", "PCA 40 + mixture",
+        "sml 30, views on an arc",
+    ]  # fmt: skip
+    assert rows[0]["ari"] > 0.2 and rows[0]["classes"] <= 6
+    assert rows[-1]["rank_correlation"] > 0.5
+    assert "| 5 " in Path("out/sml.md").read_text()

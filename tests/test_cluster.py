@@ -1,14 +1,181 @@
-"""Alone, the sum over the ranks is what this rank has."""
+"""Ranks: what the launcher says, whose rows are whose, one buffer for many tensors; alone, a sum is what one has."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
-from polarice.cluster import Comm, Serial
+from polarice.cluster import Comm, Serial, hub, launched, part
+from polarice.cluster.launch import Launch
+from polarice.cluster.packed import joined, summed
+from polarice.types import Assignment, Pose2D
 
 
 def test_serial_hands_back_the_very_same_object():
     comm: Comm = Serial()
     stats = {"numerator": np.arange(3.0)}
-    assert (comm.rank, comm.size) == (0, 1)
-    assert comm.sum(stats) is stats
-    assert comm.broadcast(stats) is stats
+    assert (comm.rank, comm.size, comm.node_ranks) == (0, 1, (0,))
+    assert comm.sum(stats) is stats and comm.join(stats) is stats and comm.broadcast(stats) is stats
+    assert comm.collect(stats) == [stats] and comm.once(lambda: stats) is stats
     np.testing.assert_array_equal(stats["numerator"], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
+        ({"PMI_RANK": "2", "PMI_SIZE": "3"}, Launch(2, 3, False)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "8", "PMIX_RANK": "1"}, Launch(1, 8, True)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6"}, Launch(5, 6, False)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6"}, None),  # in the batch script itself, outside of srun
+    ],
+)
+def test_what_the_launcher_says(environment, expected):
+    assert launched(environment) == expected
+
+
+def test_alone_mpi4py_is_not_loaded():
+    script = "import sys, polarice.cluster as c\nwith c.world('x') as comm: print(comm.size, 'mpi4py' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "1 False\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
+def test_parts_are_even_and_end_where_files_end(size):
+    rng = np.random.default_rng(0)
+    files = np.repeat(np.arange(2000), rng.integers(50, 150, 2000))
+    parts = [part(files, rank, size) for rank in range(size)]
+    np.testing.assert_array_equal(
+        np.concatenate([np.arange(len(files))[each] for each in parts]), np.arange(len(files))
+    )
+    counts = [each.stop - each.start for each in parts]
+    assert max(counts) <= 1.04 * len(files) / size
+    for each in parts[1:]:
+        assert files[each.start - 1] != files[each.start]
+
+
+def test_parts_of_one_file_differ_by_one_row_at_the_most():
+    counts = [part(np.zeros(100), rank, 7) for rank in range(7)]
+    assert {each.stop - each.start for each in counts} == {14, 15}
+
+
+@dataclass(frozen=True)
+class Inner:
+    spectrum: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    table: dict[str, Any]
+    pair: tuple[Any, ...]
+
+
+def outer(seed: int) -> Outer:
+    rng = np.random.default_rng(seed)
+    complex_ = torch.from_numpy(rng.standard_normal((3, 2)) + 1j * rng.standard_normal((3, 2)))
+    inner = Inner(complex_.transpose(0, 1), torch.tensor(seed + 1))
+    return Outer(inner, {"b": rng.random(4).astype(np.float32), "a": 2.5 * seed}, (seed, np.arange(3) * 2**40 + seed))
+
+
+def test_one_buffer_of_each_precision_holds_a_whole_tree():
+    mine, other = outer(1), outer(2)
+    sent: dict[np.dtype, np.ndarray] = {}
+    summed(other, lambda buffer: sent.update({buffer.dtype: buffer.copy()}))
+    messages = []
+
+    def all_reduce(buffer: np.ndarray) -> None:
+        messages.append((buffer.dtype.name, len(buffer)))
+        buffer += sent[buffer.dtype]
+
+    total = summed(mine, all_reduce)
+    assert messages == [("float32", 4), ("float64", 2 * 6 + 1 + 1 + 1 + 3)]
+    assert torch.equal(total.inner.spectrum, mine.inner.spectrum + other.inner.spectrum)
+    assert total.inner.count.dtype == torch.int64 and int(total.inner.count) == 5
+    np.testing.assert_array_equal(total.table["b"], mine.table["b"] + other.table["b"])
+    assert list(total.table) == ["b", "a"] and total.table["a"] == 7.5
+    assert total.pair[0] == 3 and isinstance(total.pair[0], int)
+    np.testing.assert_array_equal(total.pair[1], 2 * np.arange(3) * 2**40 + 3)
+    assert torch.equal(mine.inner.spectrum, outer(1).inner.spectrum)  # what was given is left alone
+
+
+def assignment(n: int, seed: int) -> Assignment:
+    rng = np.random.default_rng(seed)
+    pose = Pose2D(rng.integers(0, 9, n).astype(np.int32), rng.random(n), rng.random((n, 2)))
+    return Assignment(pose, rng.random(n), rng.random(n).astype(np.float32), rng.integers(0, 99, n).astype(np.int32))
+
+
+def test_parts_of_a_table_are_joined_and_put_back():
+    whole = assignment(11, 0)
+    parts = [whole.take(np.arange(11)[cut]) for cut in (slice(0, 4), slice(4, 4), slice(4, 11))]
+    sent: list[np.ndarray] = []
+    for each in parts:
+        joined(each, lambda own: sent.append(own) or [own])
+    for each in parts:
+        again = joined(each, lambda own: sent)
+        np.testing.assert_array_equal(again.pose.shift_px, whole.pose.shift_px)
+        np.testing.assert_array_equal(again.significant, whole.significant)
+        assert again.max_probability.dtype == np.float32
+    rows = np.array([3, 0, 7])
+    changed = whole.put(rows, assignment(3, 1))
+    np.testing.assert_array_equal(changed.pose.psi_deg[rows], assignment(3, 1).pose.psi_deg)
+    np.testing.assert_array_equal(np.delete(changed.log_likelihood, rows), np.delete(whole.log_likelihood, rows))
+    np.testing.assert_array_equal(whole.pose.psi_deg, assignment(11, 0).pose.psi_deg)
+
+
+class Told:
+    """A hub, and ranks that speak to it."""
+
+    def __init__(self, ranks: int) -> None:
+        words = [sys.executable, "-I", "-S", hub.__file__, "class2d", str(ranks), "token"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.port = int(self.process.stdout.readline())
+        self.ranks = [self.rank(number) for number in range(ranks)]
+
+    def rank(self, number: int) -> socket.socket:
+        connection = socket.create_connection(("localhost", self.port))
+        connection.sendall(f"hello token {number} node{number // 2} {1000 + number}\n".encode())
+        return connection
+
+    def end(self) -> str:
+        """What the hub has printed, when it and all ranks have gone."""
+        for each in self.ranks:
+            each.close()
+        return self.process.communicate(timeout=20)[1]
+
+
+def test_the_hub_goes_when_all_ranks_have_said_goodbye():
+    told = Told(3)
+    stranger = socket.create_connection(("localhost", told.port))
+    stranger.sendall(b"bye\n")
+    stranger.close()
+    for each in told.ranks:
+        each.sendall(b"bye\n")
+    assert told.end() == "" and told.process.returncode == 0
+
+
+def test_the_hub_names_a_rank_that_is_gone_and_stops_the_others():
+    told = Told(4)
+    told.ranks[0].sendall(b"bye\n")
+    told.ranks[2].close()
+    assert [told.ranks[number].recv(16) for number in (1, 3)] == [b"stop\n"] * 2
+    said = told.end()
+    assert said.startswith("polarice class2d: error: rank 2 on node1: process 1002 was killed")
+    assert said.count("\n") == 1
+
+
+def test_the_hub_hands_on_what_a_rank_says():
+    told = Told(2)
+    told.ranks[1].sendall(b"failed " + json.dumps("stack.mrcs is cut off;\ncopy it again").encode() + b"\n")
+    assert told.ranks[0].recv(16) == b"stop\n"
+    assert told.end() == "polarice class2d: error: rank 1 on node0: stack.mrcs is cut off;\ncopy it again\n"

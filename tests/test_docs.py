@@ -95,7 +95,7 @@ def typed(tmp_path_factory):
         shutil.copy(ROOT / "src/polarice/data/ribosome70S.mrc", "map.mrc")
         _session(folder)
         for _, name, *words in commands(ROOT / "README.md", "polarice"):
-            if name == "bench":  # minutes of work; tests/test_bench.py has smaller ones
+            if name in ("bench", "cluster", "status"):  # minutes of work, or a scheduler's: their own tests have them
                 continue
             if name == "run":
                 small = "threads = 1\niter = 2"

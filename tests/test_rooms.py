@@ -18,7 +18,7 @@ MODELS = {"references", "postprocess"}
 # room: the rooms it may import, besides itself
 TABLE = {
     "types": set(),
-    "cluster": set(),
+    "cluster": {"types"},
     "fourier": {"types"},
     "io": {"types"},
     "ctf": GROUND | {"fourier", "io"},
@@ -27,7 +27,7 @@ TABLE = {
     **{model: BELOW_STAGES | STAGES | {"io"} for model in MODELS},
     "jobs": BELOW_STAGES | STAGES | MODELS | {"io", "project"},
     "project": GROUND | {"io"},
-    "cli": {"jobs", "project", "types"},
+    "cli": {"jobs", "project", "types", "cluster"},
     "web": {"jobs", "project", "types"},
     "bench": {"jobs", "project", "types", "io"},
     "__main__": {"cli"},

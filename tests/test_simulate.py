@@ -21,6 +21,7 @@ from polarice.simulate import (
     quat_of_euler,
     simulate,
 )
+from polarice.simulate.score import adjusted_rand_index, purity, rank_correlation
 from polarice.types import InputError
 
 NO_CTF = Microscope(ctf=False)
@@ -265,3 +266,16 @@ def test_what_does_not_fit_is_cut_not_wrapped():
     centre = slice(32 - 3, 32 + 3)
     inner = slice(len(cut) // 2 - 3, len(cut) // 2 + 3)
     assert np.array_equal(cut[inner, inner, inner], species.density[centre, centre, centre])
+
+
+def test_partition_scores():
+    """Purity, adjusted Rand index and rank correlation, against scikit-learn, scipy and by hand."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 5, 400)
+    found = np.where(rng.uniform(size=400) < 0.3, rng.integers(0, 9, 400), label)
+    metrics = pytest.importorskip("sklearn.metrics")
+    assert adjusted_rand_index(found, label) == pytest.approx(metrics.adjusted_rand_score(label, found), abs=1e-12)
+    assert adjusted_rand_index(label + 3, label) == 1.0
+    assert abs(adjusted_rand_index(rng.permutation(label), label)) < 0.03
+    assert purity(np.array([0, 0, 0, 5, 5]), np.array([1, 1, 2, 2, 2])) == 0.8
+    assert rank_correlation(np.array([1.0, 2, 3, 10]), np.array([4.0, 3, 2, 1])) == pytest.approx(-1)

@@ -17,13 +17,23 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from polarice import __version__
+from polarice.cluster import launched
 from polarice.jobs import JOBS
 from polarice.jobs.params import Option, check, options_of
 from polarice.types import InputError
 
-BENCHES = {"bench class2d": "polarice.bench.class2d", "bench engine": "polarice.bench.engine"}
-COMMANDS = ChainMap(JOBS, BENCHES)
-GROUPS = {"bench": "time Polarice beside other programs, or its engine alone"}  # commands of two words
+BENCHES = {
+    "bench class2d": "polarice.bench.class2d",
+    "bench engine": "polarice.bench.engine",
+    "bench scaling": "polarice.bench.scaling",
+    "bench sml": "polarice.bench.sml",
+}
+CLUSTERS = {f"cluster {name}": f"polarice.jobs.batch.{name}" for name in ("slurm", "pbs", "local")}
+COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS)
+GROUPS = {  # commands of two words
+    "bench": "time Polarice beside other programs, its engine alone, its maps, or several ranks",
+    "cluster": "write a batch script for a job, for Slurm, PBS or this machine, and submit it",
+}
 
 
 def load(name: str) -> ModuleType:
@@ -41,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # before torch loads OpenMP: threads that wait spin shortly, or they take other programs' cores
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        if (launch := launched()) and launch.rank > 0:  # the first of the ranks talks for all
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     name = f"polarice {command_of(words)}".strip()
     try:
         code = _dispatch(words)
@@ -75,6 +87,8 @@ def _dispatch(words: list[str]) -> int:
     job = load(name)
     params = parse(name, job.Params, words[len(name.split()) :])
     check(params)
+    if (launch := launched()) and not getattr(job, "RANKS", False):
+        raise InputError(f"works in one process, and {launch.size} were started; start it without mpirun or srun")
     job.run(params)
     return 0
 

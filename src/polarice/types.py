@@ -160,6 +160,27 @@ class Assignment:
     max_probability: np.ndarray  # (n,) float32, the weight of the best (class, angle, shift)
     significant: np.ndarray  # (n,) int32, poses with more than a thousandth of the best one's weight
 
+    def take(self, rows: np.ndarray) -> Assignment:
+        """Those of the particles `rows`, in that order."""
+        found = (getattr(self, name)[rows] for name in ("log_likelihood", "max_probability", "significant"))
+        return Assignment(self.pose.take(rows), *found)
+
+    def put(self, rows: np.ndarray, other: Assignment) -> Assignment:
+        """The same with the particles `rows` as `other` has them."""
+
+        def put(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+            mine = mine.copy()
+            mine[rows] = theirs
+            return mine
+
+        a, b = self.pose, other.pose
+        return Assignment(
+            Pose2D(put(a.class_of, b.class_of), put(a.psi_deg, b.psi_deg), put(a.shift_px, b.shift_px)),
+            log_likelihood=put(self.log_likelihood, other.log_likelihood),
+            max_probability=put(self.max_probability, other.max_probability),
+            significant=put(self.significant, other.significant),
+        )
+
 
 @dataclass(frozen=True)
 class Iteration:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -120,3 +123,13 @@ def test_pages_of_different_sizes_and_strange_files_are_refused(tmp_path):
     for name, what in wrong.items():
         with pytest.raises(InputError, match=f"{name}.*{what}"):
             read(tmp_path / name)
+
+
+@pytest.mark.skipif(shutil.which("relion_convert_to_tiff") is None, reason="needs relion_convert_to_tiff")
+def test_relion_puts_every_electron_in_the_same_place(tmp_path):
+    """RELION takes sensors of 4096 x 4096 pixels alone; it writes TIFF upside down, and so we read it."""
+    raw = [(np.sort(rng.choice(4096 * 1000, 3000, replace=False)), rng.integers(0, 16, 3000)) for _ in range(2)]
+    write_eer(tmp_path / "a.eer", raw, (4096, 4096))
+    words = "relion_convert_to_tiff --i a.eer --o out --eer_grouping 2 --eer_upsampling 2"
+    subprocess.run(words.split(), cwd=tmp_path, check=True, capture_output=True)
+    assert np.array_equal(read(tmp_path / "out/a.tif"), read(tmp_path / "a.eer", events=Events(2, 2)))

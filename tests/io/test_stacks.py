@@ -78,11 +78,7 @@ def test_neighbouring_sections_are_copied_in_one_piece(tmp_path, monkeypatch):
             pieces.append((key.start, key.stop))
             return np.zeros((key.stop - key.start, BOX, BOX))
 
-    class Mapped:
-        def madvise(self, advice):
-            pass
-
-    monkeypatch.setattr(source, "_sections", lambda stack, row: (Mapped(), Spy()))
+    monkeypatch.setattr(source, "_sections", lambda stack, row, copied: Spy())
     source.read(np.random.default_rng(2).permutation(np.r_[0:40, 60:100]))
     assert pieces == [(0, 40), (60, 100)]
 

@@ -53,6 +53,16 @@ def stub_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarice.jobs.report.write_report", _write_stub)
 
 
+def with_stub(words: list[str]) -> int:
+    """The command line, in a process of its own."""
+    import polarice.jobs.report
+    from polarice.cli import main
+
+    polarice.jobs.report.write_report = _write_stub
+    sys.argv[1:] = words
+    return main()
+
+
 def _write_stub(folder: Path, report: Any) -> Path:
     page = Path(folder) / "report.html"
     page.write_text(_REPORT_STUB)

@@ -32,7 +32,7 @@ def lent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def give(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (classification, mapping):
-        monkeypatch.setattr(module, "device_of", lambda params: accelerator.DEVICE)
+        monkeypatch.setattr(module, "device_of", lambda *_: accelerator.DEVICE)
 
 
 def test_tensors_of_two_devices_do_not_meet():

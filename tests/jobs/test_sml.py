@@ -120,12 +120,12 @@ def test_empty_nodes_are_named_and_are_not_black(place):
     assert contrast[empty].min() > 0.2 * np.median(contrast)
 
 
-@pytest.mark.parametrize("words", ["--k 20x1", "--k 3x3x2", "--k 16 --start classes", "--k 16 --start random"])
+@pytest.mark.parametrize("words", ["--k 20", "--k 3x3x2", "--k 16 --start classes", "--k 16 --start random"])
 def test_other_grids_and_starts(place, words):
     SET.write_table(Path("aligned"), **SET.aligned())  # with classes
     ended = polarice(f"{RUN} --o out {words}")
     assert ended.code == 0, ended.err
-    axes = {"--k 20x1": 1, "--k 3x3x2": 3}.get(words, 2)
+    axes = 3 if words == "--k 3x3x2" else 1
     labels = read_star(f"out/{LAST}_data.star").table("particles").labels
     assert [label for label in labels if label.startswith("polariceLatent") and not label.endswith("Sd")] == [
         f"polariceLatent{axis + 1}" for axis in range(axes)
@@ -165,6 +165,48 @@ def test_classes_are_brought_into_register(place):
     frames = read_star("out/register.star").table("classes")
     assert frames.integers("rlnClassNumber").tolist() == [1, 2, 3, 4]
     assert frames.numbers("rlnParticleFigureOfMerit").min() > 0.9
+
+
+def test_poses_may_move(place):
+    """Angles that are off by 5 degrees come nearer to the truth; a killed run goes on to the same bits."""
+    near = ParticleSet(n=200, box_px=32, noise_sd=0.5)
+    near.write(Path("aligned"))
+    psi, shift = near.pose(np.random.default_rng(near.seed))
+    off = psi + 5 * np.random.default_rng(1).standard_normal(near.n)
+    near.write_table(Path("aligned"), **pose_columns(Pose2D(np.zeros(near.n, np.int32), off, shift), PIXEL_A))
+    Path("again").mkdir()
+    shutil.copytree("aligned", "again/aligned")
+    line = f"{RUN} --o out --k 4x4 --iter 9 --refine-poses --refine-psi 5"
+    assert polarice(line).code == 0
+    assert crash(line, place / "again", ("os.replace", 9)) == STOPPED_BY_CRASH
+    assert crash("sml --continue out", place / "again") == 0
+    assert_same_files(place / "out", place / "again/out", 9)
+    error = []
+    for angle in (off, -column("out", "rlnAnglePsi", "run_it009")):
+        z = np.exp(1j * np.deg2rad(angle - psi))
+        for kind in range(4):
+            z[near.label == kind] *= np.exp(-1j * np.angle(z[near.label == kind].mean()))
+        error.append(np.median(np.abs(np.rad2deg(np.angle(z)))))
+    assert error[0] > 2.5 and error[1] < 0.8 * error[0], error
+
+
+def test_a_map_inside_each_class(place):
+    """Two classes of two species each: the maps part them, and one table tells where each particle lies."""
+    class_of = SET.label % 2
+    columns = {**SET.aligned(), "rlnClassNumber": np.where(np.arange(SET.n) < 6, 3, class_of + 1)}
+    SET.write_table(Path("aligned"), **columns)
+    line = f"{RUN} --o out --k 2x3 --search"
+    assert crash(line, place, ("os.replace", 20)) == STOPPED_BY_CRASH
+    ended = polarice("sml --continue out")
+    assert ended.code == 0, ended.err
+    assert "200 particles on 2 maps of 6 nodes; report: out/report.html" in ended.out
+    assert "1 classes have too few particles" in ended.err
+    found = read_star("out/run_data.star").table("particles")
+    number = found.integers("rlnClassNumber") - 1
+    assert set(number[:6]) == {12} and number[6:].max() < 12
+    assert np.array_equal(number[6:] // 6, class_of[6:])
+    assert purity(number[6:], SET.label[6:]) > 0.85
+    assert np.abs(found.numbers("polariceLatent1")[6:]).max() > 0.9
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

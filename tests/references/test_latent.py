@@ -68,3 +68,16 @@ def test_fit_goes_through_smooth_values():
     values = torch.stack([torch.sin(grid.nodes.sum(dim=1)), grid.nodes[:, 0]], dim=1)
     found = grid.images(grid.fit(grid.nodes, values, torch.ones(grid.k, dtype=torch.float64), 1e-6))
     assert (found - values).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("shape", [(400,), (3, 150)])
+def test_long_axes_are_multiplied_as_the_matrix_is(shape):
+    """Block by block, leaving out what is far: the same as the whole matrix of functions."""
+    grid, rng = LatentGrid.of(shape), np.random.default_rng(0)
+    coefficients = torch.from_numpy(rng.standard_normal((grid.m, 5)))
+    torch.testing.assert_close(grid.images(coefficients), grid.phi @ coefficients, rtol=0, atol=1e-12)
+    values = torch.from_numpy(rng.standard_normal((grid.k, 5)))
+    torch.testing.assert_close(grid.project(values), grid.phi.T @ values, rtol=0, atol=1e-12)
+    weights = torch.from_numpy(rng.uniform(0, 2, (grid.k, 2)))
+    system = torch.einsum("ka,kr,kb->rab", grid.phi, weights, grid.phi)
+    torch.testing.assert_close(grid.gram(weights), system, rtol=0, atol=1e-10)

@@ -21,14 +21,13 @@ from polarice.align.schedule import RESOLUTION_MARGIN_RINGS, Schedule, Step, shi
 from polarice.align.search import Search
 from polarice.align.store import PolarStore
 from polarice.align.sweep import Sweep, batch_size
-from polarice.cluster import Comm, Serial
+from polarice.cluster import SERIAL, Comm, part
 from polarice.types import Assignment, Pose2D
 
 STARVED = 0.1  # classes with less than this share of an equal one are started anew
 CENTRE_PSEUDOCOUNT = 5.0  # particles
 FARTHEST_FROM_CUT_PX = 2.0  # images are cut anew when their centre is farther than this, along x or y
 CONCENTRATED = 0.02  # share of the cells that images had significant, below which coarse levels come first
-SERIAL = Serial()
 SETTLED_SHARE = 0.9  # of the particles; the ring that only the others' averages still reach sets the resolution
 
 
@@ -79,23 +78,30 @@ def fit(
     settings: Settings,
     comm: Comm = SERIAL,
 ) -> Iterator[Turn[M]]:
-    """Go on from `state` to the end of the schedule; rows are the particles to use, in the order of the disk."""
-    store = PolarStore(rows, settings.store_bytes, settings.scratch)
+    """Go on from `state` to the end of the schedule; rows are the particles to use, in the order of the disk.
+
+    Every rank of `comm` compares those of its own part of the rows, and knows what all have found.
+    """
+    own = part(images.particles.stack_of[rows], comm.rank, comm.size)
+    store = PolarStore(rows[own], settings.store_bytes, settings.scratch)
     while (number := schedule.after(state.number, state.changed_class)) <= schedule.iterations:
         step, clock = schedule.step(number), Clock()
         rng = np.random.default_rng([settings.seed, 2, number])
         model = _grown(state.model, step, rng).on(_basis(images, state.model.basis, step, _resolved_px(state.model)))
         search = _search(model, step, state.assignment, rng)
-        used = rows if step.batch >= len(rows) else np.sort(rng.choice(len(rows), step.batch, replace=False))
-        used = used if used is rows else rows[used]
+        drawn = _drawn(len(rows), step.batch, rng)
+        used, mine = rows[drawn], rows[drawn[slice(*np.searchsorted(drawn, (own.start, own.stop)))]]
         size = batch_size(model.basis, len(model.weights), search, settings.batch_bytes)
         sweep = Sweep(images, model, search, size, settings.workers)
         cut_px = _cut(state.cut_px, state.assignment.pose.shift_px)
-        assignment, sums = sweep.run(used, state.assignment, cut_px, store, clock)
+        assignment, sums = sweep.run(mine, state.assignment, cut_px, store, clock)
         since = time.perf_counter()
-        sums = comm.sum(sums)
+        if comm.size > 1:
+            sums = comm.sum(sums.light())
+            assignment = assignment.put(used, comm.join(assignment.take(mine)))
+            since = clock.add("communication", since)
         model = model.maximize(sums, Prior(settings.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
-        changed = _changes(state.assignment.pose, assignment.pose, used)
+        changed = changes(state.assignment.pose, assignment.pose, used)
         if settings.centre_classes and step.settling:
             model, assignment = _centred(model, assignment, used)
         model, revived = _revived(model, _shares(assignment, used, step.references), step, rng)
@@ -112,6 +118,15 @@ def fit(
             revived=revived,
             clock=clock,
         )
+
+
+def _drawn(count: int, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted places (batch,) among `count`: one at random in each of `batch` even stretches, the first of which begins
+    anywhere (the end is joined to the beginning). So every part of the rows has its share of every mini-batch."""
+    if batch >= count:
+        return np.arange(count)
+    edges = ((np.arange(batch + 1) + rng.random()) * count / batch).astype(np.int64)
+    return np.sort(rng.integers(edges[:-1], edges[1:]) % count)
 
 
 def _grown(model: M, step: Step, rng: np.random.Generator) -> M:
@@ -220,7 +235,8 @@ def _turned(vectors: np.ndarray, angle_rad: np.ndarray) -> np.ndarray:
     return np.stack([cos * vectors[:, 0] - sin * vectors[:, 1], sin * vectors[:, 0] + cos * vectors[:, 1]], axis=1)
 
 
-def _changes(before: Pose2D, after: Pose2D, used: np.ndarray) -> tuple[float, float, float]:
+def changes(before: Pose2D, after: Pose2D, used: np.ndarray) -> tuple[float, float, float]:
+    """Share of changed classes, median change of psi (deg) and of the shift (px), of the rows `used`."""
     rows = used[before.class_of[used] >= 0]
     if not len(rows):
         return 1.0, 180.0, 0.0

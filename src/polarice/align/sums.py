@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -73,6 +73,32 @@ class Sums(Additive):
             squared_shift=scalars.get("squared_shift", zero).double(),
             log_likelihood=scalars.get("log_likelihood", zero).double(),
             max_probability=scalars.get("max_probability", zero).double(),
+        )
+
+    def light(self) -> Sums:
+        """The same with what is large in single precision, in which it was computed: half to send."""
+        return replace(
+            self, numerator=self.numerator.to(torch.complex64), denominator=self.denominator.to(torch.complex64)
+        )
+
+    @staticmethod
+    def of_none(shape: tuple[int, int, int, int], groups: int, device: torch.device) -> Sums:
+        """Those of no images; shape = (harmonics, even harmonics of the denominator, rings, references)."""
+        q, even, rings, references = shape
+
+        def zeros(*size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        return Sums(
+            numerator=zeros(q, rings, references, dtype=torch.complex128),
+            denominator=zeros(even, rings, references, dtype=torch.complex128),
+            class_weight=zeros(references),
+            image_power=zeros(groups, rings),
+            ctf_power=zeros(groups, rings),
+            group_count=zeros(groups),
+            squared_shift=zeros(),
+            log_likelihood=zeros(),
+            max_probability=zeros(),
         )
 
     def __mul__(self, factor: float) -> Sums:

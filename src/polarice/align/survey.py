@@ -13,6 +13,7 @@ from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import background
 from polarice.align.sums import Sums
+from polarice.cluster import SERIAL, Comm, part
 from polarice.fourier import shell_mean, shell_of
 
 SPECTRUM_IMAGES = 5000  # enough for a noise spectrum; the rest is only checked
@@ -28,8 +29,10 @@ class Survey:
     bad: dict[int, str]  # row -> why its image cannot be used
 
 
-def survey(images: ParticleImages, rows: np.ndarray, seed: int, batch: int, clock: Clock) -> Survey:
-    """Check every image, in the order of `rows`, and measure the power spectrum of some."""
+def survey(
+    images: ParticleImages, rows: np.ndarray, seed: int, batch: int, clock: Clock, comm: Comm = SERIAL
+) -> Survey:
+    """Check every image, in the order of `rows`, and measure the spectrum of some; each rank looks at its part."""
     rng = np.random.default_rng([seed, 0])
     measured = np.zeros(len(images), bool)
     measured[rng.permutation(rows)[:SPECTRUM_IMAGES]] = True
@@ -39,8 +42,9 @@ def survey(images: ParticleImages, rows: np.ndarray, seed: int, batch: int, cloc
     count = np.zeros(images.groups)
     background_sd = np.ones(len(images))
     bad: dict[int, str] = {}
+    own = rows[part(images.particles.stack_of[rows], comm.rank, comm.size)]
     since = time.perf_counter()
-    for chunk, pixels in images.raw(rows, batch):
+    for chunk, pixels in images.raw(own, batch):
         since = clock.add("reading", since)
         reasons = _faults(pixels)
         bad.update({int(chunk[i]): reason for i, reason in reasons.items()})
@@ -52,6 +56,9 @@ def survey(images: ParticleImages, rows: np.ndarray, seed: int, batch: int, cloc
             np.add.at(power, groups, spectra)
             np.add.at(count, groups, 1)
         since = clock.add("preparation", since)
+    power, count = comm.sum((power, count))
+    background_sd[rows] = comm.join(background_sd[own])
+    bad = dict(sorted(pair for faults in comm.collect(bad) for pair in faults.items()))
     mean = power.sum(axis=0) / max(1.0, count.sum())
     power = np.where(count[:, None] > 0, power / np.maximum(count[:, None], 1), mean)
     return Survey(np.maximum(power / images.preparation.mask_fraction, 1e-12), background_sd, bad)
@@ -77,9 +84,14 @@ def _spectra(images: ParticleImages, pixels: np.ndarray, shell: np.ndarray) -> n
 
 
 def random_sums(
-    images: ParticleImages, basis: PolarBasis, references: int, noise: Tensor, draw: tuple[np.ndarray, int, int]
+    images: ParticleImages,
+    basis: PolarBasis,
+    references: int,
+    noise: Tensor,
+    draw: tuple[np.ndarray, int, int],
+    comm: Comm = SERIAL,
 ) -> Sums:
-    """Sums of a blind expectation: each of some images dealt to one reference, unaligned.
+    """Sums of a blind expectation, over all ranks: each of some images dealt to one reference, unaligned.
 
     noise (G, ring); draw = (rows to choose from, seed, batch size).
     """
@@ -87,7 +99,9 @@ def random_sums(
     rng = np.random.default_rng([seed, 1])
     chosen = rows[np.sort(rng.permutation(len(rows))[: references * START_IMAGES])]  # in the order of the disk
     dealt = rng.permutation(np.arange(len(chosen)) % references)
-    total: Sums | None = None
+    own = part(images.particles.stack_of[chosen], comm.rank, comm.size)
+    chosen, dealt = chosen[own], dealt[own]
+    total = Sums.of_none((basis.n_q, 1, basis.r_max, references), images.groups, images.device)
     place = 0
     for chunk, pixels in images.raw(chosen, batch):
         centre_px = images.particles.pose.shift_px[chunk]
@@ -99,7 +113,7 @@ def random_sums(
         member = torch.zeros(references, len(chunk), device=images.device)
         member[torch.from_numpy(dealt[place : place + len(chunk)]), torch.arange(len(chunk))] = 1
         place += len(chunk)
-        part = Sums.of_batch(
+        sums = Sums.of_batch(
             batch_images.field,
             batch_images.ctf,
             (batch_images.optics_of, images.groups),
@@ -107,6 +121,5 @@ def random_sums(
             denominator=torch.einsum("bi,ir->rb", member, power)[None].to(torch.complex64),
             class_weight=member.sum(dim=1),
         )
-        total = part.double() if total is None else total.include(part)
-    assert total is not None
-    return total
+        total.include(sums)
+    return comm.sum(total)

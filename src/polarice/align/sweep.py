@@ -67,8 +67,14 @@ class Sweep(Generic[M]):
             _store(assignment, rows, posterior)
             self.images.progress(len(rows))
         clock.share(clocks)
-        found = [total for total in totals if total is not None]
-        return assignment, sum(found[1:], found[0])
+        return assignment, sum((total for total in totals if total is not None), self._nothing(references))
+
+    def _nothing(self, references: References) -> Sums:
+        """The sums of no images."""
+        level = self.search.levels[-1]
+        even = min(len(references.power_conjugate), (level.n_q + 1) // 2)
+        shape = (level.n_q, even, level.rings, len(references))
+        return Sums.of_none(shape, self.images.groups, self.images.device)
 
     def _batches(self, kept: np.ndarray, streamed: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         for start in range(0, len(kept), self.batch):

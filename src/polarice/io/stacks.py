@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 
-from polarice.io.mrc import MrcHeader, cut_off, map_sections, read_header, unpack
+from polarice.io.copies import Copy
+from polarice.io.mrc import MrcHeader, cut_off, read_header, unpack
 from polarice.types import InputError, Particles
 
 OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
@@ -60,19 +61,72 @@ def disk_order(particles: Particles) -> np.ndarray:
     return np.lexsort((particles.section, particles.stack_of))
 
 
-class StackSource:
-    """The images of a table of particles, an `ImageSource`: memory-mapped, read in disk order whatever was asked.
+@dataclass
+class Traffic:
+    """What has been read, and how long the readers took (of several threads, together)."""
 
-    Gzipped stacks are unpacked once, when first read, into a temporary folder ($TMPDIR) that goes with the object.
-    Reading is safe from one read-ahead thread beside the main one. `table` names the table in error messages.
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class OpenStack:
+    """A stack that is open for reading; `stack[a:b]` gives its sections a .. b - 1, (b - a, ny, nx).
+
+    Closed when nobody refers to it any longer, so that a thread may still read what another has let go.
     """
 
-    def __init__(self, particles: Particles, unsigned: bool = False, table: str | Path = "particle table") -> None:
+    def __init__(self, path: str | os.PathLike[str], header: MrcHeader) -> None:
+        """InputError where the file cannot be opened."""
+        self._path, self._header = path, header
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        return self._header.n
+
+    def __getitem__(self, sections: slice) -> np.ndarray:
+        """In one sequential read. InputError where the file ends before, or the disk fails."""
+        header, path = self._header, self._path
+        found = np.empty((sections.stop - sections.start, header.ny, header.nx), header.dtype)
+        view = memoryview(found.reshape(-1).view(np.uint8).data)
+        start, done = header.offset + sections.start * header.ny * header.nx * header.dtype.itemsize, 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._file, [view[done:]], start + done)
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}; copy it again") from None
+            if count == 0:
+                there = (start + done - header.offset) // (header.ny * header.nx * header.dtype.itemsize)
+                raise InputError(cut_off(path, header, there))
+            done += count
+        return found
+
+
+class StackSource:
+    """The images of a table of particles, an `ImageSource`: read in disk order whatever was asked.
+
+    Gzipped stacks are unpacked once, when first read, into a temporary folder ($TMPDIR) that goes with the object.
+    Reading is safe from several threads. `table` names the table in error messages, `copies` says which stacks have
+    been copied, in part, to a faster disk. `traffic` counts what is read.
+    """
+
+    def __init__(
+        self,
+        particles: Particles,
+        unsigned: bool = False,
+        table: str | Path = "particle table",
+        copies: Mapping[str, Copy] | None = None,
+    ) -> None:
         if len(particles) == 0:
             raise InputError(f"{table} has no particles; check how it was selected")
         self._particles, self._unsigned, self._table = particles, unsigned, str(table)
         self._headers: dict[int, MrcHeader] = {}
-        self._open: OrderedDict[int, tuple[mmap.mmap, np.ndarray]] = OrderedDict()
+        self._open: OrderedDict[tuple[int, bool], OpenStack] = OrderedDict()
+        self._copies = copies or {}
+        self.traffic = Traffic()
         self._lock = threading.RLock()
         self._unpacked: dict[int, Path] = {}
         self._folder: Path | None = None
@@ -151,30 +205,36 @@ class StackSource:
         self, stack: int, section: np.ndarray, target: np.ndarray, rows: np.ndarray, images: np.ndarray
     ) -> None:
         """Copy sorted sections of one stack to `images[target]`, neighbouring ones in one piece."""
-        mapped, sections = self._sections(stack, int(rows[target[-1]]))
+        copy = self._copies.get(self._particles.stacks[stack])
+        copied = copy is not None and copy.first <= section[0] and section[-1] < copy.stop
+        sections = self._sections(stack, int(rows[target[-1]]), copied)
         if int(section[-1]) >= len(sections):
             raise InputError(self._too_short(stack, self._headers[stack], int(rows[target[-1]])))
         edges = np.flatnonzero(np.diff(section, prepend=section[0] - 2, append=section[-1] + 2) != 1).tolist()
         for low, high in pairwise(edges):
             start = int(section[low])
-            images[target[low:high]] = sections[start : start + high - low]
-            with suppress(
-                AttributeError, OSError
-            ):  # what was copied need not count as this program's memory any longer
-                mapped.madvise(mmap.MADV_DONTNEED)
+            since = time.perf_counter()
+            found = sections[start : start + high - low]
+            with self._lock:
+                self.traffic.bytes += found.nbytes
+                self.traffic.seconds += time.perf_counter() - since
+            images[target[low:high]] = found
 
-    def _sections(self, stack: int, row: int) -> tuple[mmap.mmap, np.ndarray]:
+    def _sections(self, stack: int, row: int, copied: bool = False) -> OpenStack:
         with self._lock:
-            if stack not in self._open:
+            key = (stack, copied)
+            if key not in self._open:
                 path, header = self._plain(stack)
                 self._check_box(stack, header, row)
                 if header.there < header.n:
                     raise InputError(self._too_short(stack, header, row))
-                self._open[stack] = map_sections(path, header)
+                self._open[key] = OpenStack(
+                    self._copies[self._particles.stacks[stack]].path if copied else path, header
+                )
                 while len(self._open) > OPEN_STACKS:
                     self._open.popitem(last=False)
-            self._open.move_to_end(stack)
-            return self._open[stack]
+            self._open.move_to_end(key)
+            return self._open[key]
 
     def _header(self, stack: int) -> MrcHeader:
         with self._lock:

@@ -22,6 +22,7 @@ JOBS: dict[str, str] = {
     "simulate": "polarice.jobs.simulate",
     "run": "polarice.jobs.workflow",
     "demo": "polarice.jobs.demo",
+    "status": "polarice.jobs.status",
 }
 
 

@@ -8,6 +8,7 @@ from polarice.jobs.classification import Classification
 from polarice.jobs.params import option
 
 SUMMARY = "align particles in two dimensions: psi, shift and one of a few references for each"
+RANKS = True  # mpirun may start several
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def write_map_checkpoint(folder: Path, state: MapState) -> Path:
     placement = state.placement
     arrays = _of_model(state.model) | _of_assignment(placement.assignment)
     arrays |= {f"grid.{name}": getattr(state.model.grid, name) for name in _GRID}
+    arrays |= {f"anchor.{each.name}": getattr(state.anchor, each.name) for each in fields(state.anchor)}
     arrays |= {"latent_mean": placement.latent_mean, "latent_sd": placement.latent_sd}
     return _write(folder, state.number, arrays | {"first_rings": state.first_rings})
 
@@ -86,7 +87,7 @@ def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> MapS
             **_tensors(arrays, device),
         )
         placement = Placement(_assignment(arrays), arrays["latent_mean"], arrays["latent_sd"])
-        return MapState(number, model, placement, arrays["first_rings"].item())
+        return MapState(number, model, placement, arrays["first_rings"].item(), Pose2D(**_part(arrays, "anchor")))
 
     return _read(folder, number, state)
 

@@ -8,6 +8,7 @@ from polarice.jobs.classification import Classification
 from polarice.jobs.params import option
 
 SUMMARY = "classify particles in two dimensions, with mini-batches that grow to all of them"
+RANKS = True  # mpirun may start several
 
 
 @dataclass(frozen=True)

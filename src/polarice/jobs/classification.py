@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polarice.cluster import SERIAL, Comm, world
 from polarice.jobs.intake import (
     SURVEY_BATCH,
     Looked,
@@ -20,10 +23,12 @@ from polarice.jobs.intake import (
     open_particles,
     progress_bar,
     relion_settings,
+    with_copies,
 )
 from polarice.jobs.params import option
 from polarice.jobs.resources import batch_bytes, device_of, store_bytes, threads_of
 from polarice.jobs.running import carry_out, report, settled
+from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
 if TYPE_CHECKING:
@@ -58,6 +63,11 @@ class Classification(ParticleJob):
         None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
+    copy_to: Path | None = option(
+        None, "folder on a node's own disk to copy its part of the stacks to, as long as the job runs",
+        flags=("--scratch-dir",),
+    )  # fmt: skip
+    price: float | None = option(None, "price of a node for an hour; the report then states what images cost", low=0)
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
 
 
@@ -66,21 +76,25 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
 
     Raises InputError for what cannot be used, and for a full disk; Ctrl-C says how to go on.
     """
-    params = settled(job, params, iterations)
-    table, images = open_particles(params, device_of(params))
-    _require_search(params, images.preparation.box_px)
+    with world(job) as comm, ExitStack() as held:
+        params = comm.once(lambda: settled(job, params, iterations))
+        device = device_of(params, comm)
+        watch = Watch(comm, device)
+        table, images = open_particles(params, device, comm)
+        comm.once(lambda: _require_suitable(params, images))
+
+        def begin() -> _Run:
+            looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
+            return _Run(job, params, looked, growing_batches, (comm, watch))
+
+        carry_out(job, params, [table.path, *table.particles.stacks], begin, comm)
+
+
+def _require_suitable(params: Any, images: ParticleImages) -> None:
+    """Raise InputError where the search over shifts is too wide, or the classes of --ref do not suit."""
+    box_px = images.preparation.box_px
     if params.ref is not None:
         known_classes(images, params)
-    carry_out(
-        job,
-        params,
-        [table.path, *table.particles.stacks],
-        lambda: _Run(job, params, look_at_images(table, images, params), growing_batches),
-    )
-
-
-def _require_search(params: Any, box_px: int) -> None:
-    """Raise InputError where the search over shifts is too wide."""
     if params.offset_range > box_px / 2:
         raise InputError(f"--offset-range {params.offset_range:g}: at most half the box, {box_px / 2:g} px")
     shifts = np.pi * (params.offset_range / params.offset_step) ** 2
@@ -94,33 +108,48 @@ def _require_search(params: Any, box_px: int) -> None:
 class _Run:
     """One job at work: what has been read, where it stands, what it has written."""
 
-    def __init__(self, job: str, params: Any, looked: Looked, growing_batches: bool) -> None:
+    def __init__(self, job: str, params: Any, looked: Looked, growing_batches: bool, ranks: tuple[Comm, Watch]) -> None:
         from polarice.jobs.checkpoint import read_checkpoint
         from polarice.jobs.resume import rewind
 
         self.job, self.params, self.looked = job, params, looked
+        self.comm, self.watch = ranks
         self.rows, self.order = looked.rows, looked.order
         self.schedule = _schedule(looked.images, params, len(self.rows), growing_batches)
         sd = looked.background_sd
         self.columns = {} if sd is None else {"rlnNormCorrection": sd[self.rows]}
-        done = rewind(params)
+        done = self.comm.once(lambda: rewind(params))
         self.batches = [self.schedule.step(i + 1).batch for i in range(params.iter)]
         self.bar = progress_bar(f"{job} {done + 1}/{params.iter}", sum(self.batches), sum(self.batches[:done]))
-        self.images = replace(looked.images, progress=self.bar.update)
+        self.images = replace(looked.images, progress=lambda images: self.bar.update(images * self.comm.size))
         self.state = (
             read_checkpoint(params.o, done, self.images.device)
             if done
-            else first_state(self.images, self.schedule, self.order, looked.noise_power, params)
+            else first_state(self.images, self.schedule, self.order, looked.noise_power, params, self.comm)
         )
         self.last: Iteration | None = None
 
     def all(self) -> None:
-        """Every iteration that is left, then the report."""
-        turn = None
-        with self.bar:
+        """Every iteration that is left, then the report. Rank 0 writes, an iteration while the next one is made."""
+        from polarice.io.particles import StackSource
+
+        turn, writing = None, None
+        first, images, waited_s = self.comm.rank == 0, 0, 0.0
+        with self.bar, ThreadPoolExecutor(1, "writer") as writer:
             for turn in self.turns():
-                self.write(turn)
-        self.report()
+                images += len(turn.used)
+                waited_s += turn.clock.seconds.get("reading", 0.0)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self.write, turn) if first else None
+            if writing is not None:
+                writing.result()
+        source = self.images.source
+        assert isinstance(source, StackSource)
+        usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
+        if not first:
+            return
+        self.report(usage)
         if self.params.profile and turn is not None:
             self.profile(turn)
 
@@ -144,11 +173,11 @@ class _Run:
             seed=params.seed,
             batch_bytes=batch_bytes(params, self.images.device, workers),
             workers=workers,
-            store_bytes=store_bytes(params, self.images.device),
+            store_bytes=store_bytes(params, self.images.device, len(self.comm.node_ranks)),
             scratch=params.scratch,
             centre_classes=params.center_classes,
         )
-        return fit(self.images, self.state, self.schedule, self.order, settings)
+        return fit(self.images, self.state, self.schedule, self.order, settings, self.comm)
 
     def write(self, turn: Turn[Averages]) -> None:
         """Put one iteration on disk: RELION's files, its line of the history, and last the checkpoint."""
@@ -171,10 +200,11 @@ class _Run:
             self.bar.update(sum(self.batches[iteration.number : upcoming - 1]))
         self.bar.set_description(f"{self.job} {min(upcoming, iteration.total)}/{iteration.total}")
 
-    def report(self) -> None:
-        """report.html and its pictures, of the last iteration."""
+    def report(self, usage: Usage) -> None:
+        """report.html and its pictures, of the last iteration; usage.json."""
         assert self.last is not None, "a run that goes on has iterations left"
-        page = report(self.job, self.params, self.looked, self.last)
+        write_usage(self.params.o, usage)
+        page = report(self.job, self.params, self.looked, self.last, usage=usage.lines())
         bad = self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
         print(f"{len(self.rows)} particles in {len(self.last.model.weights)} classes{left_out}; report: {page}")
@@ -194,7 +224,12 @@ def told(iteration: Iteration) -> str:
 
 
 def first_state(
-    images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise_power: np.ndarray, params: Any
+    images: ParticleImages,
+    schedule: Schedule,
+    rows: np.ndarray,
+    noise_power: np.ndarray,
+    params: Any,
+    comm: Comm = SERIAL,
 ) -> State[Averages]:
     """Before the first iteration, nothing assigned: averages of random particles, or the classes of --ref."""
     import torch
@@ -205,7 +240,7 @@ def first_state(
     known_px = images.particles.pose.shift_px
     shift_sigma_px = float(np.hypot(FIRST_SHIFT_SIGMA_PX, np.sqrt(np.mean(known_px[rows] ** 2))))
     if params.ref is None:
-        model = _random_classes(images, schedule, rows, noise, params)
+        model = _random_classes(images, schedule, rows, noise, params, comm)
     else:
         model = replace(known_classes(images, params), noise_power=noise)
     n = len(images)
@@ -215,7 +250,7 @@ def first_state(
 
 
 def _random_classes(
-    images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise: torch.Tensor, params: Any
+    images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise: torch.Tensor, params: Any, comm: Comm
 ) -> Averages:
     from polarice.align.model import Prior
     from polarice.align.polar import PolarBasis
@@ -228,7 +263,7 @@ def _random_classes(
     slack_px = step.shift_range_px + step.shift_step_px  # the loop widens it
     basis = PolarBasis(preparation.box_px, radius_px, step.whole_rings(step.ramp_px), slack_px, images.device)
     empty = Averages.empty(basis, step.references, noise, FIRST_SHIFT_SIGMA_PX, preparation.mask_fraction)
-    sums = random_sums(images, basis, step.references, empty.ring_noise, (rows, params.seed, SURVEY_BATCH))
+    sums = random_sums(images, basis, step.references, empty.ring_noise, (rows, params.seed, SURVEY_BATCH), comm)
     return empty.maximize(sums, Prior(params.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
 
 
@@ -276,12 +311,7 @@ def iteration_of(turn: Turn[Averages], images: ParticleImages, rows: np.ndarray)
             pixel_size_A=pixel_A,
             shift_sigma_px=model.shift_sigma_px,
         ),
-        assignment=Assignment(
-            assignment.pose.take(rows),
-            assignment.log_likelihood[rows],
-            assignment.max_probability[rows],
-            assignment.significant[rows],
-        ),
+        assignment=assignment.take(rows),
         resolution_limit_A=box * pixel_A / model.basis.r_max,
         psi_step_deg=360 / turn.search.psi_count,
         shift_range_px=turn.step.shift_range_px,

@@ -16,7 +16,7 @@ ALIGN_ITERATIONS, MAP_ITERATIONS = 25, 30
 
 
 @dataclass(frozen=True)
-class Params(sml.Params):
+class Params(sml.MapJob):
     """Those of sml, and what differs for align2d; the rest goes to both."""
 
     o: Path = option(Path("Deep2D"), "folder for the results, align2d and sml inside")
@@ -66,7 +66,7 @@ def _require_enough(params: Params) -> None:
 
 def parts_of(params: Params) -> tuple[align2d.Params, sml.Params]:
     """The parameters of the two jobs."""
-    both = {name: value for name, value in vars(params).items() if name in {each.name for each in fields(sml.Params)}}
+    both = {name: value for name, value in vars(params).items() if name in {each.name for each in fields(sml.MapJob)}}
     shared = {name: value for name, value in both.items() if name in {each.name for each in fields(align2d.Params)}}
     first = align2d.Params(
         **shared

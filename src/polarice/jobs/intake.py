@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from polarice.cluster import SERIAL, Comm, part
 from polarice.jobs.params import argument, option
 from polarice.types import InputError, Particles
 
@@ -87,11 +89,44 @@ class Looked:
         return np.sort(self.order)
 
 
-def open_particles(params: Any, device: torch.device) -> tuple[ParticleTable, ParticleImages]:
-    """The table and its images, checked as far as headers tell."""
+def open_particles(params: Any, device: torch.device, comm: Comm = SERIAL) -> tuple[ParticleTable, ParticleImages]:
+    """The table and its images, checked as far as headers tell; rank 0 reads and checks for all."""
     from polarice.align.images import ParticleImages
     from polarice.align.prepare import Preparation
-    from polarice.io.particles import StackSource, read_ahead, read_particles
+    from polarice.io.particles import StackSource, read_ahead
+
+    table = comm.once(lambda: _checked_table(params, comm.size))
+    particles = table.particles
+    source = StackSource(particles, params.unsigned, params.particles)
+    images = ParticleImages(
+        particles,
+        source,
+        Preparation(source.box_px, _radius_px(params, particles, source.box_px), params.norm),
+        device,
+        read_ahead,
+        params.ctf,
+        params.ctf_intact_first_peak,
+    )
+    comm.once(lambda: _require_plausible(table, images))
+    return table, images
+
+
+def with_copies(images: ParticleImages, params: Any, comm: Comm, held: ExitStack) -> ParticleImages:
+    """The images, those of this node's ranks read from copies where --copy-to asks for them, until `held` ends."""
+    from polarice.io.copies import copied
+    from polarice.io.particles import StackSource
+
+    if params.copy_to is None:
+        return images
+    particles, order = images.particles, disk_order(images.particles)
+    rows = [order[part(particles.stack_of[order], rank, comm.size)] for rank in comm.node_ranks]
+    copies = comm.once_a_node(lambda: held.enter_context(copied(params.copy_to, particles, rows, params.unsigned)))
+    return replace(images, source=StackSource(particles, params.unsigned, params.particles, copies))
+
+
+def _checked_table(params: Any, ranks: int) -> ParticleTable:
+    """The table, and the headers of its stacks as they should be."""
+    from polarice.io.particles import StackSource, read_particles
 
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     particles = table.particles
@@ -101,22 +136,19 @@ def open_particles(params: Any, device: torch.device) -> tuple[ParticleTable, Pa
         raise InputError(
             f"{params.particles}: {params.classes} classes asked of {len(particles)} particles; ask for fewer with --k"
         )
+    if ranks > len(particles):
+        raise InputError(f"{params.particles}: {ranks} ranks for {len(particles)} particles; start fewer")
     source = StackSource(particles, params.unsigned, params.particles)
     source.check()
     pixel_A = particles.optics[int(particles.optics_of[0])].pixel_size_A
-    radius_px = (params.particle_diameter or DIAMETER_OF_BOX * source.box_px * pixel_A) / 2 / pixel_A
-    _require_sizes(params, source.box_px, pixel_A, radius_px)
-    images = ParticleImages(
-        particles,
-        source,
-        Preparation(source.box_px, radius_px, params.norm),
-        device,
-        read_ahead,
-        params.ctf,
-        params.ctf_intact_first_peak,
-    )
-    _require_plausible(table, images)
-    return table, images
+    _require_sizes(params, source.box_px, pixel_A, _radius_px(params, particles, source.box_px))
+    return table
+
+
+def _radius_px(params: Any, particles: Particles, box_px: int) -> float:
+    """Of the particle's mask."""
+    pixel_A = particles.optics[int(particles.optics_of[0])].pixel_size_A
+    return float((params.particle_diameter or DIAMETER_OF_BOX * box_px * pixel_A) / 2 / pixel_A)
 
 
 def _require_sizes(params: Any, box_px: int, pixel_A: float, radius_px: float) -> None:
@@ -166,7 +198,7 @@ def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
             )
 
 
-def look_at_images(table: ParticleTable, images: ParticleImages, params: Any) -> Looked:
+def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, comm: Comm = SERIAL) -> Looked:
     """Look at every image once; what is left out is named on stderr. InputError where too many cannot be used."""
     from polarice.align.images import Clock
     from polarice.align.survey import survey
@@ -177,15 +209,15 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Any) ->
         def counted(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             for batch in images.read_ahead(batches):
                 yield batch
-                bar.update(len(batch))
+                bar.update(len(batch) * comm.size)
 
         with np.errstate(all="ignore"):  # unusable images are what is looked for
-            found = survey(replace(images, read_ahead=counted), order, params.seed, SURVEY_BATCH, Clock())
+            found = survey(replace(images, read_ahead=counted), order, params.seed, SURVEY_BATCH, Clock(), comm)
     bad = found.bad | {
         row: "its grey values are too large" for row in np.flatnonzero(~np.isfinite(found.background_sd)).tolist()
         if row not in found.bad
     }  # fmt: skip
-    _tell_left_out(table, bad)
+    comm.once(lambda: _tell_left_out(table, bad))
     rows = order[~np.isin(order, list(bad))]
     if params.classes > len(rows):
         raise InputError(f"{table.path}: {params.classes} classes asked of {len(rows)} usable particles; ask for fewer")

@@ -32,10 +32,12 @@ def posed_basis(images: ParticleImages, params: Any) -> PolarBasis:
     """All rings that --strict-highres-exp allows."""
     from polarice.align.polar import PolarBasis
     from polarice.align.prepare import MASK_EDGE_PX
+    from polarice.references.refine import STEP_PX
 
     preparation = images.preparation
     radius_px = min(preparation.box_px / 2, preparation.radius_px + MASK_EDGE_PX / 2)
-    return PolarBasis(preparation.box_px, radius_px, last_ring(images, params), SLACK_PX, images.device)
+    slack_px = SLACK_PX + (STEP_PX if params.refine_poses else 0)
+    return PolarBasis(preparation.box_px, radius_px, last_ring(images, params), slack_px, images.device)
 
 
 def posed_images(images: ParticleImages, looked: Looked, params: Any) -> PosedImages:
@@ -51,11 +53,13 @@ def plan_of(posed: PosedImages, params: Any) -> Plan:
     """How the iterations go about it."""
     from polarice.references.manifold import ManifoldPrior
     from polarice.references.mapping import Plan
+    from polarice.references.refine import Freedom
 
     each = 4 * (4 * params.classes + 2 * posed.triangle.d)  # shares, their transpose, and scaled vectors
     room = 8 * batch_bytes(params, posed.basis.device, 1)
     batch = int(np.clip(room // each, *BATCH))
-    return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge), batch)
+    freedom = Freedom(params.refine_psi, params.refine_shift) if params.refine_poses else None
+    return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge), batch, freedom)
 
 
 def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> MapState:
@@ -74,7 +78,7 @@ def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> Ma
         model, first = _laid_out(empty, posed, pose, plan, params)
     except ValueError as error:
         raise InputError(f"{params.particles}: {error}; try another --start") from error
-    return MapState(0, model, Placement.unknown(pose, len(grid.shape)), first)
+    return MapState(0, model, Placement.unknown(pose, len(grid.shape)), first, pose)
 
 
 def registered(images: ParticleImages, looked: Looked, params: Any) -> Pose2D:
@@ -142,9 +146,7 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     if params.start == "pca":
         some = np.sort(rng.permutation(len(posed))[: _subset(posed, params)])
         subset = posed.subset(posed.rows[some], pose, Clock())
-        model, first = pca_start(empty, subset, posed.even, plan.prior, params.seed)
-        print(f"laid out by the principal components of {len(some)} images on {first} rings", file=sys.stderr)
-        return model, first
+        return pca_start(empty, subset, posed.even, plan.prior, params.seed), posed.basis.r_max
     label = pose.class_of
     if params.start == "random":
         label = rng.integers(0, min(RANDOM_LABELS, max(2, len(posed) // 20)), len(label)).astype(np.int32)

@@ -156,7 +156,7 @@ def told(iteration: Iteration, turn: MapTurn) -> str:
     return (
         f"iteration {iteration.number}/{iteration.total}: {turn.rings} rings, {int((counts > 0).sum())} of "
         f"{len(counts)} nodes in use, mean probability {turn.max_probability:.2f}, "
-        f"{100 * turn.changed_node:.0f} % changed node, {sum(iteration.seconds.values()):.1f} s"
+        f"{100 * turn.changed[0]:.0f} % changed node, {sum(iteration.seconds.values()):.1f} s"
     )
 
 
@@ -253,9 +253,9 @@ def iteration_of(turn: MapTurn, model: ClassModel, looked: Looked, total: int) -
         particles_used=len(rows),
         log_likelihood=turn.log_likelihood,
         max_probability=turn.max_probability,
-        changed_class=turn.changed_node,
-        changed_psi_deg=0.0,
-        changed_shift_px=0.0,
+        changed_class=turn.changed[0],
+        changed_psi_deg=turn.changed[1],
+        changed_shift_px=turn.changed[2],
         seconds=dict(turn.clock.seconds),
     )
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from polarice.cluster import SERIAL, Comm
 from polarice.types import InputError
 
 if TYPE_CHECKING:
     import torch
 
 
-def device_of(params: Any) -> torch.device:
-    """Where to compute, by --device and --threads; InputError where it is not there."""
+def device_of(params: Any, comm: Comm = SERIAL) -> torch.device:
+    """Where to compute, by --device and --threads; ranks on a node take its cards in turn.
+
+    Raises InputError where the device is not there.
+    """
     import torch
 
     _keep_freed_memory()
@@ -20,7 +24,12 @@ def device_of(params: Any) -> torch.device:
     there = torch.cuda.is_available()
     if params.device == "cuda" and not there:
         raise InputError("--device cuda: no CUDA device is there; use --device cpu")
-    return torch.device("cuda" if params.device != "cpu" and there else "cpu")
+    if params.device == "cpu" or not there:
+        return torch.device("cpu")
+    if comm.size == 1:
+        return torch.device("cuda")
+    torch.cuda.set_device(comm.node_ranks.index(comm.rank) % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def threads_of(params: Any) -> int:
@@ -57,12 +66,12 @@ def batch_bytes(params: Any, device: torch.device, workers: int) -> int:
     return default if params.memory is None else min(default, int(params.memory * (1 << 30)) // (2 * workers))
 
 
-def store_bytes(params: Any, device: torch.device) -> int:
-    """Memory for prepared images; on a GPU two fifths of it."""
+def store_bytes(params: Any, device: torch.device, ranks: int = 1) -> int:
+    """Memory for prepared images, of a rank among so many on a node; on a GPU two fifths of it."""
     import torch
 
     if params.memory is not None:
         return int(params.memory * (1 << 30)) // 2
     if device.type == "cuda":
         return int(0.4 * torch.cuda.mem_get_info(device)[1])
-    return min(2 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+    return min(2 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (4 * ranks))

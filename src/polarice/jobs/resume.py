@@ -14,7 +14,8 @@ from polarice.jobs.params import as_dict, command_line, from_dict, options_of
 from polarice.jobs.provenance import NAME, changed_inputs, read_job_json, write_job_json
 from polarice.types import InputError
 
-ANEW = ("iter", "device", "threads", "memory", "scratch", "profile")  # may be given anew to a run that goes on
+# may be given anew to a run that goes on
+ANEW = ("iter", "device", "threads", "memory", "scratch", "copy_to", "price", "profile")
 _ITERATION = re.compile(r"run_it(\d{3,})_")
 _REPORT = "report.html"
 _LEFT_OVER = re.compile(r"\.(run_it|report|index|job|history).*\.tmp-\d+")  # of a file that a kill cut off

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from polarice.cluster import SERIAL, Comm
 from polarice.jobs.intake import Looked, image_name
 from polarice.jobs.params import command_line
 from polarice.types import InputError, Iteration
@@ -33,8 +34,8 @@ def settled(job: str, params: Any, iterations: int) -> Any:
     return replace(params, iter=params.iter or iterations)
 
 
-def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], Run]) -> None:
-    """Claim the folder, begin, do it all.
+def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], Run], comm: Comm = SERIAL) -> None:
+    """Claim the folder, begin, do it all; of several ranks, rank 0 claims.
 
     Raises InputError for what cannot be used, for a full disk, and where memory is short; a folder that nothing was
     begun in is taken back. Ctrl-C says how to go on.
@@ -44,7 +45,7 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
 
     begun, new = params.continue_ is not None, False
     try:
-        new = resume.claim(job, params, list(inputs))
+        new = comm.once(lambda: resume.claim(job, params, list(inputs)))
         run = begin()
         begun = True
         run.all()
@@ -77,6 +78,7 @@ def report(
     iteration: Iteration,
     chapters: Sequence[Chapter] = (),
     notes: Mapping[str, str] | None = None,
+    usage: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """report.html and its pictures, of the last iteration; returns the page's path."""
     from polarice.jobs.provenance import versions
@@ -100,5 +102,6 @@ def report(
         working_directory=os.getcwd(),
         chapters=chapters,
         notes=notes or {},
+        usage=usage,
     )
     return write_report(params.o, page)

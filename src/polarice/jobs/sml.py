@@ -22,7 +22,7 @@ class MapJob(ParticleJob):
 
     o: Path = option(Path("SML"), "folder for the results")
     k: str = option(
-        "1000", "number of nodes (classes), on a near-square grid, or the grid: 32x32, 10x10x10, on a line 1000x1",
+        "1000", "nodes (classes) of the map: 1000 on a line, 32x32 on a square, 10x10x10 in a cube",
         flags=("-k", "--K"),
     )  # fmt: skip
     iter: int | None = option(None, "number of iterations; 30, or those of the run that goes on", low=1, high=999)
@@ -32,6 +32,11 @@ class MapJob(ParticleJob):
     register: bool = option(
         True, "turn and shift the table's classes, each of which has a frame of its own, into register first"
     )
+    refine_poses: bool = option(
+        False, "let angles and shifts move, a little, to where the map explains the images best"
+    )
+    refine_psi: float = option(4.0, "standard deviation of how far angles may move", unit="deg", low=0.1, high=45)
+    refine_shift: float = option(0.75, "standard deviation of how far shifts may move", unit="px", low=0.05, high=10)
     average: Literal["soft", "hard"] = option(
         "soft", "averages in the results: the map's own, or of the particles whose best node each one is"
     )
@@ -44,14 +49,11 @@ class MapJob(ParticleJob):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The grid; one number alone is a near-square one of at least as many nodes. Raises InputError."""
+        """The grid, without axes of one node. Raises InputError."""
         words = self.k.lower().split("x")
         if not all(word.isascii() and word.isdigit() for word in words) or len(words) > MAX_AXES:
-            raise InputError(f"--k {self.k}: give a number of nodes, or a grid such as 32x32, 10x10x10 or 1000x1")
+            raise InputError(f"--k {self.k}: give a number of nodes, or a grid such as 32x32 or 10x10x10")
         counts = [int(word) for word in words]
-        if len(counts) == 1:
-            rows = max(1, math.isqrt(counts[0]))
-            counts = [rows, math.ceil(counts[0] / rows)]
         if not 2 <= math.prod(counts) <= MOST_NODES:
             raise InputError(f"--k {self.k}: a map has from 2 to {MOST_NODES} nodes")
         return tuple(n for n in counts if n > 1)
@@ -63,11 +65,17 @@ class MapJob(ParticleJob):
 
 @dataclass(frozen=True)
 class Params(MapJob):
-    """A map of one table."""
+    """One map, or one inside each class."""
+
+    search: bool = option(False, "a map of --k nodes inside each class of the table, each in a folder of its own")
 
 
 def run(params: Params) -> None:
     """Map; raises InputError for what cannot be used."""
     from polarice.jobs.mapping import map_particles
+    from polarice.jobs.within import search, searches
 
-    map_particles("sml", params)
+    if searches(params):
+        search(params)
+    else:
+        map_particles("sml", params)

@@ -27,6 +27,8 @@ FUNCTION_SHARE = 0.8  # Gaussians for each node
 MAX_FUNCTIONS = 2000  # Gaussians at the most: systems of that size are factored for every ring
 COUPLED = 1e-8  # products of functions below this share of the largest count as nothing
 MAX_AXES = 3
+AXIS_BLOCK = 64  # nodes or functions of an axis that are computed at once
+NEGLIGIBLE = 1e-17  # values of a function that count as nothing
 
 
 def grid_shape(k: int | Sequence[int]) -> tuple[int, ...]:
@@ -207,6 +209,19 @@ def _along_axes(values: Tensor, factors: list[Tensor]) -> Tensor:
     shape = values.shape[1:]
     done = 1
     for factor in factors:
-        values = torch.matmul(factor, values.reshape(done, factor.shape[1], -1))
+        values = _times(factor, values.reshape(done, factor.shape[1], -1))
         done *= factor.shape[0]
     return values.reshape(done, *shape)
+
+
+def _times(factor: Tensor, values: Tensor) -> Tensor:
+    """factor (out, in) times values (batch, in, D); of a long axis, block by block, only what lies near."""
+    if len(factor) <= AXIS_BLOCK:
+        return torch.matmul(factor, values)
+    found = values.new_empty(len(values), len(factor), values.shape[2])
+    for start in range(0, len(factor), AXIS_BLOCK):
+        block = factor[start : start + AXIS_BLOCK]
+        near = (block.abs().amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist()
+        reach = slice(near[0], near[-1] + 1)
+        torch.matmul(block[:, reach], values[:, reach], out=found[:, start : start + len(block)])
+    return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from polarice.align.images import Clock
+from polarice.align.loop import changes
 from polarice.cluster import Comm, Serial
 from polarice.references.aligned import AlignedImages
 from polarice.references.latent import LatentGrid
@@ -24,12 +25,15 @@ from polarice.references.manifold import (
     ring_ramp,
 )
 from polarice.references.posed import PosedImages
-from polarice.references.starts import from_pca
+from polarice.references.refine import Freedom, refined
+from polarice.references.starts import from_coarser, from_pca
 from polarice.types import Assignment, Pose2D
 
 SERIAL = Serial()
-TRIAL_NODES = 100  # of the small map on which first numbers of rings are tried
-TRIAL_ITERATIONS = 10
+FIRST_REFINED, REFINED_EVERY = 0.3, 2  # share of the iterations after which poses may move, and how often
+COARSER = 3  # a grid has so many times the nodes of the coarser one that it starts from
+LEAST_COARSE, MOST_COARSE = 10, 250  # nodes of the coarser grids
+TRIAL_ITERATIONS, FINER_ITERATIONS = 15, 8
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class MapState:
     model: Manifold
     placement: Placement
     first_rings: int  # on which images are compared in the first iteration
+    anchor: Pose2D  # where the poses were at first
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class MapTurn:
     log_likelihood: float  # mean over the particles, of this number of rings
     log_posterior: float  # of all, under the model that they met, see `Manifold.log_posterior`
     max_probability: float
-    changed_node: float  # share of the particles
+    changed: tuple[float, float, float]  # share of changed nodes, median change of psi (deg) and of the shift (px)
     clock: Clock
 
 
@@ -110,20 +115,29 @@ class Plan:
     iterations: int
     prior: ManifoldPrior
     batch: int  # images that meet the nodes at once
+    freedom: Freedom | None = None  # of the poses; None: they stay
+
+    def refines(self, number: int) -> bool:
+        """Whether poses move before iteration `number`: now and then, once the map has formed."""
+        first = max(2, round(FIRST_REFINED * self.iterations))
+        return self.freedom is not None and number >= first and (number - first) % REFINED_EVERY == 0
 
 
 def fit(images: PosedImages, state: MapState, plan: Plan, comm: Comm = SERIAL) -> Iterator[MapTurn]:
     """Go on from `state` to the end of the plan; raises ValueError where all nodes hold the same image."""
     ramp = ring_ramp(images.basis, plan.iterations, state.first_rings)
     for number in range(state.number + 1, plan.iterations + 1):
-        clock, model = Clock(), state.model
-        placement, sums = expected(images, model, state.placement, (plan.batch, ramp[number - 1]), clock)
+        clock, model, before = Clock(), state.model, state.placement
+        start = before
+        if plan.freedom is not None and plan.refines(number):
+            moved = refined(images, model, (before.pose, state.anchor), plan.freedom, clock)
+            start = replace(before, assignment=replace(before.assignment, pose=moved))
+        placement, sums = expected(images, model, start, (plan.batch, ramp[number - 1]), clock)
         since = time.perf_counter()
         sums = comm.sum(sums)
         fitted = model.maximize(sums, plan.prior)
         _ = fitted.vectors  # made now, and counted here
         clock.add("maximization", since)
-        before, after = (each.pose.class_of[images.rows] for each in (state.placement, placement))
         state = replace(state, number=number, model=fitted, placement=placement)
         count = float(sums.group_count.sum())
         yield MapTurn(
@@ -133,7 +147,7 @@ def fit(images: PosedImages, state: MapState, plan: Plan, comm: Comm = SERIAL) -
             log_likelihood=float(sums.log_likelihood) / count,
             log_posterior=model.log_posterior(sums, plan.prior),
             max_probability=float(sums.max_probability) / count,
-            changed_node=float((before != after).mean()),
+            changed=changes(before.pose, placement.pose, images.rows),
             clock=clock,
         )
 
@@ -156,45 +170,64 @@ def expected(
     return before.of(found), total
 
 
-def pca_start(
-    empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, seed: int
-) -> tuple[Manifold, int]:
-    """A map laid out over principal components, and on how many rings to begin.
+def pca_start(empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, seed: int) -> Manifold:
+    """A map that grew out of coarser ones, the coarsest laid out over principal components of some images.
 
-    Components of few rings leave fine differences out, those of many fold a long path. So several are tried, on a small
-    map of the same axes and some images: the one that ends with the highest log posterior is taken. Raises ValueError
-    where the images do not differ.
+    Components of few rings leave fine differences out, those of many fold a long path. So several are tried: the
+    coarsest map that ends with the highest log posterior goes on to the next finer grid. Raises ValueError where the
+    images do not differ.
     """
-    small = replace(empty, grid=_small(empty.grid))
-    small = Manifold.empty(small.basis, small.grid, small.noise_power, small.mask_fraction)
-    trials = [_trial(small, images, even, prior, (first, seed)) for first in _candidates(empty)]
-    first = max(trials)[1]
-    return from_pca(empty, images, first, seed), first
+    coarsest, *finer = _coarser(empty.grid)
+    model = max(
+        (_trial(_on(empty, coarsest), images, even, prior, how) for how in _candidates(empty, seed)), key=_first
+    )[1]
+    for grid in finer:
+        model = _fitted(from_coarser(_on(empty, grid), model), images, even, prior, [None] * FINER_ITERATIONS)
+    return model if model.grid.shape == empty.grid.shape else from_coarser(empty, model)
 
 
-def _candidates(empty: Manifold) -> list[int]:
-    """Numbers of rings from the fewest to a third of all, doubled each time."""
+def _first(trial: tuple[float, Manifold]) -> float:
+    return trial[0]
+
+
+def _candidates(empty: Manifold, seed: int) -> list[tuple[int, int]]:
+    """Numbers of rings from the fewest to a third of all, doubled each time; each with the seed."""
     first, last = first_rings(empty.basis), max(first_rings(empty.basis), empty.basis.r_max // 3)
-    return [first * 2**i for i in range(1 + int(math.log2(last / first)))]
+    return [(first * 2**i, seed) for i in range(1 + int(math.log2(last / first)))]
 
 
-def _small(grid: LatentGrid) -> LatentGrid:
-    """A grid of the same proportions with TRIAL_NODES at the most."""
-    if grid.k <= TRIAL_NODES:
-        return grid
-    share = (TRIAL_NODES / grid.k) ** (1 / sum(n > 1 for n in grid.shape))
-    return LatentGrid.of([max(min(n, 2), int(n * share)) for n in grid.shape], device=grid.device)
+def _coarser(grid: LatentGrid) -> list[LatentGrid]:
+    """Grids of the same axes and proportions, each of COARSER times as many nodes as the one before, up to this one.
+
+    Of those finer than MOST_COARSE nodes none but the last is worth its time.
+    """
+    axes = sum(n > 1 for n in grid.shape)
+    counts = [grid.k / COARSER ** (i + 1) for i in range(20)]
+    counts = [k for k in counts if LEAST_COARSE <= k <= MOST_COARSE] or [min(grid.k, MOST_COARSE)]
+    shapes = [[max(min(n, 2), round(n * (k / grid.k) ** (1 / axes))) for n in grid.shape] for k in counts[::-1]]
+    return [LatentGrid.of(shape, device=grid.device) for shape in shapes]
+
+
+def _on(empty: Manifold, grid: LatentGrid) -> Manifold:
+    return Manifold.empty(empty.basis, grid, empty.noise_power, empty.mask_fraction)
 
 
 def _trial(
     empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, how: tuple[int, int]
-) -> tuple[float, int]:
-    """Log posterior after some iterations that began on `first` rings, and that number; how = (first, seed)."""
+) -> tuple[float, Manifold]:
+    """Log posterior after some iterations that began on `first` rings, and the map; how = (first, seed)."""
     first, seed = how
-    model = from_pca(empty, images, first, seed)
-    for rings in ring_ramp(empty.basis, TRIAL_ITERATIONS, first):
+    start = from_pca(empty, images, first, seed)
+    model = _fitted(start, images, even, prior, ring_ramp(empty.basis, TRIAL_ITERATIONS, first))
+    return model.log_posterior(_sums(model, images, even, None), prior), model
+
+
+def _fitted(
+    model: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, ramp: Sequence[int | None]
+) -> Manifold:
+    for rings in ramp:
         model = model.maximize(_sums(model, images, even, rings), prior)
-    return model.log_posterior(_sums(model, images, even, None), prior), first
+    return model
 
 
 def _sums(model: Manifold, images: AlignedImages, even: int, rings: int | None) -> NodeSums:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from polarice.align.expect import PolarImages
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.store import mapped
@@ -16,6 +18,8 @@ from polarice.align.workers import in_turn
 from polarice.references.aligned import AlignedImages, Triangle
 from polarice.types import Pose2D
 
+R = TypeVar("R")
+Work = Callable[[np.ndarray, PolarImages, AlignedImages], R]
 CHUNK = 256  # images prepared at once, always the same ones, so that a run that goes on repeats the bits
 
 
@@ -111,23 +115,30 @@ class PosedImages:
 
     def _prepared(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
         """Rows and images, CHUNK at a time."""
+        return self._each(rows, pose, lambda rows, polar, posed: (rows, posed), clock)
+
+    def each(self, pose: Pose2D, work: Work[R], clock: Clock) -> Iterator[R]:
+        """work(rows, images before they are turned, posed images) for CHUNK images at a time, in their order."""
+        return self._each(self.rows, pose, work, clock)
+
+    def _each(self, rows: np.ndarray, pose: Pose2D, work: Work[R], clock: Clock) -> Iterator[R]:
         clocks = [Clock() for _ in range(self._workers)]
 
-        def work(worker: int, item: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, AlignedImages]:
+        def done(worker: int, item: tuple[np.ndarray, np.ndarray]) -> R:
             with clocks[worker].counting("preparation"):
-                return item[0], self.pose(*item, pose)
+                return work(item[0], *self._posed(*item, pose))
 
-        yield from in_turn(clock.waiting("reading", self.images.raw(rows, CHUNK)), work, self._workers)
+        yield from in_turn(clock.waiting("reading", self.images.raw(rows, CHUNK)), done, self._workers)
         clock.share(clocks)
 
-    def pose(self, rows: np.ndarray, pixels: np.ndarray, pose: Pose2D) -> AlignedImages:
-        """Images (batch, N, N) of `rows` in the frame that their poses lead to."""
+    def _posed(self, rows: np.ndarray, pixels: np.ndarray, pose: Pose2D) -> tuple[PolarImages, AlignedImages]:
+        """Images (batch, N, N) of `rows`, moved to their centres, and in the frame that their poses lead to."""
         centre_px = pose.shift_px[rows]
         cut_px = np.rint(centre_px)
         field = self.images.fields(self.basis, pixels, cut_px)
         polar = self.images.polar(self.basis, rows, field, cut_px, centre_px)
         psi_rad = torch.from_numpy(np.deg2rad(pose.psi_deg[rows])).to(self.basis.device)
-        return AlignedImages.of(self.triangle, polar, psi_rad, self.even)
+        return polar, AlignedImages.of(self.triangle, polar, psi_rad, self.even)
 
     @staticmethod
     def _joined(

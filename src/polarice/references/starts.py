@@ -1,4 +1,4 @@
-"""Where a manifold starts: nodes laid out over the principal components of the images, or of class averages.
+"""Where a manifold starts: laid out over the principal components of the images or of class averages, or coarser.
 
 Nodes that all start as one image are a fixed point of expectation maximization; both starts raise ValueError where
 there is nothing to tell them apart by.
@@ -55,6 +55,16 @@ def from_averages(empty: Manifold, field: Tensor, weights: Tensor) -> Manifold:
         if float(value[-1 - axis]) > 1e-12 * total:
             places[:, axis] = direction[:, -1 - axis] / weights.sqrt().clamp_min(1e-9) / REACH_SD
     return _started(empty, places.clamp(-1, 1), vectors, weights, AVERAGES_RIDGE)
+
+
+def from_coarser(empty: Manifold, coarse: Manifold) -> Manifold:
+    """A map that shows what a coarser one of the same axes does, read between its nodes; its prior and noise stay.
+
+    Priors made of the coefficients alone hold the finer map down: it ended lower.
+    """
+    images = coarse.grid.at(empty.grid.nodes) @ coarse.coefficients
+    model = _started(empty, empty.grid.nodes, images, torch.ones_like(empty.weights), PCA_RIDGE)
+    return replace(model, noise_power=coarse.noise_power, tau2=coarse.tau2)
 
 
 def _started(empty: Manifold, points: Tensor, vectors: Tensor, weights: Tensor, ridge: float) -> Manifold:

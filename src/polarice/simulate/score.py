@@ -111,3 +111,35 @@ def _shift_px(residual_px: np.ndarray, psi_deg: np.ndarray, members: list[np.nda
 def _purity(label: np.ndarray, members: list[np.ndarray]) -> float:
     most = sum(int(np.unique(label[of_class], return_counts=True)[1].max()) for of_class in members)
     return most / len(label)
+
+
+def purity(class_of: np.ndarray, label: np.ndarray) -> float:
+    """Share of the particles (n,) that are of what most of their class are of."""
+    _, members_of = np.unique(class_of, return_inverse=True)
+    return _purity(label, [np.flatnonzero(members_of == i) for i in range(members_of.max() + 1)])
+
+
+def adjusted_rand_index(class_of: np.ndarray, label: np.ndarray) -> float:
+    """How far two partitions (n,) agree on which pairs belong together: 1 the same, 0 as by chance.
+
+    Hubert and Arabie, J. Classification 2, 193 (1985).
+    """
+
+    def pairs(counts: np.ndarray) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    _, a = np.unique(class_of, return_inverse=True)
+    _, b = np.unique(label, return_inverse=True)
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1)
+    rows, columns, whole = pairs(table.sum(axis=1)), pairs(table.sum(axis=0)), pairs(np.array([len(a)]))
+    chance = rows * columns / whole
+    most = (rows + columns) / 2
+    return (pairs(table) - chance) / (most - chance) if most > chance else 1.0
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of two rows of numbers (n,); ties share their mean rank."""
+    from scipy.stats import rankdata
+
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

@@ -72,6 +72,7 @@ class Report:
     working_directory: str = ""
     chapters: Sequence[Chapter] = ()  # further parts of the page, behind the classes
     notes: Mapping[str, str] = field(default_factory=dict)  # what else is to be said under a part of the page, by name
+    usage: Sequence[tuple[str, str]] = ()  # (what, figure): what the job took
 
 
 def parameters_of(params: Any) -> list[Parameter]:

@@ -86,7 +86,7 @@ def html(report: Report, drawn: Mapping[str, Figure]) -> str:
         convergence=made["convergence"] + made["classes"],
         poses=made["poses"],
         spectra=made["spectra"],
-        times=made["times"] + _times_table(report.history),
+        times=made["times"] + _times_table(report.history) + _usage(report.usage),
         left_out=_left_out(report.left_out),
         parameters=table(
             ("parameter", "value", "unit", ""),
@@ -189,6 +189,11 @@ def _times_table(history: Sequence[Row]) -> str:
     rows.append(("in all", ("n", f"{whole:.2f}"), ("n", "100.0")))
     rate = f"{1000 * whole / particles:.2f} ms per particle and iteration" if particles else ""
     return table(("step", ("n", "seconds"), ("n", "%")), rows) + f'<p class="note">{rate}</p>'
+
+
+def _usage(figures: Sequence[tuple[str, str]]) -> str:
+    """Bytes, energy, cost."""
+    return table(("", ""), ((what, ("v", figure)) for what, figure in figures)) if figures else ""
 
 
 def _left_out(rows: Sequence[LeftOut]) -> str:

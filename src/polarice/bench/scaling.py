@@ -1,0 +1,315 @@
+"""`polarice bench scaling`: one job on 1, 2, ... ranks, and what that says of more nodes than there are."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
+from polarice.bench.measure import last_lines, measure
+from polarice.bench.results import markdown, number
+from polarice.bench.scaling_model import (
+    ETHERNET_10,
+    FABRIC_100,
+    Disks,
+    Network,
+    Work,
+    compute_s,
+    efficiency,
+    fitted_reduction,
+    sums_bytes,
+    total_s,
+)  # fmt: skip
+from polarice.jobs.params import as_dict, command_line, option
+from polarice.types import InputError
+
+SUMMARY = "time one job on 1, 2, ... ranks, and predict it on more nodes"
+NODES = (*range(1, 13), 20, 50, 100, 200, 500, 1000)
+VOLUMES = (4_000, 64_000, 1_000_000, 4_000_000, 16_000_000)
+COMPUTE = ("preparation", "expectation", "maximization", "communication")
+HARMONICS_PER_RING = 2.5  # 2 pi P / N of a mask of 0.8 of the box: the last ring's harmonics over its number
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One of those that are predicted."""
+
+    name: str
+    particles: int
+    box_px: int
+    k: int
+    iterations: int
+    growing_batches: bool
+
+
+MISSION = (
+    DataSet("16,306 of 250 px, align2d K = 50", 16_306, 250, 50, 25, False),
+    DataSet("57,001 of 160 px, class2d K = 300", 57_001, 160, 300, 30, True),
+    DataSet("35,407 of 160 px, class2d K = 300", 35_407, 160, 300, 30, True),
+)
+
+
+@dataclass(frozen=True)
+class Params:
+    """What is run, on how many ranks, and the nodes that are predicted."""
+
+    o: Path = option(Path("bench_scaling"), "folder for scaling.json, scaling.md, scaling.png and the runs")
+    job: Literal["align2d", "class2d"] = option("align2d", "what to run")
+    particles: int = option(4000, "number of simulated particles", low=30, high=10_000_000)
+    box: int = option(128, "box of the simulated particles", unit="px", low=16, high=1024)
+    snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
+    k: int = option(50, "number of classes", low=1, high=100_000, flags=("-k", "--K"))
+    iter: int = option(8, "number of iterations", low=1, high=999)
+    ranks: tuple[int, ...] = option((1, 2), "numbers of ranks, the first of them 1", low=1, high=100_000)
+    threads: int = option(1, "processor threads of a rank", low=1, high=1024, flags=("--j",))
+    repeat: int = option(3, "runs of each; the fastest is stated, and the spread", low=1, high=100)
+    launcher: str = option("mpirun -n {ranks}", "what starts the ranks")
+    node_cores: tuple[int, ...] = option((2, 64), "cores of the nodes that are predicted", low=1, high=4096)
+    passes: bool = option(True, "time the engine on the boxes and classes of the predicted sets, 300 images of each")
+    shared: float = option(2.0, "what a parallel file system gives all nodes together", unit="GB/s", low=0.001)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    seed: int = option(1, "seed of everything random", low=0)
+
+
+def run(params: Params) -> None:
+    """Run, fit, predict, and write. InputError where mpirun is missing or a run fails."""
+    from polarice.jobs.scaling import cold_bytes_per_s
+    from polarice.jobs.timing import Place, machine
+
+    if params.ranks[0] != 1:
+        raise InputError(f"--ranks {' '.join(map(str, params.ranks))}: what one rank takes comes first")
+    if max(params.ranks) > 1:
+        _launch(params, 2)
+    make_folder(params.o, empty=False)
+    where = machine(Place(params.threads, params.device))
+    table = simulated(params, params.o / f"{params.particles}_of_{params.box}px", params.box, params.threads)
+    stack = table.with_name("particles.mrcs")
+    runs = [_fastest(params, table, stack, ranks) for ranks in params.ranks]
+    sums = {ranks: _sums(params, ranks) for ranks in params.ranks if ranks > 1}
+    disk = cold_bytes_per_s(stack)
+    told = {
+        "command": command_line("bench scaling", params), "parameters": as_dict(params), "machine": where,
+        "runs": runs, "sums": {"bytes": VOLUMES, "seconds": sums}, "disk_bytes_per_s": disk,
+    }  # fmt: skip
+    told["check"] = checked(params, runs, sums, stack.stat().st_size, disk)
+    pack = fitted_reduction(VOLUMES, next(iter(sums.values())))[1] if sums else 0.0
+    engine = _engines(params) if params.passes else []
+    told["engine"] = engine
+    told["predicted"] = [
+        predicted(each, times, cores, network, (pack, disk, 1e9 * params.shared))
+        for each, times in zip(MISSION, engine, strict=False)
+        for cores in params.node_cores
+        for network in (ETHERNET_10, FABRIC_100)
+    ]
+    _write(params, told)
+
+
+def _launch(params: Params, ranks: int) -> list[str]:
+    """Words that start so many ranks; mpirun is looked for beside this Python first. InputError where it is missing."""
+    if ranks == 1:
+        return []
+    words = params.launcher.format(ranks=ranks).split()
+    beside = Path(sys.executable).with_name(words[0])
+    found = str(beside) if beside.exists() else shutil.which(words[0])
+    if found is None:
+        raise InputError(f"{words[0]} is not there; pip install 'polarice[mpi]', or --ranks 1, or another --launcher")
+    return [found, *words[1:]]
+
+
+def _fastest(params: Params, table: Path, stack: Path, ranks: int) -> dict[str, Any]:
+    """The fastest of a few runs from a cold cache, and how the others did."""
+    found = [_one_run(params, table, stack, ranks, attempt) for attempt in range(params.repeat)]
+    best = min(found, key=lambda each: float(each["compute_s"]))
+    total = min(float(each["total_s"]) for each in found)
+    cpu = min(float(each["cpu_s"]) for each in found)
+    print(f"{ranks} ranks: compute {best['compute_s']:.2f} s, in all {total:.2f} s, busiest {cpu:.2f} s", flush=True)
+    return best | {"total_s": total, "cpu_s": cpu, "all_compute_s": [each["compute_s"] for each in found]}
+
+
+def _one_run(params: Params, table: Path, stack: Path, ranks: int, attempt: int) -> dict[str, Any]:
+    from polarice.jobs.report.history import read_history
+    from polarice.jobs.scaling import forget_cached
+
+    out = params.o / f"ranks{ranks}_{attempt + 1}"
+    shutil.rmtree(out, ignore_errors=True)
+    forget_cached(stack)
+    words = [params.job, str(table), "--o", str(out), "--k", str(params.k), "--iter", str(params.iter)]
+    words += ["--particle-diameter", f"{DIAMETER_A:g}", "--threads", str(params.threads), "--seed", str(params.seed)]
+    command = [*_launch(params, ranks), sys.executable, "-m", "polarice", *words, "--device", params.device]
+    log = params.o / f"{out.name}.log"
+    log.unlink(missing_ok=True)
+    usage = measure(command, log)
+    if usage.exit_code != 0:
+        raise InputError(f"the run on {ranks} ranks failed; the end of {log}:\n{last_lines(log)}")
+    history, own = read_history(out), json.loads((out / "usage.json").read_text())
+    stages: dict[str, float] = {}
+    for row in history:
+        for stage, seconds in row["seconds"].items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    return {
+        "ranks": ranks,
+        "compute_s": sum(stages.get(stage, 0.0) for stage in COMPUTE),
+        "total_s": own["wall_s"],
+        "cpu_s": max(own["cpu_s"]),
+        "command_s": usage.wall_s,
+        "stages_s": stages,
+        "waited_s": own["waited_s"],
+        "images": own["images"],
+        "joules": own["joules"],
+        "images_per_joule": own["images_per_joule"],
+        "estimated_energy": bool(own["estimated"]),
+    }
+
+
+def _sums(params: Params, ranks: int) -> list[float]:
+    """Seconds of sums of VOLUMES over so many ranks here."""
+    words = [*_launch(params, ranks), sys.executable, "-m", "polarice.jobs.scaling", *map(str, VOLUMES)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise InputError(f"sums over {ranks} ranks failed: {done.stderr.strip()[-500:]}")
+    return [float(each) for each in json.loads(done.stdout)]
+
+
+def checked(
+    params: Params, runs: Sequence[dict[str, Any]], sums: dict[int, list[float]], stack_bytes: int, disk: float
+) -> list[dict[str, Any]]:
+    """What the model says of the other runs, made of the run on one rank and of sums alone, beside what they took."""
+    from polarice.jobs.scaling import steps
+
+    one = runs[0]
+    images, share = steps(params.k, params.iter, params.particles, params.job == "class2d")
+    weight = sum(n * s for n, s in zip(images, share, strict=True))
+    stages = one["stages_s"]
+    rings = params.box // 3
+    work = Work(
+        name="here", images=images, share=share,
+        image_s=(stages.get("preparation", 0.0) + stages["expectation"]) / weight,
+        maximize_s=stages["maximization"] / sum(share),
+        volume_bytes=sums_bytes(rings, round(HARMONICS_PER_RING * rings), params.k),
+        stack_bytes=stack_bytes, constant_s=max(0.0, one["total_s"] - one["compute_s"] - stack_bytes / disk),
+    )  # fmt: skip
+    found = []
+    for each in runs[1:]:
+        constant, slope = fitted_reduction(VOLUMES, sums[each["ranks"]])
+        here = Network("here", math.inf, constant / (2 * math.ceil(math.log2(each["ranks"]))))
+        compute = compute_s(work, each["ranks"], here, slope)
+        total = total_s(work, each["ranks"], here, slope, Disks(disk, disk))
+        found.append({
+            "ranks": each["ranks"], "predicted_compute_s": compute, "predicted_total_s": total,
+            "compute_error": compute / each["compute_s"] - 1, "total_error": total / each["total_s"] - 1,
+        })  # fmt: skip
+    return found
+
+
+def _engines(params: Params) -> list[dict[str, Any]]:
+    """For each of MISSION; those of one box and K are measured once."""
+    made: dict[tuple[int, int], dict[str, Any]] = {}
+    for each in MISSION:
+        if (each.box_px, each.k) not in made:
+            made[each.box_px, each.k] = _engine(params, each)
+    return [made[each.box_px, each.k] for each in MISSION]
+
+
+def _engine(params: Params, data: DataSet) -> dict[str, Any]:
+    """The engine's time per image on one thread for a data set's box and classes, and the rings of its references."""
+    from polarice.bench.engine import Params as EngineParams
+    from polarice.bench.engine import _finished_run
+    from polarice.jobs.timing import time_passes
+
+    few = EngineParams(o=params.o / "engine", particles=max(300, data.k), iter=5, snr=params.snr, device=params.device)
+    times = time_passes(replace(_finished_run(few, data.box_px, data.k, params.threads), threads=1), 21, 3)
+    stages = times["kept"]["stages_ms"]
+    return {
+        "image_ms": times["kept"]["best_ms"] - stages.get("maximization", 0.0),
+        "maximize_s": stages.get("maximization", 0.0) * few.particles / 1e3,
+        "rings": times["rings"], "harmonics": round(HARMONICS_PER_RING * times["rings"]),
+    }  # fmt: skip
+
+
+def predicted(
+    data: DataSet, engine: dict[str, Any], cores: int, network: Network, rates: tuple[float, float, float]
+) -> dict[str, Any]:
+    """Times and efficiencies on NODES nodes of so many cores.
+
+    rates = (seconds per byte packed, bytes per second of a node's disk, and of all disks together)
+    """
+    from polarice.jobs.scaling import steps
+
+    images, share = steps(data.k, data.iterations, data.particles, data.growing_batches)
+    pack, node, shared = rates
+    work = Work(
+        name=data.name, images=images, share=share, image_s=engine["image_ms"] / 1e3 / cores,
+        maximize_s=engine["maximize_s"] / min(cores, 8),
+        volume_bytes=sums_bytes(engine["rings"], engine["harmonics"], data.k),
+        stack_bytes=4.0 * data.particles * data.box_px**2, constant_s=START_S,
+    )  # fmt: skip
+    compute = [compute_s(work, nodes, network, pack) for nodes in NODES]
+    total = [total_s(work, nodes, network, pack, Disks(node, shared)) for nodes in NODES]
+    return {
+        "data": data.name, "cores": cores, "network": network.name, "volume_bytes": work.volume_bytes,
+        "nodes": NODES, "compute_s": compute, "total_s": total,
+        "compute_efficiency": efficiency(compute, NODES), "total_efficiency": efficiency(total, NODES),
+    }  # fmt: skip
+
+
+NOTE = (
+    "Compute: preparation, expectation, maximization and messages, waiting for other ranks among them, by the clock of "
+    "rank 0. In all: from the first rank's start to the end of the report, stacks read from a cold cache. Where other "
+    "programs share the cores, clocks tell of them as well; the busiest rank's processor time does not."
+)
+START_S = 6.0  # interpreter, libraries, folder, report: the same on any number of nodes
+
+
+def _write(params: Params, told: dict[str, Any]) -> None:
+    """scaling.json, scaling.md, scaling.png."""
+    from polarice.bench.scaling_picture import write_picture
+
+    one = told["runs"][0]
+    head = ("ranks", *(word for what in ("compute s", "in all s", "busiest rank's processor s")
+                       for word in (what, "speed-up", "efficiency")), "images per J")  # fmt: skip
+    rows = []
+    for each in told["runs"]:
+        cells = [str(each["ranks"])]
+        for name in ("compute_s", "total_s", "cpu_s"):
+            faster = one[name] / each[name]
+            cells += [f"{each[name]:.2f}", f"{faster:.2f}", f"{100 * faster / each['ranks']:.0f} %"]
+        rows.append([*cells, f"{'about ' if each['estimated_energy'] else ''}{each['images_per_joule']:.3g}"])
+    text = [markdown(head, rows).rstrip("\n"), NOTE]
+    for each in told["check"]:
+        text.append(
+            f"The model of the run on one rank says {each['predicted_compute_s']:.2f} s of compute and "
+            f"{each['predicted_total_s']:.2f} s in all on {each['ranks']}: off by {100 * each['compute_error']:+.0f} % "
+            f"and {100 * each['total_error']:+.0f} %."
+        )
+    if told["predicted"]:
+        text.append(markdown(
+            ("predicted", "cores of a node", "network", "MB of sums", "12 nodes: compute s", "efficiency", "in all s",
+             "efficiency", "100 nodes: compute", "1000 nodes: compute"),
+            [_line(each) for each in told["predicted"]],
+        ).rstrip("\n"))  # fmt: skip
+    page = "\n\n".join(text)
+    title = f"{params.job} on several ranks: {params.particles} particles of {params.box} px, K = {params.k}"
+    write_json(params.o / "scaling.json", told)
+    write_text(params.o / "scaling.md", f"{heading(title, told['machine'])}\n{page}\n\n    {told['command']}\n")
+    write_picture(params.o / "scaling.png", told, title)
+    print(f"\n{page}\n\n{params.o / 'scaling.md'}")
+
+
+def _line(each: dict[str, Any]) -> list[str]:
+    at = {nodes: place for place, nodes in enumerate(each["nodes"])}
+
+    def percent(name: str, nodes: int) -> str:
+        return f"{100 * each[f'{name}_efficiency'][at[nodes]]:.0f} %"
+
+    return [
+        each["data"], str(each["cores"]), each["network"], number(each["volume_bytes"] / 1e6, ".1f"),
+        number(each["compute_s"][at[12]], ".1f"), percent("compute", 12), number(each["total_s"][at[12]], ".1f"),
+        percent("total", 12), percent("compute", 100), percent("compute", 1000),
+    ]  # fmt: skip

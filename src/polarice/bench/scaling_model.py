@@ -1,0 +1,98 @@
+"""How long a classification takes on so many nodes: measured compute, messages, files, and what stays the same.
+
+    compute(R) = sum over iterations of  images_i k_i/K c / R + m k_i/K + reduce(V k_i/K, R)
+    total(R)   = compute(R) + look(R) + constant
+
+c is the time per image of one node, m of a maximization, both with all K references; k_i of them there are in
+iteration i, while classes grow. V is the volume of the sums. A reduction sends its volume twice but for an R-th of it,
+in 2 log2 R messages; each rank packs it and takes it apart. `look` is the first look at the images, which the disks
+bound; later reading goes on beside the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Network:
+    """Between nodes."""
+
+    name: str
+    bytes_per_s: float
+    latency_s: float
+
+
+ETHERNET_10 = Network("10 GbE", 1.1e9, 30e-6)
+FABRIC_100 = Network("100 Gb/s", 11e9, 2e-6)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job, as one node does it."""
+
+    name: str
+    images: Sequence[int]  # compared in each iteration
+    share: Sequence[float]  # of the K references there, in each iteration
+    image_s: float  # per image on one node, all references
+    maximize_s: float
+    volume_bytes: float  # of the sums, all references
+    stack_bytes: float
+    constant_s: float  # start, and the report
+
+
+@dataclass(frozen=True)
+class Disks:
+    """What one node reads, and all together."""
+
+    node_bytes_per_s: float
+    shared_bytes_per_s: float = math.inf  # of a file system that all nodes read from
+
+
+def reduce_s(volume_bytes: float, ranks: int, network: Network, pack_s_per_byte: float) -> float:
+    """A reduction whose sum every rank has."""
+    if ranks == 1:
+        return 0.0
+    sent = 2 * volume_bytes * (ranks - 1) / ranks
+    return (
+        2 * math.ceil(math.log2(ranks)) * network.latency_s
+        + sent / network.bytes_per_s
+        + volume_bytes * pack_s_per_byte
+    )
+
+
+def compute_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float) -> float:
+    """Engine, maximization and messages of all iterations."""
+    total = 0.0
+    for images, share in zip(work.images, work.share, strict=True):
+        total += math.ceil(images / nodes) * share * work.image_s + share * work.maximize_s
+        total += reduce_s(share * work.volume_bytes, nodes, network, pack_s_per_byte)
+    return total
+
+
+def total_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float, disks: Disks) -> float:
+    """From start to end."""
+    look = work.stack_bytes / min(nodes * disks.node_bytes_per_s, disks.shared_bytes_per_s)
+    return compute_s(work, nodes, network, pack_s_per_byte) + look + work.constant_s
+
+
+def efficiency(seconds: Sequence[float], nodes: Sequence[int]) -> list[float]:
+    """How much of the nodes' time does what one node would have to do; the first is one node."""
+    return [seconds[0] / (n * s) for n, s in zip(nodes, seconds, strict=True)]
+
+
+def fitted_reduction(volumes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """(seconds at no volume, seconds per byte) of measured reductions, by least squares of relative errors."""
+    x, y = np.asarray(volumes, float), np.asarray(seconds, float)
+    design = np.stack([1 / y, x / y], axis=1)
+    constant, slope = np.linalg.lstsq(design, np.ones(len(y)), rcond=None)[0]
+    return max(0.0, float(constant)), max(0.0, float(slope))
+
+
+def sums_bytes(rings: int, harmonics: int, references: int) -> float:
+    """Volume of the sums: numerator, complex of single precision; the denominator's one even harmonic."""
+    return 8.0 * rings * references * (harmonics + 1)

@@ -1,0 +1,145 @@
+"""Whom every rank stays connected to: says which one failed, where and why, and ends the others.
+
+A process of its own, started by rank 0 as a script without any package, in a session of its own: a launcher that kills
+all ranks as soon as one is gone does not keep it from telling. It ends with the last rank.
+
+    hub.py JOB RANKS TOKEN      prints its port; rank 0 holds its standard input
+    a rank says                 hello TOKEN RANK HOST PID, then: bye, or: failed MESSAGE (a JSON string)
+    the hub says                stop
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+KEEP_ALIVE = (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 4))  # a node that is off is missed after 7 s
+GRACE_S = 2.0  # for the others to end, after which the connections are closed
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Let the system notice that the other side's node is gone."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE:
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def ended_for_memory() -> int:
+    """How many programs this system has ended for want of memory."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+class Hub:
+    """The connections and what was said on them."""
+
+    def __init__(self, job: str, ranks: int, token: str) -> None:
+        self.job, self.ranks, self.token = job, ranks, token
+        self.listener = socket.create_server(("", 0), backlog=1024)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.selector.register(sys.stdin, selectors.EVENT_READ)
+        self.said: dict[socket.socket, bytes] = {}  # what is left of the last line
+        self.who: dict[socket.socket, tuple[int, str, str]] = {}  # rank, host, process
+        self.gone = 0
+        self.ended_for_memory = ended_for_memory()
+
+    def run(self) -> None:
+        """Until all have said goodbye, or one has failed."""
+        while self.gone < self.ranks:
+            for key, _ in self.selector.select():
+                if key.fileobj is self.listener:
+                    self.accept()
+                elif key.fileobj is sys.stdin:
+                    self.selector.unregister(sys.stdin)
+                    if not self.who:  # rank 0 went before anyone came
+                        return
+                elif self.hear(key.fileobj):  # type: ignore[arg-type]
+                    self.stop()
+                    return
+
+    def accept(self) -> None:
+        connection, _ = self.listener.accept()
+        keep_alive(connection)
+        self.said[connection] = b""
+        self.selector.register(connection, selectors.EVENT_READ)
+
+    def hear(self, connection: socket.socket) -> bool:
+        """Take in what a rank says; whether that ends the job."""
+        try:
+            data = connection.recv(65536)
+        except OSError:
+            data = b""
+        *lines, self.said[connection] = (self.said[connection] + data).split(b"\n")
+        for line in lines:
+            word, _, rest = line.decode(errors="replace").partition(" ")
+            if word == "hello":
+                token, rank, host, process = rest.split(" ")
+                if token == self.token:
+                    self.who[connection] = (int(rank), host, process)
+            elif connection in self.who and word == "bye":
+                self.leave(connection)
+                return False
+            elif connection in self.who and word == "failed":
+                self.tell(connection, json.loads(rest))
+                return True
+        if data:
+            return False
+        known = connection in self.who
+        if known:
+            self.tell(connection, self.cause(connection))
+        self.leave(connection, known)
+        return known
+
+    def leave(self, connection: socket.socket, counted: bool = True) -> None:
+        self.selector.unregister(connection)
+        self.said.pop(connection)
+        self.who.pop(connection, None)
+        self.gone += counted
+
+    def cause(self, connection: socket.socket) -> str:
+        """Of an end without a word."""
+        _, host, process = self.who[connection]
+        if host == socket.gethostname() and ended_for_memory() > self.ended_for_memory:
+            return f"process {process} was ended by the system, out of memory; start fewer ranks on a node, or --memory"
+        return f"process {process} was killed, or its node lost (kill -9, out of memory, power, network)"
+
+    def tell(self, connection: socket.socket, message: str) -> None:
+        rank, host, _ = self.who[connection]
+        if message:
+            with suppress(OSError):
+                os.write(2, f"polarice {self.job}: error: rank {rank} on {host}: {message}\n".encode())
+
+    def stop(self) -> None:
+        """End the others, and go when they have gone."""
+        left = set(self.said)  # also those that have not been heard yet
+        for connection in left:
+            with suppress(OSError):
+                connection.sendall(b"stop\n")
+        until = time.monotonic() + GRACE_S
+        while left and time.monotonic() < until:
+            for key, _ in self.selector.select(0.1):
+                if key.fileobj in left:
+                    with suppress(OSError):
+                        if key.fileobj.recv(65536):
+                            continue
+                    left.discard(key.fileobj)
+                    self.selector.unregister(key.fileobj)
+
+
+if __name__ == "__main__":
+    hub = Hub(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    print(hub.listener.getsockname()[1], flush=True)
+    sys.stdout.close()
+    os.close(1)
+    hub.run()

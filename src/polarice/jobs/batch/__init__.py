@@ -1,0 +1,190 @@
+"""Batch scripts for any job, and what is known of those that were submitted.
+
+Each module of this folder knows one scheduler: `script` writes its text, `submit` hands it over, `state` asks about it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from polarice.io.atomic import replacing
+from polarice.jobs import JOBS, load
+from polarice.jobs.params import argument, option, options_of
+from polarice.types import InputError
+
+MS_PER_IMAGE = 1.0  # of one core and iteration, at 128 px and 50 classes; K and box are scaled from there
+MARGIN = 4.0  # a job that runs out of time is worse than one that waits a little longer
+OTHER_HOURS = 24.0  # of jobs that nothing is known of
+KEPT = 200  # submissions remembered
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is asked of a scheduler."""
+
+    job: tuple[str, ...] = argument("what to run, after --: class2d particles.star --o Class2D/job001 ...")
+    nodes: int = option(1, "number of nodes", low=1, high=100_000)
+    ranks: int | None = option(None, "ranks on each node: one for each card, or 2", low=1, high=1024)
+    cores: int | None = option(None, "cores of a node to use; 64, or all of this machine", low=1, high=4096)
+    gpus: int = option(0, "cards of a node to use", low=0, high=64)
+    hours: float | None = option(None, "time to ask for; from the particles, their box and the classes", low=0.01)
+    queue: str = option("", "partition or queue")
+    account: str = option("", "account or project to charge")
+    name: str = option("polarice", "name of the job in the queue")
+    script: Path | None = option(None, "where to write the script; NAME.sh")
+    launcher: str = option("", "what starts the ranks; srun --mpi=pmi2, or mpirun with their number")
+    submit: bool = option(False, "submit it")
+
+    @property
+    def per_node(self) -> int:
+        """Ranks on each node."""
+        return self.ranks or self.gpus or min(2, self.node_cores)
+
+    @property
+    def node_cores(self) -> int:
+        """Cores of a node to use."""
+        return self.cores or 64
+
+    @property
+    def total(self) -> int:
+        """Ranks in all."""
+        return self.nodes * self.per_node
+
+    @property
+    def cores_of_rank(self) -> int:
+        return max(1, self.node_cores // self.per_node)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that was submitted."""
+
+    system: str  # slurm, pbs, local
+    id: str
+    command: str
+    folder: str  # working directory
+    out: str  # the job's own folder, "" where it has none
+    when: str
+
+
+def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
+    """Write the script: the scheduler's lines, the environment, and the job, which goes on if it had been begun."""
+    _require_job(batch.job)
+    path = batch.script or Path(f"{batch.name}.sh")
+    ranks = f"{batch.launcher or launcher} " if batch.total > 1 else ""
+    program = f"{ranks}{shlex.quote(sys.executable)} -m polarice"
+    again = going_on(batch.job)
+    lines = ["#!/bin/bash", *head, "", "set -eu", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
+    lines += ["export GOMP_SPINCOUNT=20000", ""]
+    if again:
+        out = shlex.quote(str(Path(out_of(batch.job)) / "job.json"))
+        lines += [f"if [ -e {out} ]; then  # it was begun, and is queued again", f"  exec {program} {again}", "fi"]
+    lines += [f"exec {program} {shlex.join(batch.job)}", ""]
+    with replacing(path, "w") as stream:
+        stream.write("\n".join(lines))
+    path.chmod(0o755)
+    print(f"{path}: {batch.total} ranks on {batch.nodes} node{'s' if batch.nodes > 1 else ''}, {hours(batch):.2g} h")
+    return path
+
+
+def _require_job(words: Sequence[str]) -> None:
+    if not words or words[0] not in JOBS:
+        raise InputError(f"no such command: {' '.join(words[:1])}; name it after --, as in -- class2d particles.star")
+
+
+def out_of(words: Sequence[str]) -> str:
+    """The folder that a job's command names with --o; "" where it names none."""
+    return _given(words, "--o")
+
+
+def _given(words: Sequence[str], *flags: str) -> str:
+    """What a command gives for an option, by any of its flags; "" where it does not."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag in flags:
+            return value or following
+    return ""
+
+
+def going_on(words: Sequence[str]) -> str:
+    """The command that goes on with a job; "" where it cannot be known."""
+    out = out_of(words)
+    able = any(each.field == "continue_" for each in options_of(load(words[0]).Params))
+    return shlex.join([words[0], "--continue", out]) if out and able else ""
+
+
+def hours(batch: Any) -> float:
+    """Time to ask for: as said, or from the particles."""
+    if batch.hours is not None:
+        return float(batch.hours)
+    if batch.job[0] not in ("align2d", "class2d"):
+        return OTHER_HOURS
+    return estimated_hours(batch.job, batch.nodes * batch.node_cores)
+
+
+def estimated_hours(words: Sequence[str], cores: int) -> float:
+    """Of a classification on so many cores, with a margin; at least a quarter of an hour."""
+    from polarice.io.particles import read_particles
+
+    table = _given(words, "--i") or next((word for word in words[1:] if word.endswith(".star")), "")
+    if not table:
+        return OTHER_HOURS
+    particles = read_particles(table, _given(words, "--image-dir") or None, need_ctf=False).particles
+    box_px = particles.optics[int(particles.optics_of[0])].box_px
+    classes, iterations = int(_given(words, "--k", "-k", "--K") or 100), int(_given(words, "--iter") or 30)
+    each_ms = MS_PER_IMAGE * (box_px / 128) ** 2 * max(0.5, (classes / 50) ** 0.7)
+    seconds = MARGIN * len(particles) * iterations * each_ms / 1e3 / cores
+    return max(0.25, math.ceil(4 * seconds / 3600) / 4)
+
+
+def clock(hours: float) -> str:
+    """HH:MM:SS."""
+    seconds = round(3600 * hours)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def asked(words: Sequence[str]) -> str:
+    """What a program of the scheduler prints; InputError where it is not there or fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise InputError(f"{words[0]} is not on PATH; submit the script where it is") from None
+    if done.returncode != 0:
+        raise InputError(f"{shlex.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()
+
+
+def remembered() -> list[Submission]:
+    """What was submitted from this account, the oldest first."""
+    try:
+        lines = _memory().read_text(encoding="utf-8").splitlines()
+        return [Submission(**json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def remember(system: str, id: str, batch: Any) -> None:
+    """Keep what was submitted, for `polarice status`."""
+    out, when = out_of(batch.job), time.strftime("%Y-%m-%d %H:%M")
+    new = Submission(system, id, shlex.join(batch.job), os.getcwd(), out and str(Path(out).absolute()), when)
+    path = _memory()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "w") as stream:
+        for each in [*remembered(), new][-KEPT:]:
+            stream.write(json.dumps(asdict(each)) + "\n")
+    print(f"submitted: {system} {id}; polarice status tells how it stands")
+
+
+def _memory() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "polarice" / "submitted.jsonl"

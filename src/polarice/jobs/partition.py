@@ -1,0 +1,103 @@
+"""How well classes of aligned particles part what is different: particles of known states, features, and scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def simulate_states(params: Any, views: int, arc_deg: float) -> Path:
+    """Simulate `params` (of simulate) from a few views, turned anyhow in the plane, and write aligned.star beside.
+
+    Views are at random; with arc_deg, anywhere on an arc of so many degrees instead. aligned.star knows the true angles
+    and shifts and nothing else; views.npz which view each particle shows (view (n,)), or where on the arc (0 to 1).
+    """
+    from scipy.spatial.transform import Rotation
+
+    from polarice.io.particles import pose_columns, read_particles, write_particles
+    from polarice.jobs import simulate
+
+    folder = params.o
+    aligned = Path(folder / "aligned.star")
+    if aligned.exists():
+        return aligned
+    n = params.particles
+    rng = np.random.default_rng([params.seed, 5])
+    if arc_deg:
+        view = rng.uniform(0, 1, n)
+        tilted = Rotation.from_euler("y", arc_deg * view[:, None], degrees=True) * Rotation.random(rng=rng)
+    else:
+        view = rng.integers(0, views, n)
+        tilted = Rotation.random(views, rng=rng)[view]
+    psi = rng.uniform(0, 360, n)
+    folder.mkdir(parents=True, exist_ok=True)
+    turned = Rotation.from_euler("z", psi[:, None], degrees=True) * tilted
+    np.savez(folder / "views.npz", quat=turned.as_quat(), view=view)
+    simulate.run(replace(params, orientations=str(folder / "views.npz")))
+    table = read_particles(folder / "truth.star")
+    known = replace(table.particles.pose, class_of=np.zeros(n, np.int32), psi_deg=psi)
+    flat = {"rlnAngleRot": np.zeros(n), "rlnAngleTilt": np.zeros(n)}
+    write_particles(aligned, table, columns=pose_columns(known, params.angpix) | flat)
+    return aligned
+
+
+def truth_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) the state of every particle, a number for each species seen from each view; and its view or place."""
+    with np.load(folder / "truth.npz") as truth, np.load(folder / "views.npz") as views:
+        label, view = truth["label"].astype(np.int64), views["view"]
+    return (label if view.dtype.kind == "f" else label * (int(view.max()) + 1) + view), view
+
+
+def features(params: Any) -> np.ndarray:
+    """(n, d) float32 of a table (params of sml): images in their aligned frame, times their CTF, white noise.
+
+    Their products are those of the images: what any clustering of plain vectors may start from.
+    """
+    import torch
+
+    from polarice.align.images import Clock
+    from polarice.jobs.intake import look_at_images, open_particles
+    from polarice.jobs.layout import posed_images
+    from polarice.jobs.resources import device_of
+
+    table, images = open_particles(params, device_of(params))
+    looked = look_at_images(table, images, params)
+    posed = posed_images(images, looked, params)
+    batch = posed.subset(posed.rows, table.particles.pose, Clock())
+    noise = torch.from_numpy(looked.noise_power[:, 1 : posed.basis.r_max + 1]).to(posed.basis.device)
+    scale = (posed.basis.weight / noise).sqrt().float()[batch.optics_of][:, posed.triangle.ring_of]
+    found = np.zeros((len(table.particles), posed.triangle.d), np.float32)
+    found[posed.rows] = (batch.vector * scale).cpu().numpy()
+    return found
+
+
+def found_in(data_star: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the simulated set, their classes, and their first latent coordinate (0 where there is none)."""
+    from polarice.io.particles import read_particles
+
+    table = read_particles(data_star, need_ctf=False)
+    rows = table.particles.section
+    name = "polariceLatent1"
+    latent = table.table.numbers(name) if name in table.table else np.zeros(len(rows))
+    return rows, table.particles.pose.class_of, latent
+
+
+def scores(class_of: np.ndarray, state: np.ndarray) -> dict[str, float]:
+    """Purity, adjusted Rand index, and how many classes are in use."""
+    from polarice.simulate.score import adjusted_rand_index, purity
+
+    return {
+        "purity": purity(class_of, state),
+        "ari": adjusted_rand_index(class_of, state),
+        "classes": len(np.unique(class_of)),
+    }
+
+
+def order(latent: np.ndarray, place: np.ndarray) -> float:
+    """How well a coordinate keeps an order, in either direction: Spearman's correlation, 0 to 1."""
+    from polarice.simulate.score import rank_correlation
+
+    return abs(rank_correlation(latent, place))

@@ -1,0 +1,183 @@
+"""Several ranks give what one gives; one that fails ends all, says so, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.runs import wait_for
+from jobs.sets import ParticleSet
+from polarice.cli import main
+from polarice.jobs.checkpoint import checkpoints
+
+MPIRUN = Path(sys.prefix) / "bin/mpirun"
+ITERATIONS = 3
+RUN = f"class2d particles.star --k 4 --iter {ITERATIONS} --particle-diameter 50 --threads 1 --o out"
+KILLS = int(os.environ.get("POLARICE_KILLS", "12"))
+TESTS = str(Path(__file__).parents[1])
+GO_ON = "class2d --continue out"
+
+pytest.importorskip("mpi4py")
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun (the package mpich) is installed here")
+
+
+def start(line: str, folder: Path, ranks: int, first: str = "") -> subprocess.Popen[str]:
+    """`polarice LINE` on so many ranks (0: without mpirun), its report a stub; each runs the statements `first`."""
+    script = f"{first}\nimport sys, jobs.runs; sys.exit(jobs.runs.with_stub(sys.argv[1:]))"
+    words = [*([str(MPIRUN), "-n", str(ranks)] if ranks else []), sys.executable, "-c", script, *line.split()]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        words, cwd=folder, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "PYTHONPATH": TESTS}
+    )
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def ranks_of(folder: Path) -> dict[int, int]:
+    """Process numbers of the ranks that work in `folder`."""
+    found = {}
+    for each in Path("/proc").glob("[0-9]*"):
+        try:
+            words, variables = (each / "cmdline").read_bytes().split(b"\0"), (each / "environ").read_bytes()
+            if os.readlink(each / "cwd") == str(folder) and b"class2d" in words and b"PMI_RANK=" in variables:
+                found[int(variables.partition(b"PMI_RANK=")[2].split(b"\0")[0])] = int(each.name)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def state(folder: Path, number: int = ITERATIONS) -> dict[str, np.ndarray]:
+    with np.load(folder / f"out/run_it{number:03d}_polarice.npz") as stored:
+        return dict(stored)
+
+
+def assert_same_answer(a: Path, b: Path) -> None:
+    """The same classes to rounding, every particle in the same one."""
+    for number in checkpoints(a / "out"):
+        one, other = state(a, number), state(b, number)
+        np.testing.assert_array_equal(one["pose.class_of"], other["pose.class_of"])
+        np.testing.assert_allclose(one["pose.psi_deg"], other["pose.psi_deg"], atol=1e-3)
+        np.testing.assert_allclose(one["pose.shift_px"], other["pose.shift_px"], atol=1e-3)
+        scale = np.abs(other["model.field"]).max()
+        assert np.abs(one["model.field"] - other["model.field"]).max() < 1e-4 * scale
+        np.testing.assert_allclose(one["model.noise_power"], other["model.noise_power"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """A folder with particles and a run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    ParticleSet(n=120, box_px=24).write(folder)
+    code, _, said = ended(start(RUN, folder, 0))
+    assert code == 0, said
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    ParticleSet(n=120, box_px=24).write(tmp_path)
+    return tmp_path.resolve()
+
+
+def test_three_ranks_give_what_one_gives(alone, place):
+    code, out, err = ended(start(RUN, place, 3))
+    assert code == 0, err
+    assert_same_answer(place, alone)
+    assert out.count("report:") == 1
+    lines = err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"iteration {n}/{ITERATIONS}" for n in checkpoints(place / "out")
+    ]
+    assert {path.name for path in (place / "out").iterdir()} == {path.name for path in (alone / "out").iterdir()}
+
+
+def test_a_rank_that_is_killed_ends_all_and_another_number_goes_on(alone, place):
+    process = start(RUN, place, 4)
+    wait_for(lambda: 1 in checkpoints(place / "out"), 60)
+    victim = ranks_of(place)[2]
+    os.kill(victim, signal.SIGKILL)
+    since = time.monotonic()
+    code, _, err = ended(process)
+    assert time.monotonic() - since < 10
+    assert code != 0
+    assert f"polarice class2d: error: rank 2 on {os.uname().nodename}: process {victim} was killed" in err
+    assert ranks_of(place) == {}
+    code, _, err = ended(start(GO_ON, place, 2))
+    assert code == 0, err
+    assert_same_answer(place, alone)
+
+
+# the second time that the last rank reads, the file has become shorter
+SHORTER = """
+import os
+from polarice.io import stacks
+whole, calls = os.preadv, []
+def cut(*given):
+    calls.append(1)
+    return 0 if os.environ["PMI_RANK"] == "2" and len(calls) == 2 else whole(*given)
+os.preadv = cut
+"""
+
+
+def test_a_file_that_one_rank_cannot_read_ends_all(place):
+    since = time.monotonic()
+    code, _, err = ended(start(RUN, place, 3, SHORTER))
+    assert code != 0 and time.monotonic() - since < 60
+    assert f"polarice class2d: error: rank 2 on {os.uname().nodename}: " in err
+    assert "stack.mrcs is cut off: its header says 120 sections of 24 x 24 pixels" in err and "Traceback" not in err
+    assert "to go on: polarice class2d --continue out" not in err  # nothing had been done
+    assert ranks_of(place) == {}
+
+
+def test_what_is_wrong_is_said_once(place):
+    code, _, err = ended(start(RUN.replace("--k 4", "--k 400"), place, 2))
+    assert code != 0 and err.count("400 classes asked of 120 particles") == 1
+
+
+def test_a_command_for_one_process_refuses_several(monkeypatch, capsys):
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert main(["simulate", "map.mrc"]) == 2
+    assert "works in one process, and 2 were started; start it without mpirun or srun" in capsys.readouterr().err
+
+
+def begun(process: subprocess.Popen[str], folder: Path) -> bool:
+    """Whether the run is at work, or has ended."""
+    return process.poll() is not None or ((folder / "out/job.json").exists() and bool(ranks_of(folder)))
+
+
+@pytest.mark.slow
+def test_a_dozen_kills_lose_nothing(alone, place):
+    """Any rank of two to four, at any moment; runs that escape end as if nothing had been, and another one begins."""
+    rng = random.Random(1)
+    line, kills, done = RUN, 0, 0
+    while kills < KILLS or line == GO_ON:
+        process = start(line, place, rng.choice((2, 3, 4)))
+        wait_for(partial(begun, process, place), 60)
+        time.sleep(rng.uniform(0, 3))
+        there = ranks_of(place) if kills < KILLS else {}
+        for victim in rng.sample(sorted(there), min(1, len(there))):
+            os.kill(there[victim], signal.SIGKILL)
+        code, _, err = ended(process, 60)
+        killed = code != 0 and "iterations are done" not in err  # the last kill may have come after the last file
+        kills += killed
+        before, done = done, max(checkpoints(place / "out"), default=0)
+        assert done >= before, "an iteration that was done has been lost"
+        line = GO_ON if killed and (place / "out/job.json").exists() else RUN
+        if not killed:
+            assert_same_answer(place, alone)
+            shutil.rmtree(place / "out")
+            done = 0

@@ -1,0 +1,120 @@
+"""Poses that move inside the manifold's iterations: towards the truth, and with them the likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from align.phantoms import Blobs, ctf_parameters, particle_images
+from polarice.align.images import Clock, ParticleImages
+from polarice.align.polar import PolarBasis
+from polarice.references.latent import LatentGrid
+from polarice.references.manifold import Manifold, ManifoldPrior
+from polarice.references.mapping import MapState, Placement, Plan, expected, fit, pca_start
+from polarice.references.posed import PosedImages
+from polarice.references.refine import Freedom, refined
+from polarice.types import Pose2D
+from references.maps import RADIUS_PX, seen_through
+
+BOX, N, NOISE_SD = 40, 300, 0.6
+PSI_SD_DEG, SHIFT_SD_PX = 5.0, 0.6
+
+
+@pytest.fixture(scope="module")
+def scene() -> tuple[PosedImages, Pose2D, Pose2D, np.ndarray]:
+    """Images of four species, their true poses, poses that are off, and the species."""
+    rng = np.random.default_rng(0)
+    kinds = [Blobs.random(8.0, seed) for seed in range(4)]
+    species = np.arange(N) % 4
+    psi, shift = rng.uniform(0, 360, N), rng.normal(0, 1, (N, 2))
+    parameters = ctf_parameters(N, 500.0)
+    clean = np.stack([kinds[s].image(BOX, p, t) for s, p, t in zip(species, psi, shift, strict=True)])
+    images = particle_images(
+        seen_through(clean, parameters) + NOISE_SD * rng.standard_normal(clean.shape), RADIUS_PX, parameters
+    )
+    truth = Pose2D(np.zeros(N, np.int32), psi, shift)
+    off = replace(
+        truth,
+        psi_deg=psi + PSI_SD_DEG * rng.standard_normal(N),
+        shift_px=shift + SHIFT_SD_PX * rng.standard_normal((N, 2)),
+    )
+    return PosedImages(images, PolarBasis(BOX, RADIUS_PX, 14, 2.0), np.arange(N), 1 << 30), truth, off, species
+
+
+def blank(images: PosedImages) -> Manifold:
+    noise = torch.full((1, BOX // 2 + 1), NOISE_SD**2, dtype=torch.float64)
+    return Manifold.empty(images.basis, LatentGrid.of((4, 4)), noise, images.images.preparation.mask_fraction)
+
+
+def mapped(images: PosedImages, pose: Pose2D, freedom: Freedom | None) -> tuple[MapState, float]:
+    """The end of twelve iterations, and its log posterior."""
+    prior = ManifoldPrior()
+    subset = images.subset(images.rows, pose, Clock())
+    model = pca_start(blank(images), subset, images.even, prior, 0)
+    state = MapState(0, model, Placement.unknown(pose, 2), images.basis.r_max, pose)
+    turns = list(fit(images, state, Plan(12, prior, 1024, freedom)))
+    return turns[-1].state, turns[-1].log_posterior
+
+
+def off_by(pose: Pose2D, truth: Pose2D, species: np.ndarray) -> tuple[float, float]:
+    """Median errors in degrees and pixels; every species may have moved as a whole."""
+    z = np.exp(1j * np.deg2rad(pose.psi_deg - truth.psi_deg))
+    vector = (pose.shift_px - truth.shift_px) @ np.array([1, 1j]) * np.exp(-1j * np.deg2rad(truth.psi_deg))
+    for kind in np.unique(species):
+        mine = species == kind
+        z[mine] *= np.exp(-1j * np.angle(z[mine].mean()))
+        vector[mine] -= np.median(vector[mine].real) + 1j * np.median(vector[mine].imag)
+    return float(np.median(np.abs(np.rad2deg(np.angle(z))))), float(np.median(np.abs(vector)))
+
+
+def test_poses_come_nearer_to_the_truth_and_explain_more(scene):
+    images, truth, off, species = scene
+    moved, free = mapped(images, off, Freedom(PSI_SD_DEG, SHIFT_SD_PX))
+    stayed, fixed = mapped(images, off, None)
+    before, after = off_by(off, truth, species), off_by(moved.placement.pose, truth, species)
+    assert before[0] > 3 and before[1] > 0.5
+    assert after[0] < 0.7 * before[0] and after[1] < 0.7 * before[1], (before, after)
+    assert free > fixed + N  # more than one unit of log likelihood for each image
+    assert np.array_equal(stayed.placement.pose.psi_deg, off.psi_deg)
+    assert np.array_equal(off.psi_deg, moved.anchor.psi_deg)
+
+
+def test_true_poses_stay_near_the_truth(scene):
+    images, truth, _, species = scene
+    moved, _ = mapped(images, truth, Freedom(PSI_SD_DEG, SHIFT_SD_PX))
+    angle, shift = off_by(moved.placement.pose, truth, species)
+    assert angle < 2.5 and shift < 0.35
+
+
+def test_a_sweep_never_lowers_the_posterior(scene):
+    """The model stays, the poses move: log likelihood less the prior's cost, of all images together."""
+    images, _, off, _ = scene
+    prior, freedom = ManifoldPrior(), Freedom(PSI_SD_DEG, SHIFT_SD_PX)
+    model = pca_start(blank(images), images.subset(images.rows, off, Clock()), images.even, prior, 0)
+    pose, values = off, []
+    for _ in range(4):
+        _, sums = expected(images, model, Placement.unknown(pose, 2), (1024, images.basis.r_max), Clock())
+        away = ((pose.psi_deg - off.psi_deg) / freedom.psi_sd_deg) ** 2
+        cost = away.sum() + ((pose.shift_px - off.shift_px) ** 2).sum() / freedom.shift_sd_px**2
+        values.append(model.log_posterior(sums, prior) - 0.5 * cost)
+        before = pose.psi_deg.copy()
+        moved = refined(images, model, (pose, off), freedom, Clock())
+        assert np.array_equal(before, pose.psi_deg)  # no argument is changed
+        pose = moved
+    assert values[1] > values[0] + 0.5 * N
+    assert np.diff(values).min() > -0.01 * N
+    assert np.abs(pose.psi_deg - off.psi_deg).max() <= 2 * freedom.psi_sd_deg + 1e-9
+
+
+def test_streamed_chunks_are_the_kept_ones(scene):
+    images, _, off, _ = scene
+    small: ParticleImages = images.images
+    streamed = PosedImages(small, images.basis, images.rows, 0)
+    for (rows, a), (again, b) in zip(
+        images.batches(off, 256, Clock()), streamed.batches(off, 256, Clock()), strict=True
+    ):
+        assert np.array_equal(rows, again)
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in vars(b))

@@ -1,0 +1,100 @@
+"""The scaling model against arithmetic, its fit against made-up times, and the command end to end on tiny sets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.runs import polarice
+from polarice.bench.scaling_model import (
+    ETHERNET_10,
+    Disks,
+    Network,
+    Work,
+    compute_s,
+    efficiency,
+    fitted_reduction,
+    reduce_s,
+    sums_bytes,
+    total_s,
+)
+from polarice.cluster import SERIAL
+from polarice.jobs.scaling import cold_bytes_per_s, steps, time_sums
+
+WORK = Work(
+    name="w", images=[1000, 2000], share=[0.5, 1.0], image_s=0.01, maximize_s=0.2, volume_bytes=1e6, stack_bytes=1e9,
+    constant_s=3.0,
+)  # fmt: skip
+SLOW = Network("slow", 1e6, 0.01)
+
+
+def test_one_node_does_all_the_work_and_sends_nothing():
+    assert compute_s(WORK, 1, SLOW, 1.0) == pytest.approx(0.5 * 1000 * 0.01 + 2000 * 0.01 + 0.3)
+    assert total_s(WORK, 1, SLOW, 1.0, Disks(1e8)) == pytest.approx(25.3 + 10 + 3)
+
+
+def test_four_nodes_share_images_and_send_sums():
+    sent = 2 * 1e6 * 0.75 / 1e6 + 4 * 0.01 + 1e6 * 1e-8
+    assert reduce_s(1e6, 4, SLOW, 1e-8) == pytest.approx(sent)
+    half = 2 * 5e5 * 0.75 / 1e6 + 4 * 0.01 + 5e5 * 1e-8
+    assert compute_s(WORK, 4, SLOW, 1e-8) == pytest.approx(25 / 4 + 0.3 + sent + half)
+    bound = total_s(WORK, 4, SLOW, 1e-8, Disks(1e8, 2e8)) - compute_s(WORK, 4, SLOW, 1e-8)
+    assert bound == pytest.approx(1e9 / 2e8 + 3)  # the file system gives two nodes' worth
+
+
+def test_efficiency_falls_with_nodes():
+    nodes = [1, 2, 12, 100]
+    found = efficiency([compute_s(WORK, n, ETHERNET_10, 0.0) for n in nodes], nodes)
+    assert found[0] == 1 and found == sorted(found, reverse=True) and 0 < found[-1] < 0.5
+
+
+def test_measured_sums_are_fitted():
+    volumes = [4e3, 1e5, 1e6, 2e7]
+    constant, slope = fitted_reduction(volumes, [5e-5 + 2e-9 * each for each in volumes])
+    assert constant == pytest.approx(5e-5, rel=1e-6) and slope == pytest.approx(2e-9, rel=1e-6)
+    assert sums_bytes(rings=10, harmonics=24, references=3) == 8 * 10 * 25 * 3
+
+
+def test_steps_are_the_schedules():
+    images, share = steps(50, 25, 10_000, growing_batches=False)
+    assert images == [10_000] * 25 and share[0] < 0.2 and share[-1] == 1
+    images, _ = steps(300, 30, 57_001, growing_batches=True)
+    assert images[0] < 0.6 * 57_001 and images[-1] == 57_001 and images == sorted(images)
+
+
+def test_rates_are_positive(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(3_000_000))
+    assert cold_bytes_per_s(tmp_path / "file") > 0
+    assert all(each >= 0 for each in time_sums([4, 4000], SERIAL))
+
+
+def test_the_command_leaves_figures_a_page_and_a_picture(tmp_path, monkeypatch):
+    ranks = "1 2" if Path(sys.executable).with_name("mpirun").exists() else "1"
+    monkeypatch.chdir(tmp_path)
+    line = "bench scaling --o out --particles 60 --box 32 --k 3 --iter 2 --repeat 1 --no-passes --ranks"
+    ended = polarice(f"{line} {ranks}")
+    assert ended.code == 0, ended.err
+    told = json.loads((tmp_path / "out/scaling.json").read_text())
+    assert [each["ranks"] for each in told["runs"]] == [int(each) for each in ranks.split()]
+    for each in told["runs"]:
+        assert each["images"] == 120 and 0 < each["compute_s"] < each["total_s"] < each["command_s"]
+    assert len(told["check"]) == len(told["runs"]) - 1
+    assert "| 1     |" in (tmp_path / "out/scaling.md").read_text()
+    assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--ranks 2,4", "--ranks 2 4: what one rank takes comes first"),
+        ("--launcher nosuchrun --ranks 1,2", "nosuchrun is not there; pip install 'polarice[mpi]'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    ended = polarice(f"bench scaling {words}")
+    assert ended.code == 2 and message in ended.err
+    assert not (tmp_path / "bench_scaling").exists()
