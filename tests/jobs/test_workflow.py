@@ -26,8 +26,8 @@ from polarice.types import InputError
 class CopyParams:
     tables: tuple[Path, ...] = argument("files to join")
     o: Path = option(Path("job"), "folder")
-    word: str = option("", "added at the end")
-    threads: int | None = option(None, "threads", low=1)
+    word: str = option("", "added at the end", flags=("--Last-word",))
+    threads: int | None = option(None, "threads", low=1, flags=("-j",))
 
 
 @pytest.fixture
@@ -87,6 +87,11 @@ def test_a_chain_runs_once_and_again_only_from_what_changed(ran):
     settled(Path("c.star"), "c")
     go(CHAIN.replace('"!"', '"?"'))
     assert ran[3:] == ["first", "second"] and Path("second/joined.star").read_text() == "abc?"
+
+
+def test_options_are_spelled_as_on_the_command_line(ran):
+    go(CHAIN.replace("word =", '"--Last-word" =').replace("threads", "j"))
+    assert Path("second/joined.star").read_text() == "ab!"
 
 
 def test_the_same_table_written_again_is_no_change_and_where_is_none(ran):

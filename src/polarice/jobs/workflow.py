@@ -132,8 +132,8 @@ def read_steps(path: Path) -> list[Step]:
             steps.append(_step(table, content, steps))
         except InputError as error:
             raise InputError(f"{path}: step {number} ({table.get('name', table.get('job', '?'))}): {error}") from None
-    known = {each.field for step in steps for each in options_of(step.module.Params)}
-    if unused := sorted(name for name in content if _field(name) not in known):
+    known = {name for step in steps for name in _spellings(step.module)}
+    if unused := sorted(name for name in content if _plain(name) not in known):
         raise InputError(f"{path}: no step has an option {', '.join(unused)}")
     return steps
 
@@ -149,14 +149,21 @@ def _step(table: Mapping[str, Any], shared: Mapping[str, Any], before: Sequence[
     folders = {step.name: step.name for step in before}
     if name in folders:
         raise InputError("a step before is called so, too; give it a name of its own")
-    fields = {each.field for each in options_of(jobs.load(job).Params)}
-    given = {_field(key): value for key, value in table.items() if key not in _NOT_OPTIONS}
-    usual = {_field(key): value for key, value in shared.items() if _field(key) in fields}
+    fields = _spellings(jobs.load(job))
+    given = {fields.get(_plain(key), key): value for key, value in table.items() if key not in _NOT_OPTIONS}
+    usual = {fields[_plain(key)]: value for key, value in shared.items() if _plain(key) in fields}
     return Step(name, job, _filled({**usual, **given}, folders), table.get("update")).checked()
 
 
-def _field(key: str) -> str:
-    return "continue_" if key == "continue" else key.replace("-", "_")
+def _plain(key: str) -> str:
+    return key.lstrip("-").replace("-", "_")
+
+
+def _spellings(job: ModuleType) -> dict[str, str]:
+    """Field by each of the ways in which the command line spells it, without dashes."""
+    return {
+        _plain(name): each.field for each in options_of(job.Params) for name in (*each.flags, each.flag, each.field)
+    }
 
 
 def _filled(value: Any, folders: Mapping[str, str]) -> Any:
@@ -176,13 +183,18 @@ def _filled(value: Any, folders: Mapping[str, str]) -> Any:
 
 def _files(each: Option, value: Any) -> Any:
     """A path with * or ? in it becomes what is there: of one file the last by name, of several all that are at rest."""
-    if each.kind is not Path or value is None:
+    if not _names_files(each) or value is None:
         return value
     if each.count == 1:
         return _matches(str(value))[-1] if glob.has_magic(str(value)) else value
     values = value if isinstance(value, list) else [value]
     found = [_matches(str(item)) if glob.has_magic(str(item)) else [str(item)] for item in values]
     return [path for paths in found for path in paths]
+
+
+def _names_files(each: Option) -> bool:
+    """Paths, and patterns that a job takes as its inputs."""
+    return each.kind is Path or (each.positional and each.kind is str and each.count is None)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -242,8 +254,8 @@ def _options_mark(step: Step) -> str:
 def _paths(params: Any) -> Iterator[Path]:
     for each in options_of(params):
         value = getattr(params, each.field)
-        if each.kind is Path and each.field not in _ELSEWHERE and value is not None:
-            yield from value if isinstance(value, tuple) else (value,)
+        if _names_files(each) and each.field not in _ELSEWHERE and value is not None:
+            yield from map(Path, value if isinstance(value, tuple) else (value,))
 
 
 def _file_mark(path: Path) -> Any:
