@@ -66,13 +66,20 @@ def test_readme_shows_the_two_commands_and_every_job():
         assert any(each.startswith(f"polarice {name}") for each in shown) or name == "demo"
 
 
-def workflow_of_readme() -> str:
-    return re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+def workflow_of(page: str) -> str:
+    return re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)[0]
 
 
-def test_the_readme_s_workflow_is_understood(tmp_path):
-    (tmp_path / "workflow.toml").write_text(workflow_of_readme())
-    assert [step.name for step in read_steps(tmp_path / "workflow.toml")] == ["align2d", "classes"]
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("README.md", ["align2d", "classes"]),
+        ("docs/workflow.md", ["import", "ctf", "pick", "extract", "class2d"]),
+    ],
+)
+def test_the_workflows_of_the_pages_are_understood(page, names, tmp_path):
+    (tmp_path / "workflow.toml").write_text(workflow_of(page))
+    assert [step.name for step in read_steps(tmp_path / "workflow.toml")] == names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -100,7 +107,7 @@ def typed(tmp_path_factory):
             if name == "run":
                 small = "threads = 1\niter = 2"
                 Path(words[0]).write_text(
-                    re.sub("threads = .*", small, workflow_of_readme()).replace("k = 100", "k = 3")
+                    re.sub("threads = .*", small, workflow_of("README.md")).replace("k = 100", "k = 3")
                 )
             elif name == "simulate":
                 words += ["--particles", "50"]
