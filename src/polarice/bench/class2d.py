@@ -15,6 +15,8 @@ from polarice.bench.results import HEAD, Result, cells, markdown, notes, rows
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError
 
+SHIFTS = 13  # of the expectation whose products are counted
+
 SUMMARY = "time and score Polarice and other programs on the same particles"
 DIAMETER_OF_BOX = 0.8  # of a given table
 
@@ -83,7 +85,9 @@ def run(params: Params) -> None:
         if results[-1].usage.exit_code != 0:
             print(f"{program.name} failed ({results[-1].usage.exit_code}); the end of {results[-1].log}:")
             print(last_lines(Path(results[-1].log)), flush=True)
-        told = _write(params, data, where, rows(results, data.particles, params.iter, where["gemm_gflops"]))
+        elif program.ours:
+            results[-1] = replace(results[-1], gemm_share=_gemm_share(params, data, where))
+        told = _write(params, data, where, rows(results, data.particles, params.iter))
     print(f"\n{told}\n\n{params.o / 'bench.md'}")
     if results[0].usage.exit_code != 0:
         raise InputError(f"polarice itself failed; see {results[0].log}")
@@ -172,7 +176,7 @@ def _result(program: Program, params: Params, data: Data, threads: int) -> Resul
 
 
 def _clocked(result: Result, out: Path) -> Result:
-    """With what Polarice's own history tells: times by stage, images compared, operations."""
+    """With what Polarice's own history tells: times by stage, images compared."""
     from polarice.jobs.report import read_history
 
     history = read_history(out)
@@ -180,14 +184,31 @@ def _clocked(result: Result, out: Path) -> Result:
     for row in history:
         for stage, seconds in row["seconds"].items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    flops = [row["profile"]["flops"] for row in history if "flops" in (row.get("profile") or {})]
     return replace(
         result,
         compared=sum(row["particles_used"] for row in history),
         iterations_s=tuple(sum(row["seconds"].values()) for row in history),
         stages_s=stages,
-        flops=sum(flops) if len(flops) == len(history) else None,
     )
+
+
+def _gemm_share(params: Params, data: Data, where: dict[str, Any]) -> float:
+    """Share of the machine's rate of matrix products, in one more expectation after the run."""
+    from polarice.bench.engine import shares
+    from polarice.jobs import class2d
+    from polarice.jobs.timing import time_passes
+
+    finished = class2d.Params(
+        particles=data.table,
+        o=params.o / "run",
+        k=params.k,
+        iter=params.iter,
+        particle_diameter=data.diameter_A,
+        ctf=params.ctf,
+        device=params.device,
+        threads=where["threads"],
+    )
+    return shares(time_passes(finished, SHIFTS, repeat=1), where["gemm_gflops"])["share"]
 
 
 def _scored(result: Result, out: Path, truth: Path | None) -> Result:

@@ -26,18 +26,18 @@ class Result:
     compared: int  # images, in all iterations together
     iterations_s: Sequence[float] | None = None  # of each; None: not known
     stages_s: dict[str, float] = field(default_factory=dict)  # of all iterations, by Polarice's own clock
-    flops: float | None = None  # of all iterations
+    gemm_share: float | None = None  # of the machine's rate of matrix products, over an expectation at the end
     score: dict[str, Any] | None = None
     note: str = ""
 
 
-def rows(results: Sequence[Result], particles: int, iterations: int, gemm_gflops: float) -> list[dict[str, Any]]:
+def rows(results: Sequence[Result], particles: int, iterations: int) -> list[dict[str, Any]]:
     """What bench.json holds of each program; the first is Polarice, with which the others are compared.
 
     A program that ran on less than `particles` and `iterations` is scaled up, what it took outside of its iterations
     left as it is.
     """
-    found = [_row(each, particles, iterations, gemm_gflops) for each in results]
+    found = [_row(each, particles, iterations) for each in results]
     ours = found[0]
     for row in found:
         row["ratio_wall"] = _ratio(row["whole_wall_s"], ours["whole_wall_s"])
@@ -45,7 +45,7 @@ def rows(results: Sequence[Result], particles: int, iterations: int, gemm_gflops
     return found
 
 
-def _row(result: Result, particles: int, iterations: int, gemm_gflops: float) -> dict[str, Any]:
+def _row(result: Result, particles: int, iterations: int) -> dict[str, Any]:
     usage, done = result.usage, result.usage.exit_code == 0
     inside = usage.wall_s if result.iterations_s is None else sum(result.iterations_s)
     compute = sum(result.stages_s.get(stage, 0.0) for stage in COMPUTING) if result.stages_s else None
@@ -58,7 +58,6 @@ def _row(result: Result, particles: int, iterations: int, gemm_gflops: float) ->
         "images_per_s": result.compared / usage.wall_s if done else None,
         "whole_wall_s": usage.wall_s + (scale - 1) * inside if done else None,
         "extrapolated": f"from {result.particles} particles and {result.iterations} iterations" if scale != 1 else None,
-        "gemm_share": _ratio(result.flops, 1e9 * gemm_gflops * compute) if compute else None,
     }
 
 
@@ -68,7 +67,7 @@ def _ratio(value: float | None, other: float | None) -> float | None:
 
 HEAD = (
     "program", "version", "particles", "iterations", "wall s", "compute s", "ms per image and iteration", "images/s",
-    "peak GB", "read GB", *QUALITIES, "ratio of time",
+    "GEMM share", "peak GB", "read GB", *QUALITIES, "ratio of time",
 )  # fmt: skip
 
 
@@ -85,6 +84,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         number(row["compute_s"], ".1f"),
         number(row["ms_per_image"], ".3g"),
         number(row["images_per_s"], ".4g"),
+        number(row["gemm_share"], ".2f"),
         number(usage["peak_bytes"] / 1e9, ".3g"),
         number(None if usage["bytes_read"] is None else usage["bytes_read"] / 1e9, ".3g"),
         *(number(score.get(name), ".3g") for name in QUALITIES),
@@ -103,8 +103,9 @@ def notes(found: Sequence[dict[str, Any]]) -> list[str]:
     return [
         *lines,
         "Wall s: the whole program. Compute s: preparation, expectation and maximization. Ms per image and iteration: "
-        "within the iterations, reading and writing included (the whole program where it leaves no times). Read GB: by "
-        "read calls; files mapped into memory, as Polarice maps stacks, are not counted.",
+        "within the iterations, reading and writing included (the whole program where it leaves no times). GEMM share: "
+        "of the machine's rate of matrix products, reached by those of one more expectation of all images after the "
+        "run, over all of its time. Read GB: by read calls; files mapped into memory are not counted.",
     ]
 
 
