@@ -89,8 +89,8 @@ def test_times_per_image_whole_and_ratios(found):
 def test_table_tells_what_is_extrapolated_and_what_failed(found):
     assert dict(zip(HEAD, cells(found[0]), strict=True)) == {
         "program": "polarice", "version": "1", "particles": "1000", "iterations": "10", "wall s": "12.0",
-        "compute s": "8.0", "ms per image and iteration": "1.25", "images/s": "666.7", "GEMM share": "0.25", "peak GB": "3",
-        "read GB": "0.005", "pose_deg": "12.3", "view_deg": "10", "good": "0.5", "effective": "19.5",
+        "compute s": "8.0", "ms per image and iteration": "1.25", "images/s": "666.7", "GEMM share": "0.25",
+        "peak GB": "3", "read GB": "0.005", "pose_deg": "12.3", "view_deg": "10", "good": "0.5", "effective": "19.5",
         "shift_px": "0.51", "ratio of time": "1",
     }  # fmt: skip
     assert dict(zip(HEAD, cells(found[1]), strict=True))["wall s"] == "505.0*"
