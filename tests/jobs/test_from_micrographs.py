@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -98,6 +99,25 @@ def test_ctf_fits_what_it_can_and_names_the_rest(rings):
     left, right = both[:, 100:256], both[:, 257:413][:, ::-1]  # a centrosymmetric pair
     near = np.hypot(*np.mgrid[-256:256, -156:0]) < 70
     assert np.corrcoef(left[near], right[::-1][near])[0, 1] > 0.3
+
+
+def test_another_program_s_tables_are_not_written_over(rings):
+    for job in ("ctf", "pick --particle-diameter 100", "extract --box 64"):
+        shutil.rmtree("theirs", ignore_errors=True)
+        Path("theirs").mkdir()
+        Path("theirs/micrographs.star").write_text("theirs")
+        ended = polarice(f"{job} micrographs.star --o theirs")
+        assert ended.code == 2 and "theirs holds micrographs.star, which no job of polarice wrote" in ended.err
+        assert [path.read_text() for path in Path("theirs").iterdir()] == ["theirs"]
+
+
+def test_optics_that_are_no_numbers_are_told(rings):
+    text = Path("micrographs.star").read_text()
+    Path("micrographs.star").write_text(re.sub(r"\b300(\.0*)?\b", "nan", text))
+    assert Path("micrographs.star").read_text() != text
+    for job in ("ctf", "pick --particle-diameter 100", "extract --box 64"):
+        ended = polarice(f"{job} micrographs.star --o out")
+        assert ended.code == 2 and "has a value that is no number; correct data_optics" in ended.err
 
 
 def test_ctf_goes_on_with_what_is_missing(rings):

@@ -269,3 +269,8 @@ def test_more_iterations(whole, place):
     assert ended.code == 0, ended.err
     assert json.loads(Path("out/job.json").read_text())["params"]["iter"] == 8
     assert purity(nodes("out", "run_it008"), SET.label) > 0.9
+
+
+def test_a_map_is_no_start_of_class2d(whole, place):
+    ended = polarice(f"class2d aligned/particles.star --o other --k 20 --ref {whole}")
+    assert ended.code == 2 and "is of sml; give the folder of a run of align2d or class2d" in ended.err

@@ -37,6 +37,8 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     def run(params: CopyParams) -> None:
         calls.append(str(params.o))
+        if gone := [each for each in params.tables if not each.exists()]:
+            raise InputError(f"{gone[0]}: no such file")
         if params.word == "fail":
             raise InputError("it must fail")
         params.o.mkdir(exist_ok=True)
@@ -108,6 +110,16 @@ def test_a_folder_that_is_gone_is_made_again(ran):
     Path("second").rmdir()
     go()
     assert ran == ["first", "second", "second"]
+
+
+def test_a_state_that_is_damaged_and_a_link_to_nowhere_are_borne(ran):
+    go()
+    Path(".flow_done.json").write_text('{"first": 5}')
+    Path("d.star").symlink_to("nowhere")
+    ended = go()
+    assert ended.code == 2 and "step first: d.star: no such file" in ended.err
+    Path("d.star").unlink()
+    assert go().code == 0 and Path("second/joined.star").read_text() == "ab!"
 
 
 def test_files_that_may_still_be_written_wait(ran):
@@ -182,7 +194,16 @@ def test_watching_begins_before_anything_is_there(ran, monkeypatch):
         ('[[step]]\njob = "join"\ntables = "a.star"\nwrod = "x"', "wrod: join has no such option here"),
         ('[[step]]\njob = "join"\ntables = "a.star"\no = "x"', "o: join has no such option here"),
         ('[[step]]\njob = "join"\ntables = "a.star"\nthreads = 0', "--threads 0: must be at least 1"),
-        ('[[step]]\njob = "join"\ntables = "a.star"\nthreads = "many"', "wrong type"),
+        ('[[step]]\njob = "join"\ntables = "a.star"\nthreads = "many"', "--threads 'many': must be a whole number"),
+        ('[[step]]\njob = "join"\ntables = "a.star"\nthreads = 1.5', "--threads 1.5: must be a whole number"),
+        ('[[step]]\njob = "join"\ntables = "a.star"\nthreads = true', "--threads True: must be a whole number"),
+        ('[[step]]\njob = "class2d"\nparticles = "a.star"\nctf = "no"', "--ctf 'no': must be true or false"),
+        ('[[step]]\njob = "class2d"\nparticles = ["a.star"]', "must be a file"),
+        ('[[step]]\njob = "join"\ntables = "a\\u0000b"', "must be a file"),
+        ('[[step]]\njob = ["join"]', "no such job: ['join']"),
+        ('[[step]]\njob = "status"', "no such job: status"),
+        ("step = [1, 2]", "step 1 (?): not a table"),
+        (CHAIN.replace("{first}", "{first.x}"), "not the name of a step before"),
         ('[[step]]\njob = "join"\ntables = "{later}/x"', "{later}/x: not the name of a step before"),
         ('[[step]]\njob = "join"\nname = "../x"\ntables = "a.star"', "letters, digits"),
         ('[[step]]\njob = "join"\ntables = "a.star"\nupdate = 3', "of a job that can begin with classes"),

@@ -65,6 +65,8 @@ def tables_of_cs(rows: np.ndarray, flip_y: bool = False, where: str = "particles
     names = set(rows.dtype.names or ())
     if "blob/path" not in names:
         raise InputError(f"{where}: no column blob/path; give the table that has the particles' images")
+    if missing := [name for name in ("blob/idx", "blob/psize_A") if name not in names]:
+        raise InputError(f"{where}: no column {missing[0]}; export the particles again with their images")
     group = rows["ctf/exp_group_id"] if "ctf/exp_group_id" in names else np.zeros(len(rows), int)
     numbers, first, group_of = np.unique(group, return_index=True, return_inverse=True)
     size_A = rows["blob/psize_A"].astype(float)

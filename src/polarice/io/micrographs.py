@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -69,6 +70,11 @@ def read_micrographs(path: str | os.PathLike[str], kind: str = "micrographs") ->
     names = tuple(table.text(label).tolist())
     files = tuple(found(name, star.path) for name in names)
     groups = optics_.optics_groups(optics_table)
+    for group in groups:
+        if not all(map(math.isfinite, (group.pixel_size_A, group.voltage_kV, group.cs_mm, group.amplitude_contrast))):
+            raise InputError(
+                f"{star.path}: optics group {group.name} has a value that is no number; correct data_optics"
+            )
     if old:
         numbers = optics_table.integers("rlnOpticsGroup")[optics_of]
         table = table.with_columns({"rlnOpticsGroup": numbers}).without(*optics_.MICROSCOPE_LABELS)

@@ -270,10 +270,13 @@ def _random_classes(
 def known_classes(images: ParticleImages, params: Any) -> Averages:
     """The classes at the end of the run in --ref. Raises InputError where they do not suit the particles and --k."""
     from polarice.jobs.checkpoint import checkpoints, read_checkpoint
+    from polarice.jobs.provenance import read_job_json
 
     done = checkpoints(params.ref)
     if not done:
         raise InputError(f"--ref {params.ref}: holds no iteration of align2d or class2d; give the folder of such a run")
+    if (job := read_job_json(params.ref)["job"]) not in ("align2d", "class2d"):
+        raise InputError(f"--ref {params.ref}: is of {job}; give the folder of a run of align2d or class2d")
     model = read_checkpoint(params.ref, done[-1], images.device).model
     box = images.preparation.box_px
     if model.basis.box_px != box:

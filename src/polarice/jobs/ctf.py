@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarice.io.micrographs import MicrographTable, read_micrographs, write_micrographs
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, items_of, tell, treat
+from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError, Optics
 
@@ -59,7 +59,7 @@ def run(params: Params) -> None:
     table = read_micrographs(params.micrographs)
     _check_optics(table, params.angpix)
     items = _items(table, params)
-    params.o.mkdir(parents=True, exist_ok=True)
+    claim_folder(params.o)
     write_job_json(params.o, "ctf", as_dict(params), command_line("ctf", params), inputs=[params.micrographs])
     outcomes = treat(items, Fitting(params), Farm.of("ctf", params))
     cells = cells_of(outcomes)

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_coordinates
 from polarice.io.micrographs import MicrographTable, found, read_micrographs
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, items_of, tell, treat
+from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.jobs.pick import COORDINATES
 from polarice.types import InputError
@@ -104,7 +104,7 @@ def _check(params: Params) -> None:
 
 def _items(table: MicrographTable, params: Params) -> list[Item]:
     """Every micrograph with its file of coordinates; InputError where nothing says where the particles are."""
-    params.o.mkdir(parents=True, exist_ok=True)
+    claim_folder(params.o)
     if params.coords is not None:
         files = coordinate_files(params.coords, table.names, params.o)
     elif COORDINATES in table.table:

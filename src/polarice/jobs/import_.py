@@ -15,7 +15,7 @@ from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, op
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
-from polarice.jobs.micrographs import Item, Outcome, make_folder, tell
+from polarice.jobs.micrographs import Item, Outcome, claim_folder, tell
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError
 
@@ -70,7 +70,7 @@ def run(params: Params) -> None:
         raise InputError(f"{tables[0]}: one table at a time, and no other files beside it")
     if not tables and (params.passthrough or params.to == "cs"):
         raise InputError("--passthrough and --to cs are for tables of particles")
-    make_folder(params.o)
+    claim_folder(params.o)
     if tables:
         _import_particles(tables[0], params)
     else:

@@ -37,7 +37,7 @@ from polarice.cluster import Comm, Serial
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable
 from polarice.jobs.params import argument, as_dict, option
-from polarice.jobs.provenance import fingerprint
+from polarice.jobs.provenance import NAME, fingerprint
 from polarice.types import InputError
 
 RECORD = "_polarice.json"  # behind the stem
@@ -219,7 +219,8 @@ def _safely(work: Work, item: Item) -> Outcome:
     try:
         outcome = work(item)
     except InputError as error:
-        outcome = Outcome(reason=str(error))
+        told = str(error)
+        outcome = Outcome(reason=told if item.file in told or item.name in told else f"{item.file}: {told}")
     except MemoryError:
         outcome = Outcome(reason=f"{item.file}: not enough memory")
     except Exception as error:
@@ -251,6 +252,14 @@ def _recall(item: Item, mark: str) -> Outcome | None:
 def _remember(item: Item, mark: str, outcome: Outcome) -> None:
     with replacing(item.stem + RECORD, "w") as stream:
         stream.write(json.dumps({"mark": mark, **asdict(outcome)}) + "\n")
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a job's folder. Raises InputError where that cannot be, and where another program's tables lie in it."""
+    make_folder(folder)
+    tables = sorted(path.name for path in folder.glob("*.star"))
+    if tables and not (folder / NAME).exists():
+        raise InputError(f"{folder} holds {tables[0]}, which no job of polarice wrote; choose another folder with --o")
 
 
 def make_folder(folder: str | Path) -> None:

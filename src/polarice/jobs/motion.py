@@ -14,7 +14,7 @@ from polarice.io.micrographs import read_micrographs, write_micrographs
 from polarice.io.motion import MovieFacts, write_motion
 from polarice.io.movies import EER_ENDING, EerMovie, Events, Movie, open_movie, read_frames
 from polarice.io.mrc import write_image
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, items_of, make_folder, tell, treat
+from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError, Motion
 
@@ -78,7 +78,7 @@ def run(params: Params) -> None:
     references = [str(path) for path in (params.gainref, params.defect_file) if path is not None]
     farm = Farm.of("motion", params, "movies", references)
     items = items_of(table, params.o)
-    make_folder(params.o)
+    claim_folder(params.o)
     command = command_line("motion", params)
     write_job_json(params.o, "motion", as_dict(params), command, inputs=[table.path, *references])
     outcomes = treat(items, Correct(params, farm.threads), farm)

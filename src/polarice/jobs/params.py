@@ -156,19 +156,36 @@ def as_dict(params: Any) -> dict[str, Any]:
 
 
 def from_dict(owner: type[P], values: dict[str, Any]) -> P:
-    """The Params that `as_dict` wrote down; a field that `values` lacks takes its default, a strange one is refused."""
+    """The Params that `as_dict` wrote down; a field that `values` lacks takes its default.
+
+    Raises InputError for a strange field, and for a value that is not of its field's type.
+    """
     options = {each.field: each for each in options_of(owner)}
     if strange := sorted(set(values) - set(options)):
         raise InputError(f"unknown parameters: {', '.join(strange)}")
 
-    def typed(option: Option, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return tuple(typed(option, item) for item in value)
-        return value if value is None else option.kind(value)
-
-    params = owner(**{name: typed(options[name], value) for name, value in values.items()})
+    params = owner(**{name: _typed(options[name], value) for name, value in values.items()})
     check(params)
     return params
+
+
+def _typed(option: Option, value: Any) -> Any:
+    """A value as its field has it: whole numbers for an int and a float, text for a path, nothing else bent."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and option.count != 1:
+        return tuple(_one(option, item) for item in value)
+    return _one(option, value)
+
+
+def _one(option: Option, value: Any) -> Any:
+    kinds: dict[type, tuple[type, ...]] = {float: (int, float), Path: (str, Path)}
+    accepted = kinds.get(option.kind, (option.kind,))
+    text_as_file = option.kind is Path and "\0" in str(value)
+    if not isinstance(value, accepted) or (option.kind is not bool and isinstance(value, bool)) or text_as_file:
+        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a file"}
+        raise InputError(f"{option.flag} {value!r}: must be {kind[option.kind]}")
+    return option.kind(value)
 
 
 def command_line(job: str, params: Any) -> str:

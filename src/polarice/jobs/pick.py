@@ -11,7 +11,7 @@ import numpy as np
 
 from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, write_coordinates
 from polarice.io.micrographs import MicrographTable, read_micrographs, write_micrographs
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, items_of, tell, treat
+from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError, Optics
 
@@ -103,7 +103,7 @@ def _items(table: MicrographTable, params: Params) -> list[Item]:
         if not params.angpix and not params.picks and table.optics[number].pixel_size_A <= 0:
             name = table.optics[number].name
             raise InputError(f"{table.path}: optics group {name} has no pixel size; give it with --angpix")
-    params.o.mkdir(parents=True, exist_ok=True)
+    claim_folder(params.o)
     items = items_of(table, params.o)
     if all(label in table.table for label in DEFOCUS):
         labels = (*DEFOCUS, *(label for label in ("rlnPhaseShift",) if label in table.table))

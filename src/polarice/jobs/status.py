@@ -30,7 +30,7 @@ def run(params: Params) -> None:
         rows.append((f"{each.system} {each.id}", _state(each.system, each.id), job, progress(Path(each.out or "-"))))
     rows += [("", "", str(folder), progress(folder)) for folder in params.folder]
     if len(rows) == 1:
-        print("nothing has been submitted; polarice cluster slurm --help tells how")
+        print("nothing has been submitted; polarice cluster --help tells how")
         return
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

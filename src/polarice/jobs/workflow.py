@@ -131,17 +131,23 @@ def read_steps(path: Path) -> list[Step]:
         try:
             steps.append(_step(table, content, steps))
         except InputError as error:
-            raise InputError(f"{path}: step {number} ({table.get('name', table.get('job', '?'))}): {error}") from None
+            raise InputError(f"{path}: step {number} ({_called(table)}): {error}") from None
     known = {name for step in steps for name in _spellings(step.module)}
     if unused := sorted(name for name in content if _plain(name) not in known):
         raise InputError(f"{path}: no step has an option {', '.join(unused)}")
     return steps
 
 
-def _step(table: Mapping[str, Any], shared: Mapping[str, Any], before: Sequence[Step]) -> Step:
-    job = table.get("job")
-    if job not in jobs.JOBS or jobs.JOBS[job] == __name__:
-        known = ", ".join(sorted(name for name, module in jobs.JOBS.items() if module != __name__))
+def _called(table: Any) -> str:
+    return str(table.get("name", table.get("job", "?"))) if isinstance(table, Mapping) else "?"
+
+
+def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step:
+    if not isinstance(table, Mapping):
+        raise InputError("not a table; a step begins with the line [[step]]")
+    job, known_jobs = table.get("job"), _jobs()
+    if not isinstance(job, str) or job not in known_jobs:
+        known = ", ".join(known_jobs)
         raise InputError(f"no such job: {job}; there are {known}" if job else "job = ... is missing")
     name = table.get("name", job)
     if not isinstance(name, str) or not name or set(name) - set(string.ascii_letters + string.digits + "_-"):
@@ -153,6 +159,12 @@ def _step(table: Mapping[str, Any], shared: Mapping[str, Any], before: Sequence[
     given = {fields.get(_plain(key), key): value for key, value in table.items() if key not in _NOT_OPTIONS}
     usual = {fields[_plain(key)]: value for key, value in shared.items() if _plain(key) in fields}
     return Step(name, job, _filled({**usual, **given}, folders), table.get("update")).checked()
+
+
+def _jobs() -> list[str]:
+    """Jobs that write a folder, and so can be a step."""
+    others = (name for name, module in jobs.JOBS.items() if module != __name__)
+    return sorted(name for name in others if any(each.field == "o" for each in options_of(jobs.load(name).Params)))
 
 
 def _plain(key: str) -> str:
@@ -176,7 +188,7 @@ def _filled(value: Any, folders: Mapping[str, str]) -> Any:
         return value
     try:
         return value.format_map(folders)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
         known = ", ".join(folders) or "none"
         raise InputError(f"{value}: not the name of a step before this one: {error}; there are: {known}") from None
 
@@ -186,10 +198,13 @@ def _files(each: Option, value: Any) -> Any:
     if not _names_files(each) or value is None:
         return value
     if each.count == 1:
-        return _matches(str(value))[-1] if glob.has_magic(str(value)) else value
+        return _matches(value)[-1] if _is_pattern(value) else value
     values = value if isinstance(value, list) else [value]
-    found = [_matches(str(item)) if glob.has_magic(str(item)) else [str(item)] for item in values]
-    return [path for paths in found for path in paths]
+    return [path for item in values for path in (_matches(item) if _is_pattern(item) else [item])]
+
+
+def _is_pattern(value: Any) -> bool:
+    return isinstance(value, str) and glob.has_magic(value) and not os.path.lexists(value)
 
 
 def _names_files(each: Option) -> bool:
@@ -203,7 +218,15 @@ def _matches(pattern: str) -> list[str]:
     paths = sorted(glob.glob(pattern, recursive=True))
     if not paths:
         raise InputError(f"{pattern}: no file is called so")
-    return [path for path in paths if now - os.stat(path).st_mtime > SETTLED_S] or paths
+    return [path for path in paths if now - _changed(path) > SETTLED_S] or paths
+
+
+def _changed(path: str) -> float:
+    """When a file changed last; long ago where it cannot be looked at: what reads it will say so."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -218,7 +241,9 @@ class State:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        if not isinstance(content, dict) or not all(isinstance(kept, dict) for kept in content.values()):
+            return {}
+        return content
 
     def note(self, step: Step, mark: str, ended: bool) -> None:
         kept = {"mark": mark, "options": _options_mark(step), "ended": ended}
@@ -329,5 +354,5 @@ def _tell_plan(steps: Sequence[Step], state: State) -> None:
         except InputError:
             changed, params, what = True, None, "to do, once its files are there"
         print(f"[{number}/{len(steps)}] {step.name}: {what}")
-        if params is not None:
+        if changed and params is not None:
             print(f"    {command_line(step.job, params)}")

@@ -94,6 +94,8 @@ def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
         stream.write("\n".join(lines))
     path.chmod(0o755)
     print(f"{path}: {batch.total} ranks on {batch.nodes} node{'s' if batch.nodes > 1 else ''}, {hours(batch):.2g} h")
+    if not batch.submit:
+        print("not submitted; --submit does that")
     return path
 
 
