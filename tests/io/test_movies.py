@@ -75,6 +75,16 @@ def electrons(frames=6, shape=(32, 64), n=90):
     return raw, counts
 
 
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_threads_read_every_frame_as_it_is(tmp_path, compression):
+    """One file is open for all of them; without a lock they read each other's places."""
+    frames = np.random.default_rng(0).integers(0, 9, (60, 256, 256)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", frames, photometric="minisblack", compression=compression)
+    for _ in range(5):
+        with open_movie(tmp_path / "a.tif") as movie:
+            np.testing.assert_array_equal(read_frames(movie, 8), frames[:, ::-1])
+
+
 @pytest.mark.parametrize("upsampling", [1, 2, 4])
 def test_eer_fractions_hold_every_electron_in_its_place(tmp_path, upsampling):
     raw, counts = electrons(frames=7)

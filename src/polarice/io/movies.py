@@ -150,6 +150,7 @@ def _tiff(path: Path) -> Iterator[list[Any]]:
     try:
         expected = _directories(path)
         file = tifffile.TiffFile(path)
+        file.filehandle.set_lock(True)  # frames are read by several threads
     except (ValueError, struct.error, OSError) as error:
         raise InputError(f"{path}: not a TIFF file, or cut off ({error}); copy it again") from None
     with file:
