@@ -18,6 +18,7 @@ import pytest
 from jobs.runs import STOPPED_BY_CRASH, assert_same_files, child, crash, polarice, stub_report, wait_for
 from jobs.sets import ParticleSet
 from polarice.io.star import read_star
+from polarice.jobs.checkpoint import checkpoints
 from polarice.jobs.report import read_history
 
 ITERATIONS = 3
@@ -137,10 +138,46 @@ def test_a_damaged_checkpoint_is_named(whole, place):
     path = place / "out/run_it003_polarice.npz"
     os.truncate(path, path.stat().st_size // 2)
     ended = polarice("class2d --continue out --iter 5")
-    assert ended.code == 2 and ended.err.count("\n") == 2 and "out/run_it003_polarice.npz" in ended.err
+    assert ended.code == 2 and ended.err.count("\n") == 1 and "out/run_it003_polarice.npz" in ended.err
     assert "remove it to go on from the one before" in ended.err
     path.unlink()
     assert polarice(f"{GO_ON}/run_it002_optimiser.star --iter {ITERATIONS}").code == 0
+    assert_same_files(place / "out", whole / "out", ITERATIONS)
+
+
+def test_a_damaged_checkpoint_that_is_named_takes_no_later_one_with_it(whole, place):
+    shutil.copytree(whole / "out", place / "out")
+    path = place / "out/run_it001_polarice.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    before = sorted(path.name for path in (place / "out").iterdir())
+    ended = polarice(f"{GO_ON}/run_it001_optimiser.star")
+    assert ended.code == 2 and "out/run_it001_polarice.npz: this checkpoint cannot be read" in ended.err
+    assert sorted(path.name for path in (place / "out").iterdir()) == before
+    assert len(read_history("out")) == ITERATIONS
+
+
+@pytest.mark.parametrize("at", [1, 2, 6, 7, 8, 12, 14])
+def test_a_kill_while_later_iterations_are_removed(whole, place, monkeypatch, at):
+    """What still counts as done has all its files, and the run goes on to the same bits."""
+    shutil.copytree(whole / "out", place / "out")
+    left, unlink = at, Path.unlink
+
+    def cut_off(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", cut_off)
+        assert polarice(f"{GO_ON}/run_it001_optimiser.star").code == (130 if left == 0 else 0)
+    for number in checkpoints(place / "out"):
+        assert_same_files(place / "out", whole / "out", number)
+    if left == 0:
+        polarice(GO_ON)  # which has nothing to do where nothing was removed
     assert_same_files(place / "out", whole / "out", ITERATIONS)
 
 

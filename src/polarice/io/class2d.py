@@ -98,14 +98,25 @@ def complete_iterations(folder: str | os.PathLike[str]) -> list[int]:
 
 
 def discard_from(folder: str | os.PathLike[str], number: int) -> None:
-    """Remove the files of iteration `number` and later, optimiser files first: a run is about to do them again."""
-    paths = [
-        path
-        for path in Path(folder).glob("run_it*_*")
-        if (match := re.match(r"run_it(\d{3,})_", path.name)) and int(match[1]) >= number
-    ]
-    for path in sorted(paths, key=lambda path: not path.name.endswith("_optimiser.star")):
+    """Remove the files of iteration `number` and later: a run is about to do them again.
+
+    The last iteration goes first, and of each what marks it as done (the checkpoint, then the optimiser file): whenever
+    this is cut off, an iteration that still counts as done has all its files.
+    """
+
+    def place(path: Path) -> tuple[int, bool, bool]:
+        name = path.name
+        return -_iteration_of(path), not name.endswith("_polarice.npz"), not name.endswith("_optimiser.star")
+
+    paths = [path for path in Path(folder).glob("run_it*_*") if _iteration_of(path) >= number]
+    for path in sorted(paths, key=place):
         path.unlink(missing_ok=True)
+
+
+def _iteration_of(path: Path) -> int:
+    """The number in a file's name; -1 where there is none."""
+    match = re.match(r"run_it(\d{3,})_", path.name)
+    return int(match[1]) if match else -1
 
 
 # -- particles ---------------------------------------------------------------------------------------------------------

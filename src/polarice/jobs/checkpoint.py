@@ -99,6 +99,11 @@ def _write(folder: Path, number: int, arrays: Arrays) -> Path:
     return path
 
 
+def require_readable(folder: Path, number: int) -> None:
+    """Raise InputError where a checkpoint is not whole: its checksums are compared."""
+    _read(folder, number, lambda arrays: None)
+
+
 def _read(folder: Path, number: int, state: Callable[[Arrays], S]) -> S:
     path = path_of(folder, number)
     try:

@@ -169,11 +169,17 @@ def abandon(folder: Path, new: bool) -> None:
 
 
 def rewind(params: Any) -> int:
-    """Number of the iteration to go on after (0: from nothing); what is left of later ones is removed."""
+    """Number of the iteration to go on after (0: from nothing); what is left of later ones is removed.
+
+    Raises InputError where its checkpoint cannot be read; then nothing is removed.
+    """
     from polarice.io.class2d import discard_from
+    from polarice.jobs.checkpoint import require_readable
     from polarice.jobs.report import rewind_history
 
     done = last_checkpoint(params, below=params.iter)
+    if done:
+        require_readable(params.o, done)
     discard_from(params.o, done + 1)
     rewind_history(params.o, done + 1)
     if params.continue_ is not None:
