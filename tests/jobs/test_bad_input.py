@@ -307,6 +307,16 @@ def test_a_folder_that_is_a_file(place):
     assert ended.code == 2 and "out: this is a file" in ended.err
     ended = polarice(RUN.replace("--o out", "--o out/deeper"))
     assert ended.code == 2 and "out/deeper: " in ended.err and ended.err.count("\n") == 1
+    ended = polarice(RUN.replace("--o out", "--o " + "a" * 300))
+    assert ended.code == 2 and ended.err.count("\n") == 1 and "aaa: no folder (File name too long);" in ended.err
+
+
+def test_a_full_disk_at_once_leaves_no_folder(place, monkeypatch):
+    fill_up(monkeypatch, "job.json")
+    ended = polarice(RUN)
+    assert ended.code == 2 and ended.err.count("\n") == 1 and "--continue" not in ended.err
+    assert "disk full while writing out/job.json; free some space" in ended.err
+    assert not Path("out").exists()
 
 
 def test_a_folder_that_may_not_be_written(place, monkeypatch):

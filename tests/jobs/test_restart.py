@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,44 @@ def test_a_checkpoint_that_is_gone_is_said_and_nothing_is_lost(whole, place):
     ended = polarice("class2d --continue out/run_it002_optimiser.star")
     assert ended.code == 2 and "no checkpoint of iteration 2 or before it is in out" in ended.err
     assert sorted(path.name for path in (place / "out").iterdir()) == before
+
+
+def test_two_processes_in_one_folder(whole, place):
+    """The second, be it the same command or one that goes on, is told so, and leaves everything as it is."""
+    first = child(f"{RUN} --o out", place)
+    wait_for(lambda: (place / "out/run_it001_polarice.npz").exists())
+    os.kill(first.pid, signal.SIGSTOP)
+    before = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+    try:
+        ended = [polarice(GO_ON), polarice(f"{RUN} --o out --seed 2")]
+        assert before == {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    first.join()
+    assert [end.code for end in ended] == [2, 2] and first.exitcode == 0
+    assert ended[0].err == (
+        "polarice class2d: error: out: another process is at work there; wait for its end, or choose another folder "
+        "with --o\n"
+    )
+    assert_same_end(whole, place)
+
+
+def test_a_run_that_another_has_overtaken_overwrites_nothing(place, monkeypatch):
+    """Both found the folder empty; one has ended before the other claims it."""
+    from polarice.jobs import classification
+
+    real = classification.open_particles
+
+    def overtaken(*args: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(classification, "open_particles", real)
+            assert polarice(f"{RUN} --o out --iter 1").code == 0
+        return real(*args)
+
+    monkeypatch.setattr(classification, "open_particles", overtaken)
+    ended = polarice(f"{RUN} --o out --seed 2")
+    assert ended.code == 2 and "out: holds a run already" in ended.err
+    assert json.loads(Path("out/job.json").read_text())["seed"] == 1
 
 
 def test_a_damaged_checkpoint_is_named(whole, place):

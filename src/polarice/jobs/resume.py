@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,10 +34,15 @@ def go_on_command(job: str, folder: Path) -> str:
 def require_free(job: str, folder: Path) -> None:
     """Raise InputError where `folder` holds a run, of ours or of another program; nothing is written yet."""
     another = "choose another folder with --o"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: this is a file, not a folder for results; {another}")
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        why = "this is a file, not a folder for results" if os.path.isfile(folder) else f"no folder ({error.strerror})"
+        raise InputError(f"{folder}: {why}; {another}") from error
     ours = _job_of(folder)
-    if any(_ITERATION.match(path.name) for path in folder.glob("run_it*")):
+    if any(map(_ITERATION.match, names)):
         remedy = f", or go on with {go_on_command(job, folder)}" if ours == job else ""
         raise InputError(f"{folder}: holds a run already; {another}{remedy}")
     if ours is not None and ours != job:
@@ -64,7 +72,7 @@ def saved(job: str, params: P) -> P:
     Raises InputError where there is no such run, its input has changed, or another parameter is asked to change.
     """
     named = params.continue_
-    if not named.exists():
+    if not os.path.exists(named):
         raise InputError(f"--continue {named}: no such file or folder; give the folder of the run, or a file of it")
     folder = named if named.is_dir() else named.parent
     saved = read_job_json(folder)
@@ -141,23 +149,53 @@ def _named(params: Any) -> int | None:
     return int(match[1]) if match and not params.continue_.is_dir() else None
 
 
-def claim(job: str, params: Any, inputs: list[Any]) -> bool:
+def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = None) -> bool:
     """Make the folder and its job.json, or bring job.json of a run that goes on up to date; sweep up after a kill.
 
-    Returns whether there was no such folder before.
+    Other processes are kept out of the folder until `held` is closed. Returns whether there was no such folder before.
+    Raises InputError where it cannot be made or written, and where another process is at work in it.
     """
-    folder, new = params.o, not params.o.exists()
+    folder, new = params.o, not os.path.exists(params.o)
     plain = replace(params, continue_=None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder ({error.strerror}); choose another with --o") from error
-    for path in folder.iterdir():
-        if _LEFT_OVER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    if params.continue_ is None or read_job_json(folder)["params"] != as_dict(plain):
-        write_job_json(folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed)
+    try:
+        if held is not None:
+            held.enter_context(_alone_in(folder))
+        if params.continue_ is None:
+            require_free(job, folder)  # another process may have come in between
+        for path in folder.iterdir():
+            if _LEFT_OVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        if params.continue_ is None or read_job_json(folder)["params"] != as_dict(plain):
+            write_job_json(folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed)
+    except InputError:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     return new
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep the folder locked, where its file system can; InputError where another process has locked it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(
+            f"{folder}: another process is at work there; wait for its end, or choose another folder with --o"
+        ) from None
+    except OSError:  # some network file systems do not lock
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def abandon(folder: Path, new: bool) -> None:

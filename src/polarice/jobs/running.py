@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,18 +44,21 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
     from polarice.jobs import resume
     from polarice.jobs.resources import is_out_of_memory
 
-    begun, new = params.continue_ is not None, False
+    begun, claimed, new = params.continue_ is not None, False, False
     try:
-        new = comm.once(lambda: resume.claim(job, params, list(inputs)))
-        run = begin()
-        begun = True
-        run.all()
+        with ExitStack() as held:
+            new = comm.once(lambda: resume.claim(job, params, list(inputs), held))
+            claimed = True
+            run = begin()
+            begun = True
+            run.all()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command(job, params.o)}") from None
     except InputError as error:
-        if begun:
+        if begun and claimed:
             raise InputError(f"{error}; to go on: {resume.go_on_command(job, params.o)}") from error
-        resume.abandon(params.o, new)
+        if claimed:
+            resume.abandon(params.o, new)
         raise
     except OSError as error:
         if params.scratch is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
