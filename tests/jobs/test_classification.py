@@ -78,6 +78,12 @@ def test_every_line_of_progress_tells_the_iteration(place):
     assert "of 8 classes in use, best" in lines[1]
 
 
+def test_progress_tells_how_far_classes_have_grown(place):
+    lines = polarice(f"{RUN} --k 10 --iter 4 --o out").err.splitlines()
+    assert "5 of 5 classes in use (growing to 10), best" in lines[0]
+    assert "of 10 classes in use, best" in lines[-1]
+
+
 def test_the_report_shows_the_classes(whole):
     page = (whole / "out/report.html").read_text()
     assert "class2d" in page and "data:image/png;base64," in page

@@ -193,7 +193,7 @@ class _Run:
         append_history(folder, iteration)
         write_checkpoint(folder, turn.state)
         self.last = iteration
-        self.bar.write(told(iteration), file=sys.stderr)
+        self.bar.write(told(iteration, self.params.k), file=sys.stderr)
         upcoming = self.schedule.after(turn.state.number, turn.state.changed_class)
         if upcoming > iteration.number + 1:
             self.bar.write(f"assignments have settled: on to iteration {upcoming}", file=sys.stderr)
@@ -210,15 +210,16 @@ class _Run:
         print(f"{len(self.rows)} particles in {len(self.last.model.weights)} classes{left_out}; report: {page}")
 
 
-def told(iteration: Iteration) -> str:
-    """One line about an iteration."""
+def told(iteration: Iteration, k: int) -> str:
+    """One line about an iteration of a run that asks for k classes."""
     from polarice.jobs.report import class_counts
 
     used = class_counts(iteration) > 0
     best = float(np.min(iteration.model.resolution_A[used], initial=np.inf))
+    growing = f" (growing to {k})" if len(used) < k else ""
     return (
         f"iteration {iteration.number}/{iteration.total}: {iteration.particles_used} images, {int(used.sum())} of "
-        f"{len(used)} classes in use, best {best:.1f} A, {100 * iteration.changed_class:.0f} % changed class, "
+        f"{len(used)} classes in use{growing}, best {best:.1f} A, {100 * iteration.changed_class:.0f} % changed class, "
         f"{sum(iteration.seconds.values()):.1f} s"
     )
 

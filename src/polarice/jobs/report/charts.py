@@ -55,7 +55,7 @@ def classes_in_use(history: Sequence[Row]) -> Figure:
     figure, axes = panels(1, 2, height=2.7)
     _curve(axes[0], history, "classes_in_use", "classes", label="with particles")
     _curve(axes[0], history, "effective_classes", "", label="effective number", colour=2)
-    _curve(axes[0], history, "classes", "", label="asked for", colour=LIMIT)
+    _curve(axes[0], history, "classes", "", label="grown so far", colour=LIMIT)
     _legend(axes[0])
     _curve(axes[1], history, "particles_used", "particles in the iteration")
     axes[0].yaxis.set_major_locator(_whole_ticks())
