@@ -187,6 +187,12 @@ UNUSABLE = {
         ONE,
         "row 2: optics group 7 is not defined in data_optics, which has 1; add it",
     ),
+    "no group": (ROWS, "", "data_optics defines no optics group; add one"),
+    "group twice": (
+        GROUPS,
+        TWO.format(2, 8, 2, 8).replace("2 two", "1 two"),
+        "data_optics, row 2: optics group 1 is defined in row 1 already; give each its own number",
+    ),
     "pixel size": (
         GROUPS,
         TWO.format(2, 8, 3, 8),
@@ -200,7 +206,7 @@ UNUSABLE = {
 def test_tables_that_cannot_be_used_say_why(folder, case):
     rows, optics, message = UNUSABLE[case]
     with pytest.raises(InputError, match=message) as caught:
-        read_particles(table(folder, rows, optics=optics))
+        read_particles(table(folder, rows, optics=optics or "\n"))
     assert str(folder / "particles.star") in str(caught.value)
 
 
@@ -209,6 +215,21 @@ def test_groups_of_one_scale_are_mixed_and_unused_ones_do_not_matter(folder):
     found = read_particles(table(folder, rows, optics=TWO.format(2, 8, 2.0001, 8))).particles
     assert [found.optics[g].voltage_kV for g in found.optics_of] == [300, 200]
     assert len(read_particles(table(folder, ROWS, optics=TWO.format(2, 8, 3, 10))).particles) == 4
+
+
+def test_a_single_optics_group_as_pairs(folder):
+    """The same as in a table, and a table when it is written again."""
+    path = table(folder, ROWS, optics=ONE)
+    expected = read_particles(path)
+    head, _, rest = path.read_text().partition("data_particles")
+    labels = [line.split()[0] for line in head.splitlines() if line.startswith("_")]
+    pairs = "".join(f"{label} {value}\n" for label, value in zip(labels, ONE.split(), strict=True))
+    path.write_text(f"data_optics\n{pairs}\ndata_particles{rest}")
+    found = read_particles(path)
+    assert found.particles.optics == expected.particles.optics
+    write_particles(folder / "again.star", found)
+    assert read_particles(folder / "again.star").particles.optics == expected.particles.optics
+    assert read_star(folder / "again.star").table("optics").text("rlnVoltage").tolist() == ["300"]
 
 
 def test_a_table_without_ctf(folder):

@@ -125,13 +125,16 @@ def test_a_cell_that_makes_no_sense_is_named_by_its_row(place, label, value, mes
         ("rlnSphericalAberration", 1e300, "Cs 1e+300 mm"),
         ("rlnAmplitudeContrast", 1.5, "contrast 1.5"),
         ("rlnImageSize", 32, "a box of 24 pixels, the table says 32"),
+        ("rlnImageSize", "nan", "data_optics, row 1: _rlnImageSize is nan"),
+        ("rlnImagePixelSize", "nan", "data_optics, row 1: _rlnImagePixelSize is nan; correct it"),
+        ("rlnImagePixelSize", -3.0, "data_optics, row 1: _rlnImagePixelSize is -3; correct it"),
     ],
 )
 def test_optics_that_make_no_sense(place, label, value, message):
     write_star(
         "particles.star",
         [
-            Block("optics", table=Table.of({**SET.optics(), label: [value]})),
+            Block("optics", table=Table.of({**SET.optics(), label: [value]}, {label: "%s"})),
             Block("particles", table=Table.of(SET.table())),
         ],
     )
@@ -174,6 +177,20 @@ def test_images_that_are_not_square(place, shape):
     raw[8:12] = np.array([shape[0]], "<i4").tobytes()
     Path("stack.mrcs").write_bytes(bytes(raw) + bytes(4 * int(np.prod(shape))))
     assert_refused(polarice(RUN), "row 1", f"{shape[2]} x {shape[1]} pixels; extract square ones")
+
+
+def test_four_bit_images(place):
+    raw = bytearray(Path("stack.mrcs").read_bytes())
+    raw[12:16] = np.array([101], "<i4").tobytes()
+    Path("stack.mrcs").write_bytes(bytes(raw))
+    assert_refused(polarice(RUN), "row 1", "stack.mrcs: MRC mode 101 (4-bit) is for movies; convert it to mode 2")
+
+
+@pytest.mark.parametrize(("scale", "words"), [(1e-30, ""), (1e-7, " --no-norm")])
+def test_grey_values_next_to_nothing(place, images, scale, words):
+    SET.write(place, (images * scale).astype(np.float32))
+    message = "the images' grey values are too small"
+    assert_refused(polarice(RUN + words), "particles.star", message, "extract the particles again, normalised")
 
 
 def test_boxes_that_differ(place, images):
@@ -242,6 +259,7 @@ def test_images_of_huge_values_do_not_spoil_the_rest(place, images):
         ("--offset-range 13", "--offset-range 13: at most half the box, 12 px"),
         ("--offset-range 1e30", "at most half the box"),
         ("--offset-range nan", "--offset-range nan"),
+        ("--memory inf", "--memory inf: must be at least 0.01 GiB"),
         ("--offset-range 12 --offset-step 0.1", "shifts for each image, at most"),
         ("--image-dir gone --i other.star", "other.star"),
     ],

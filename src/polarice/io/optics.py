@@ -18,6 +18,7 @@ _AGREE = 1e-3  # relative; a tenth of a pixel across a box of 100
 def groups_of_particles(particles: Table, optics: Table) -> np.ndarray:
     """Row of the optics table for each particle, (n,) int32. Raises InputError for a group that is not defined."""
     numbers = _group_numbers(optics)
+    _require_distinct(optics, numbers)
     if "rlnOpticsGroup" not in particles:
         if len(numbers) == 1:
             return np.zeros(len(particles), np.int32)
@@ -39,11 +40,33 @@ def groups_of_particles(particles: Table, optics: Table) -> np.ndarray:
     return np.array([row_of[number] for number in asked.tolist()], np.int32)[index]
 
 
+def _require_distinct(optics: Table, numbers: np.ndarray) -> None:
+    if not len(numbers):
+        raise InputError(f"{optics.where} defines no optics group; add one, or export the table again")
+    values, counts = np.unique(numbers, return_counts=True)
+    if counts.max() > 1:
+        twice = values[counts.argmax()]
+        first, second = np.flatnonzero(numbers == twice)[:2] + 1
+        raise InputError(
+            f"{optics.where}, row {second}: optics group {twice} is defined in row {first} already; give each its own "
+            "number"
+        )
+
+
 def optics_groups(optics: Table) -> tuple[Optics, ...]:
-    """The groups of an optics table; what it does not say is 0 (the pixel size, too)."""
+    """The groups of an optics table; what it does not say is 0 (the pixel size, too).
+
+    Raises InputError for a pixel size or a box that is negative or not a number.
+    """
     names = optics.text("rlnOpticsGroupName") if "rlnOpticsGroupName" in optics else _group_numbers(optics).astype(str)
     pixel = next((label for label in PIXEL_SIZE_LABELS if label in optics), None)
-    columns = [_numbers(optics, label) for label in (pixel, *MICROSCOPE_LABELS, "rlnImageSize")]
+    columns = [_numbers(optics, label) for label in (pixel, *MICROSCOPE_LABELS)]
+    columns.append(optics.integers("rlnImageSize") if "rlnImageSize" in optics else np.zeros(len(optics)))
+    for label, sizes in ((pixel, columns[0]), ("rlnImageSize", columns[-1])):
+        wrong = ~((sizes >= 0) & np.isfinite(sizes))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise InputError(f"{optics.where}, row {row + 1}: _{label} is {sizes[row]:g}; correct it")
     return tuple(
         Optics(str(name), float(pixel_size_A), float(voltage_kV), float(cs_mm), float(contrast), int(box_px))
         for name, pixel_size_A, voltage_kV, cs_mm, contrast, box_px in zip(names, *columns, strict=True)

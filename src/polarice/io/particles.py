@@ -64,9 +64,11 @@ def read_particles(
     if len(table) == 0:
         raise InputError(f"{table.where} has no particles; check how it was selected")
     stacks, stack_of, section = _images(table, star.path, image_dir)
-    old = "optics" not in star or star["optics"].table is None
-    optics_table, optics_of = optics_.optics_from_columns(table) if old else (star.table("optics"), None)
-    if optics_of is None:
+    optics_table = _optics_table(star)
+    old = optics_table is None
+    if optics_table is None:
+        optics_table, optics_of = optics_.optics_from_columns(table)
+    else:
         optics_of = optics_.groups_of_particles(table, optics_table)
     ctf = _ctf(table, optics_table, need_ctf)
     groups = _with_scale(optics_.optics_groups(optics_table), optics_of, stacks, stack_of, table.where, pixel_size_A)
@@ -112,6 +114,14 @@ def _particle_block(star: StarFile) -> Table:
         if block.table is not None and "rlnImageName" in block.table:
             return block.table
     raise InputError(f"{star.path}: no block data_particles and no column _rlnImageName; is this a table of particles?")
+
+
+def _optics_table(star: StarFile) -> Table | None:
+    """data_optics, None where there is none; some programs write a single group as pairs."""
+    if "optics" not in star or star["optics"].table is not None or not star["optics"].pairs:
+        return star["optics"].table if "optics" in star else None
+    columns = {label: np.array([text], object) for label, text in star["optics"].pairs.items()}
+    return Table.of(columns, {label: "%s" for label in columns}, f"{star.path}, data_optics")
 
 
 def _images(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from polarice.io.copies import Copy
-from polarice.io.mrc import MrcHeader, cut_off, read_header, unpack
+from polarice.io.mrc import PACKED, MrcHeader, cut_off, read_header, unpack
 from polarice.types import InputError, Particles
 
 OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
@@ -172,6 +172,8 @@ class StackSource:
 
     def _check_box(self, stack: int, header: MrcHeader, row: int) -> None:
         where = f"{self._table}, row {row + 1}: {self._particles.stacks[stack]}"
+        if header.mode == PACKED:
+            raise InputError(f"{where}: MRC mode 101 (4-bit) is for movies; convert it to mode 2 (float32)")
         if header.nx != header.ny:
             raise InputError(f"{where} has images of {header.nx} x {header.ny} pixels; extract square ones")
         if header.nx != self._box_px:

@@ -27,6 +27,7 @@ TOLERATED_BAD = 0.1  # share of unusable images beyond which a run is refused
 SURVEY_BATCH = 256
 SMALLEST_BOX_PX = 16
 HIGHEST_CTF = 1e6  # a B factor far below zero makes it grow
+LEAST_POWER = 1e-9  # of the images' noise; arithmetic in single precision wants more
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,11 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, co
         if row not in found.bad
     }  # fmt: skip
     comm.once(lambda: _tell_left_out(table, bad))
+    if found.noise_power.max() < LEAST_POWER:
+        raise InputError(
+            f"{table.path}: the images' grey values are too small (noise of {found.noise_power.max() ** 0.5:.1g}); leave "
+            "--no-norm out, or extract the particles again, normalised"
+        )
     rows = order[~np.isin(order, list(bad))]
     if params.classes > len(rows):
         raise InputError(f"{table.path}: {params.classes} classes asked of {len(rows)} usable particles; ask for fewer")

@@ -13,6 +13,7 @@ tuple of them. A field without default is positional; `continue_` is spelled `--
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import types
 import typing
@@ -139,7 +140,7 @@ def _check_item(option: Option, item: Any) -> None:
         return
     low = -float("inf") if option.low is None else option.low
     high = float("inf") if option.high is None else option.high
-    if not low <= item <= high:  # not a number fails too
+    if not (low <= item <= high and math.isfinite(item)):
         unit = f" {option.unit}" if option.unit else ""
         raise InputError(f"{option.flag} {item:g}: must be {option.bounds or 'a number'}{unit}")
 
