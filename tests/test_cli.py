@@ -87,6 +87,7 @@ def test_relions_spellings_are_taken(ran, words):
         ("toy p.star --k many", "invalid int value: 'many'"),
         ("toy p.star --device gpu", "invalid choice: 'gpu'"),
         ("toy p.star --partikle-diameter 3", "no such option: --partikle-diameter (did you mean --particle-diameter?)"),
+        ("toy p.star q.star", "one word too many: q.star"),
         ("toy", "required: particles"),
         ("tooy", "no such command: tooy (did you mean toy?)"),
     ],

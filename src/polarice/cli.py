@@ -116,6 +116,8 @@ def parse(name: str, params_class: Any, words: Sequence[str]) -> Any:
     """The Params that `words` ask for; prints help or a message and leaves by SystemExit as argparse does."""
     parser = build_parser(name, params_class)
     namespace, strange = parser.parse_known_args(_dashed(words))
+    if strange and not strange[0].startswith("-"):
+        parser.error(f"one word too many: {strange[0]}")
     if strange:
         known = [flag for action in parser._actions for flag in action.option_strings]
         parser.error(f"no such option: {strange[0]}{_meant(strange[0].split('=')[0], known)}")

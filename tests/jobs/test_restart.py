@@ -248,6 +248,7 @@ def test_more_iterations_than_the_default_and_as_many_as_it(whole, place):
     [
         ("--k 7", "--k 7: a run that goes on keeps what it began with (4)"),
         ("--seed 3", "--seed 3: a run that goes on keeps what it began with (1)"),
+        ("--no-ctf", "error: --no-ctf: a run that goes on keeps what it began with (--ctf)"),
         ("--o elsewhere", "--o elsewhere: a run that goes on keeps what it began with (out)"),
         ("other.star", "particles other.star: a run that goes on keeps what it began with (particles.star)"),
     ],

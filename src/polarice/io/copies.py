@@ -54,7 +54,7 @@ def copied(
     where the folder is missing, has too little room, or a copy is not what was read.
     """
     if not folder.is_dir():
-        raise InputError(f"--copy-to {folder}: no such folder; make it on every node, or leave the option out")
+        raise InputError(f"--copy-to {folder}: no such folder; make it on every node, or name another")
     wanted = _wanted(particles, np.concatenate(parts), unsigned)
     key = hashlib.blake2b(repr([_named(each) for each in wanted]).encode(), digest_size=8).hexdigest()
     place = folder / f"{PREFIX}{key}"

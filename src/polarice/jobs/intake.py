@@ -132,7 +132,7 @@ def _checked_table(params: Any, ranks: int) -> ParticleTable:
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     particles = table.particles
     if params.scratch is not None and not params.scratch.is_dir():
-        raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or leave the option out")
+        raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or name another")
     if params.classes > len(particles):
         raise InputError(
             f"{params.particles}: {params.classes} classes asked of {len(particles)} particles; ask for fewer with --k"
@@ -220,9 +220,10 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, co
     }  # fmt: skip
     comm.once(lambda: _tell_left_out(table, bad))
     if found.noise_power.max() < LEAST_POWER:
+        sd = float(found.noise_power.max()) ** 0.5
         raise InputError(
-            f"{table.path}: the images' grey values are too small (noise of {found.noise_power.max() ** 0.5:.1g}); leave "
-            "--no-norm out, or extract the particles again, normalised"
+            f"{table.path}: the images' grey values are too small (noise of {sd:.1g}); leave --no-norm out, or extract "
+            "the particles again, normalised"
         )
     rows = order[~np.isin(order, list(bad))]
     if params.classes > len(rows):

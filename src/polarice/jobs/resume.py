@@ -94,9 +94,10 @@ def _require_same(params: Any, old: Any) -> None:
         same = value == kept or (each.field == "o" and value.resolve() == kept.resolve())
         if each.field in (*ANEW, "continue_") or same or value == (None if each.positional else each.default):
             continue
-        raise InputError(
-            f"{each.flag} {value}: a run that goes on keeps what it began with ({kept}); leave this out, or start anew"
-        )
+        given = f"{each.flag} {value}"
+        if each.kind is bool:
+            given, kept = (each.flag if yes else f"--no-{each.flag[2:]}" for yes in (value, kept))
+        raise InputError(f"{given}: a run that goes on keeps what it began with ({kept}); leave this out, or start anew")
 
 
 def _require_inputs(folder: Path, saved: dict[str, Any]) -> None:

@@ -64,8 +64,8 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
         if params.scratch is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise InputError(
-            f"--scratch {params.scratch}: {error.strerror}; name another folder, or none, and go on: "
-            f"{resume.go_on_command(job, params.o)}"
+            f"--scratch {params.scratch}: {error.strerror}; free some space, or go on with another folder: "
+            f"{resume.go_on_command(job, params.o)} --scratch FOLDER"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
