@@ -97,7 +97,8 @@ def _require_same(params: Any, old: Any) -> None:
         given = f"{each.flag} {value}"
         if each.kind is bool:
             given, kept = (each.flag if yes else f"--no-{each.flag[2:]}" for yes in (value, kept))
-        raise InputError(f"{given}: a run that goes on keeps what it began with ({kept}); leave this out, or start anew")
+        message = f"{given}: a run that goes on keeps what it began with ({kept}); leave this out, or start anew"
+        raise InputError(message)
 
 
 def _require_inputs(folder: Path, saved: dict[str, Any]) -> None:
