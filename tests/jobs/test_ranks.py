@@ -42,7 +42,11 @@ def start(line: str, folder: Path, ranks: int, first: str = "") -> subprocess.Po
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=seconds)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher ends its ranks
+        raise
     return process.returncode, out, err
 
 
