@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,27 @@ def test_discard_from(job):
     discard_from("Class2D", 2)
     kinds = ("classes.mrcs", "data.star", "model.star", "optimiser.star", "sampling.star")
     assert sorted(path.name for path in Path("Class2D").iterdir()) == [f"run_it001_{kind}" for kind in kinds]
+
+
+@pytest.mark.parametrize("limit_A", [None, 12.5])
+def test_what_the_optimiser_and_the_model_say_of_the_iteration(job, limit_A):
+    """Resolution 1/A, changes in degrees and A, twice the last ring compared; -1 where resolution is not limited."""
+    table, iteration = job
+    model = replace(iteration.model, resolution_A=np.array([24.0, 16.0, np.inf]))
+    assert iteration.resolution_limit_A == 10
+    write_iteration("Class2D", replace(iteration, model=model), table, replace(RUN, strict_highres_exp_A=limit_A))
+    said = read_star("Class2D/run_it003_optimiser.star")["optimiser_general"].pairs
+    said = dict(said) | dict(read_star("Class2D/run_it003_model.star")["model_general"].pairs)
+    expected = {
+        "rlnBestResolutionThusFar": 1 / 16,
+        "rlnChangesOptimalOrientations": iteration.changed_psi_deg,
+        "rlnChangesOptimalOffsets": iteration.changed_shift_px * PIXEL_A,
+        "rlnChangesOptimalClasses": iteration.changed_class,
+        "rlnHighresLimitExpectation": limit_A or -1.0,
+        "rlnCurrentResolution": 16.0,
+        "rlnCurrentImageSize": 20,  # 96 A / 10 A = 9.6 rings on either side
+    }
+    assert {name: float(said[name]) for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
 def test_mask_share_is_relions():
