@@ -20,6 +20,7 @@ from polarice.align.sums import Sums
 from polarice.ctf import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.references.averages import Averages
+from polarice.references.snr import resolved_px
 from polarice.types import Pose2D
 
 RADIUS_PX = 12.0
@@ -212,6 +213,104 @@ def test_split_tells_copies_apart_and_leaves_singletons():
     torch.testing.assert_close((split.field[0] - model.field[0]).double(), width * noise[0], rtol=1e-4, atol=1e-5)
     assert (split.field[0] - split.field[2]).std() == pytest.approx(width * math.sqrt(2), rel=0.1)
     torch.testing.assert_close(split.weights, torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64))
+
+
+# -- what maximization makes of sums that were made by hand -----------------------------------------------------------
+
+
+def hand_made(basis: PolarBasis, power: torch.Tensor, weight: float = 50.0, groups: int = 1) -> Sums:
+    """Sums of classes whose averages have the mean square `power` (K, ring), the CTF's power summing up to `weight`."""
+    k, rings = power.shape
+    none = Sums.of_none((basis.n_q, 1, rings, k), groups, CPU)
+    w = basis.weight.double()[:, None]
+    numerator, denominator = none.numerator.clone(), none.denominator.clone()
+    numerator[0] = (power.sqrt() * weight).T * w * basis.n_theta
+    denominator[0] = weight * w * basis.n_theta
+    ones = torch.ones(groups, rings, dtype=torch.float64)
+    return replace(
+        none,
+        numerator=numerator,
+        denominator=denominator,
+        class_weight=torch.ones(k, dtype=torch.float64),
+        image_power=weight * ones,
+        ctf_power=weight * ones,
+        group_count=torch.full((groups,), weight, dtype=torch.float64),
+    )
+
+
+def test_classes_are_pulled_towards_equal_occupancy_step_by_step():
+    """log prior -= balance * log(K * weight), about a mean of 0; an empty class counts as a fiftieth of an equal one."""
+    basis = PolarBasis(48, RADIUS_PX, 8)
+    shares = torch.tensor([30.0, 10.0, 8.0, 0.0], dtype=torch.float64)
+    sums = replace(hand_made(basis, torch.ones(4, 8).double()), class_weight=shares)
+    step = 0.5 * torch.tensor([2.5, 10 / 12, 8 / 12, 0.02], dtype=torch.float64).log()
+    step -= step.mean()
+    model = blank(basis, 4)
+    for times in (1, 2, 3):
+        model = model.maximize(sums, Prior(balance=0.5))
+        torch.testing.assert_close(model.log_prior, -times * step)
+    for _ in range(100):
+        model = model.maximize(sums, Prior(balance=0.5))
+    assert model.log_prior.max() == 30.0 and model.log_prior.min() == -30.0  # exp of more is of no use
+    learned = model.maximize(sums, Prior())
+    torch.testing.assert_close(learned.weights, shares / 48)
+    torch.testing.assert_close(learned.log_prior[:3], (shares / 48).log()[:3])
+    assert learned.log_prior[3] < -20
+
+
+def test_the_prior_holds_an_average_down_by_its_signal_to_noise_ratio():
+    """A = num / (den + f / tau^2), tau^2 = T * SSNR * f / den: an average shrinks by T SSNR / (T SSNR + 1)."""
+    basis = PolarBasis(48, RADIUS_PX, 12)
+    model = blank(basis, 1)
+    error = model.mask_fraction / 50.0
+    for ratio, fudge in ((4.0, 2.0), (4.0, 0.5), (0.25, 1.0)):
+        power = torch.full((1, 12), error * (1 + ratio), dtype=torch.float64)
+        found = model.maximize(hand_made(basis, power), Prior(tau2_fudge=fudge))
+        torch.testing.assert_close(found.ssnr, torch.full((1, 12), ratio, dtype=torch.float64))
+        torch.testing.assert_close(found.error, torch.full((1, 12), error, dtype=torch.float64))
+        granted = torch.full((12,), ratio, dtype=torch.float64)
+        granted[: 4 if ratio < 1 else 12] = max(ratio, 1.0)  # three rings beyond the first, which always counts
+        shrunk = fudge * granted / (fudge * granted + 1)
+        held = found.field[0].square().mean(dim=1).sqrt().double() / power[0].sqrt()
+        torch.testing.assert_close(held, shrunk, rtol=1e-5, atol=0)
+        floored = model.maximize(hand_made(basis, power), Prior(tau2_fudge=fudge, min_ssnr=9.0))
+        assert floored.field.square().mean().sqrt() / power.mean().sqrt() == pytest.approx(9 * fudge / (9 * fudge + 1))
+
+
+def test_the_width_of_the_shift_prior_is_that_of_one_coordinate():
+    """100 particles, sum of |t|^2 = 1800 px^2: 3 px in x and in y; never less than asked for."""
+    basis = PolarBasis(48, RADIUS_PX, 8)
+    sums = hand_made(basis, torch.ones(2, 8).double())
+    sums = replace(sums, class_weight=sums.class_weight * 50, squared_shift=torch.tensor(1800.0).double())
+    assert blank(basis, 2).maximize(sums, Prior()).shift_sigma_px == pytest.approx(3.0)
+    assert blank(basis, 2).maximize(sums, Prior(min_shift_sigma_px=4.0)).shift_sigma_px == 4.0
+
+
+def test_each_group_keeps_its_own_noise():
+    """What is explained counts in units of each group's noise, by the CTF power it put in; without images, as it was."""
+    basis = PolarBasis(48, RADIUS_PX, 8)
+    model = blank(basis, 1, groups=3)
+    fraction, signal, noise = model.mask_fraction, 4.0, torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    model = replace(model, noise_power=noise[:, None].expand(3, 25).clone())
+    n, ctf = torch.tensor([100.0, 400.0, 0.0], dtype=torch.float64), torch.tensor([0.8, 0.3, 0.0]).double()
+    weight = float((n * ctf / noise).sum())
+    sums = replace(
+        hand_made(basis, torch.full((1, 8), signal).double(), weight, groups=3),
+        image_power=(n * (ctf * signal + fraction * noise))[:, None].expand(3, 8),
+        ctf_power=(n * ctf)[:, None].expand(3, 8),
+        group_count=n,
+    )
+    found = model.maximize(sums, FLAT)
+    torch.testing.assert_close(found.noise_power, model.noise_power, rtol=1e-6, atol=0)
+
+
+def test_where_an_average_ceases_to_hold_signal():
+    """The last ring before the SSNR falls below 1 for more than two rings; the first where there is none."""
+    ssnr = torch.zeros(4, 12, dtype=torch.float64)
+    ssnr[0, :5] = 1.0
+    ssnr[1, [0, 1, 4, 7]] = 3.0  # gaps of two
+    ssnr[2, [0, 1, 5, 6]] = 3.0  # a gap of three
+    assert resolved_px(ssnr).tolist() == [5, 8, 2, 1]
 
 
 def log_likelihood(model: Averages, sums: Sums, search: Search) -> float:
