@@ -239,7 +239,7 @@ def hand_made(basis: PolarBasis, power: torch.Tensor, weight: float = 50.0, grou
 
 
 def test_classes_are_pulled_towards_equal_occupancy_step_by_step():
-    """log prior -= balance * log(K * weight), about a mean of 0; an empty class counts as a fiftieth of an equal one."""
+    """log prior -= balance * log(K * weight), about a mean of 0; an empty class counts as 1/50 of an equal one."""
     basis = PolarBasis(48, RADIUS_PX, 8)
     shares = torch.tensor([30.0, 10.0, 8.0, 0.0], dtype=torch.float64)
     sums = replace(hand_made(basis, torch.ones(4, 8).double()), class_weight=shares)
@@ -287,7 +287,7 @@ def test_the_width_of_the_shift_prior_is_that_of_one_coordinate():
 
 
 def test_each_group_keeps_its_own_noise():
-    """What is explained counts in units of each group's noise, by the CTF power it put in; without images, as it was."""
+    """What is explained is shared out in units of each group's noise, by its CTF power; without images, as it was."""
     basis = PolarBasis(48, RADIUS_PX, 8)
     model = blank(basis, 1, groups=3)
     fraction, signal, noise = model.mask_fraction, 4.0, torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
