@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs.sets import PIXEL_A, ParticleSet
 from polarice.io.class2d import RunSettings, complete_iterations, discard_from, mask_share, write_iteration
 from polarice.io.mrc import open_stack, write_stack
 from polarice.io.particles import read_particles
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
+from programs import relion
 
 starfile = pytest.importorskip("starfile")
 mrcfile = pytest.importorskip("mrcfile")
 
-BOX, PIXEL_A, DIAMETER_A = 32, 3.0, 66.0
+BOX, DIAMETER_A = 32, 66.0
 RUN = RunSettings(particle_diameter_A=DIAMETER_A, seed=7, ctf=False)
 # without any of these, relion_refine 3.1.3 --continue stops (found by leaving out one at a time)
 COMPULSORY = (
@@ -93,16 +93,6 @@ def iteration_of(pose: Pose2D, number: int = 3, noise: float = 0.6) -> Iteration
 def write_table(folder: Path, images: np.ndarray) -> Path:
     n = len(images)
     write_stack(folder / "p.mrcs", images, PIXEL_A)
-    optics = {
-        "rlnOpticsGroupName": ["opticsGroup1"],
-        "rlnOpticsGroup": [1],
-        "rlnVoltage": [300.0],
-        "rlnSphericalAberration": [2.7],
-        "rlnAmplitudeContrast": [0.1],
-        "rlnImagePixelSize": [PIXEL_A],
-        "rlnImageSize": [BOX],
-        "rlnImageDimensionality": [2],
-    }
     columns = {
         "rlnImageName": [f"{i + 1:06d}@p.mrcs" for i in range(n)],
         "rlnMicrographName": [f"MotionCorr/job002/mic{9 - i % 4}.mrc" for i in range(n)],
@@ -110,7 +100,10 @@ def write_table(folder: Path, images: np.ndarray) -> Path:
         "rlnOriginXAngst": [0.5] * n,
         "myOwnColumn": [f"1.50{i}e+00" for i in range(n)],
     }
-    blocks = [Block("optics", table=Table.of(optics)), Block("particles", table=Table.of(columns))]
+    blocks = [
+        Block("optics", table=Table.of(ParticleSet(box_px=BOX).optics())),
+        Block("particles", table=Table.of(columns)),
+    ]
     write_star(folder / "p.star", blocks)
     return folder / "p.star"
 
@@ -286,14 +279,6 @@ def test_mask_share_is_relions():
     pixel, lay at 0.995 of theirs times this (outer shells)."""
     assert mask_share(48, 110 / 3 / 2) == pytest.approx(0.55791, abs=1e-5)
     assert mask_share(64, 500) == 1.0
-
-
-def relion(*words: object) -> str:
-    if shutil.which(str(words[0])) is None:
-        pytest.skip(f"{words[0]} is not installed")
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
 
 
 def test_relion_goes_on_from_our_folder(tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """`polarice simulate` from files to files, and its conventions against RELION's own programs."""
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from polarice.io.star import Block, Table, read_star, write_star
 from polarice.jobs.simulate import Params, run, simulation_of
 from polarice.simulate import Species, euler_of_quat, simulate, species_of_map, species_of_model
 from polarice.types import InputError
+from programs import relion
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -218,13 +217,6 @@ def test_orientations_from_files(map_path, tmp_path):
         assert simulation.particles == 12
         apart = Rotation.from_quat(simulation.orientations.quat) * Rotation.from_quat(quat).inv()
         assert np.rad2deg(apart.magnitude()).max() < 1e-4
-
-
-def relion(program: str, *words: str, folder: Path) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
-    done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_relion_reconstructs_the_map_from_our_truth(map_path, tmp_path, monkeypatch):

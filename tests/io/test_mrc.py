@@ -3,8 +3,6 @@
 import gzip
 import io
 import os
-import shutil
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from polarice.io.mrc import (
     write_volume,
 )
 from polarice.types import InputError
+from programs import relion
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -200,12 +199,8 @@ def test_files_that_are_wrong_say_so(tmp_path):
 
 
 def test_relion_reads_our_stack(tmp_path):
-    program = shutil.which("relion_image_handler")
-    if program is None:
-        pytest.skip("relion_image_handler not installed")
     pixels = np.random.default_rng(3).normal(2, 3, (3, 33, 33)).astype(np.float32)
     write_stack(tmp_path / "a.mrcs", pixels, 1.75)
-    command = [program, "--i", "a.mrcs", "--o", "b.mrcs", "--multiply_constant", "2"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    relion("relion_image_handler", "--i", "a.mrcs", "--o", "b.mrcs", "--multiply_constant", 2, folder=tmp_path)
     np.testing.assert_allclose(open_stack(tmp_path / "b.mrcs"), 2 * pixels, rtol=1e-6)
     assert read_header(tmp_path / "b.mrcs").pixel_size_A == pytest.approx(1.75)

@@ -1,8 +1,6 @@
 """Tables of particles: both ages of RELION, conventions, what is missing, and what goes out again."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from polarice.io.mrc import write_stack
 from polarice.io.particles import StackSource, pose_columns, read_particles, write_particles
 from polarice.io.star import read_star
 from polarice.types import InputError, Pose2D
+from programs import relion
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 OPTICS = """data_optics
@@ -294,9 +293,6 @@ def test_a_real_old_table_of_25000(tmp_path):
 
 @pytest.mark.parametrize("name", ["sta_testing_bin8", "made"])
 def test_relion_reads_our_table_and_finds_the_same_images(folder, name):
-    program = shutil.which("relion_stack_create")
-    if program is None:
-        pytest.skip("relion_stack_create not installed")
     if name == "made":
         found = read_particles(table(folder, old_rows(), OLD, optics=""))
     else:
@@ -304,8 +300,7 @@ def test_relion_reads_our_table_and_finds_the_same_images(folder, name):
         os.symlink(found.particles.stacks[0], folder / Path(found.particles.stacks[0]).name)
     rows = np.random.default_rng(0).permutation(len(found.particles))
     write_particles(folder / "ours.star", found, rows)
-    command = [program, "--i", "ours.star", "--o", "theirs", "--one_by_one"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    relion("relion_stack_create", "--i", "ours.star", "--o", "theirs", "--one_by_one", folder=folder)
     theirs = read_particles(folder / "theirs.star")
     ours = StackSource(found.particles).read(rows)
     for image, name in zip(

@@ -35,6 +35,20 @@ def give(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "device_of", lambda *_: accelerator.DEVICE)
 
 
+def near_and_far(monkeypatch: pytest.MonkeyPatch, job: Any, params: Any) -> tuple[Path, Path]:
+    """The folders `out` of a job on the processor and of the same on the accelerator, where the test still stands."""
+    here = Path.cwd()
+    for name in ("near", "far"):
+        Path(name).mkdir()
+    monkeypatch.chdir("near")
+    job.run(params)
+    monkeypatch.chdir("../far")
+    give(monkeypatch)
+    with accelerator.played():
+        job.run(params)
+    return here / "near/out", here / "far/out"
+
+
 def test_tensors_of_two_devices_do_not_meet():
     with accelerator.played() as device:
         far = torch.arange(6.0, device=device).view(2, 3)
@@ -50,18 +64,13 @@ def test_tensors_of_two_devices_do_not_meet():
 def test_a_job_on_it_leaves_what_it_leaves_on_the_processor(lent: Path, job: Any, monkeypatch: pytest.MonkeyPatch):
     """To the bit, since the arithmetic is the same; also when it goes on from a checkpoint."""
     params = job.Params(particles=lent, o=Path("out"), k=3, iter=4, threads=1, memory=0.25)
-    for name in ("near", "far"):
-        Path(name).mkdir()
-    monkeypatch.chdir("near")
-    job.run(params)
-    monkeypatch.chdir("../far")
-    give(monkeypatch)
+    near, far = near_and_far(monkeypatch, job, params)
+    assert_same_files(near, far, 4)
+    for path in far.glob("run_it00[34]_*"):
+        path.unlink()
     with accelerator.played():
-        job.run(params)
-        for path in Path("out").glob("run_it00[34]_*"):
-            path.unlink()
         job.run(replace(params, particles=None, continue_=Path("out")))
-    assert_same_files(lent.parent / "near/out", lent.parent / "far/out", 4)
+    assert_same_files(near, far, 4)
 
 
 @pytest.mark.parametrize("start", ["pca", "classes", "random"])
@@ -71,12 +80,4 @@ def test_a_map_on_it_is_the_map_on_the_processor(lent: Path, start: str, monkeyp
     params = sml.Params(
         particles=table, image_dir=lent.parent, o=Path("out"), k="3x3", iter=4, start=start, threads=1, memory=0.25
     )
-    for name in ("near", "far"):
-        Path(name).mkdir()
-    monkeypatch.chdir("near")
-    sml.run(params)
-    monkeypatch.chdir("../far")
-    give(monkeypatch)
-    with accelerator.played():
-        sml.run(params)
-    assert_same_files(lent.parent / "near/out", lent.parent / "far/out", 4)
+    assert_same_files(*near_and_far(monkeypatch, sml, params), 4)

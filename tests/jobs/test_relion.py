@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +11,10 @@ from jobs.runs import polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
 from polarice.io.mrc import open_stack
 from polarice.io.star import read_star
+from programs import relion
 
 SET = ParticleSet(n=300, box_px=32, noise_sd=0.3, ctf=False)
 DIAMETER_A, CLASSES, ITERATIONS = 70.0, 5, 6
-
-
-def relion(*words: object) -> str:
-    if shutil.which(str(words[0])) is None:
-        pytest.skip(f"{words[0]} is not installed")
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture

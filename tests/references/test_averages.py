@@ -203,6 +203,7 @@ def test_split_tells_copies_apart_and_leaves_singletons():
     model = replace(
         model,
         weights=torch.tensor([0.6, 0.4], dtype=torch.float64),
+        log_prior=torch.tensor([0.3, -0.3], dtype=torch.float64),
         error=torch.full((2, 16), 0.04, dtype=torch.float64),
         ssnr=torch.full((2, 16), 3.0, dtype=torch.float64),
     )
@@ -213,6 +214,7 @@ def test_split_tells_copies_apart_and_leaves_singletons():
     torch.testing.assert_close((split.field[0] - model.field[0]).double(), width * noise[0], rtol=1e-4, atol=1e-5)
     assert (split.field[0] - split.field[2]).std() == pytest.approx(width * math.sqrt(2), rel=0.1)
     torch.testing.assert_close(split.weights, torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64))
+    torch.testing.assert_close(split.log_prior, torch.tensor([0.2, -0.4, 0.2], dtype=torch.float64))  # mean 0
 
 
 # -- what maximization makes of sums that were made by hand -----------------------------------------------------------
@@ -302,6 +304,20 @@ def test_each_group_keeps_its_own_noise():
     )
     found = model.maximize(sums, FLAT)
     torch.testing.assert_close(found.noise_power, model.noise_power, rtol=1e-6, atol=0)
+
+
+def test_what_a_held_down_average_leaves_is_noise():
+    """Of images CTF * S in noise, an average a S leaves the power CTF^2 (1 - a)^2 S^2 beside it."""
+    basis = PolarBasis(48, RADIUS_PX, 8)
+    model, n, ctf, signal = blank(basis, 1), 100.0, 0.8, 4.0
+    power = n * (ctf * signal + model.mask_fraction) * torch.ones(1, 8, dtype=torch.float64)
+    sums = hand_made(basis, torch.full((1, 8), signal).double(), n * ctf)
+    count = torch.tensor([n], dtype=torch.float64)
+    found = model.maximize(replace(sums, image_power=power, group_count=count), Prior(tau2_fudge=1e-2))
+    share = found.field.square().mean().sqrt().item() / signal**0.5
+    assert 0.5 < share < 0.95
+    left = 1 + ctf * (1 - share) ** 2 * signal / model.mask_fraction
+    assert found.ring_noise[0].tolist() == pytest.approx([left] * 8, rel=1e-5)
 
 
 def test_where_an_average_ceases_to_hold_signal():
