@@ -12,7 +12,6 @@ import gzip
 import mmap
 import os
 import tempfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from polarice.io.atomic import naming_full_disk, replacing
+from polarice.io.gzipped import MAGIC, naming_source
 from polarice.types import InputError
 
 HEADER_BYTES = 1024
@@ -94,20 +94,14 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
 
 def _first_bytes(path: Path) -> tuple[bytes, int, bool]:
     """The header's bytes, the size of the file, and whether it is gzipped."""
-    try:
+    with naming_source(path):
         with open(path, "rb") as stream:
             raw = stream.read(HEADER_BYTES)
             size = os.fstat(stream.fileno()).st_size
-        if raw[:2] != b"\x1f\x8b":
+        if not raw.startswith(MAGIC):
             return raw, size, False
         with gzip.open(path) as stream:
             return stream.read(HEADER_BYTES), size, True
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the name and the folder") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path}: the gzip file is damaged or cut off; copy it again") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _fields(path: Path, raw: bytes) -> tuple[str, np.void]:
@@ -154,7 +148,7 @@ def map_sections(path: str | os.PathLike[str], header: MrcHeader, packed: bool =
     """
     if header.mode == PACKED and not packed:
         raise InputError(f"{path}: MRC mode 101 (4-bit) is for movies; convert it to mode 2 (float32)")
-    try:
+    with naming_source(path):
         if header.gzipped:
             with tempfile.TemporaryFile(prefix="polarice-") as plain:
                 unpack(path, plain)
@@ -162,8 +156,6 @@ def map_sections(path: str | os.PathLike[str], header: MrcHeader, packed: bool =
         else:
             with open(path, "rb") as stream:
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     shape = (header.n, header.ny, header.row_items)
     there = max(0, len(mapped) - header.offset) // (header.ny * header.row_items * header.dtype.itemsize)
     if there < header.n:
@@ -181,13 +173,14 @@ def cut_off(path: str | os.PathLike[str], header: MrcHeader, there: int) -> str:
 
 def unpack(path: str | os.PathLike[str], target: IO[bytes]) -> None:
     """Decompress a gzip file into an open one. Raises InputError where it is damaged or the disk is full."""
-    try:
-        with naming_full_disk(f"{tempfile.gettempdir()} (unpacking {path})"), gzip.open(path) as stream:
-            while piece := stream.read(1 << 22):
-                target.write(piece)
-            target.flush()
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path}: the gzip file is damaged or cut off; copy it again") from None
+    with (
+        naming_source(path),
+        naming_full_disk(f"{tempfile.gettempdir()} (unpacking {path})"),
+        gzip.open(path) as stream,
+    ):
+        while piece := stream.read(1 << 22):
+            target.write(piece)
+        target.flush()
 
 
 def read_volume(path: str | os.PathLike[str], unsigned: bool = False) -> tuple[np.ndarray, float]:

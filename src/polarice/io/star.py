@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import Any
 
 from polarice.io.atomic import replacing
 from polarice.io.cells import RaggedTable, split
+from polarice.io.gzipped import MAGIC, naming_source
 from polarice.io.table import Table, quoted, text_of
 from polarice.types import InputError
 
 __all__ = ["Block", "StarFile", "Table", "read_star", "write_star"]
 
-_GZIP = b"\x1f\x8b"
 _VALUE = re.compile(r"""(?<!\S)(?:"([^"]*)"|'([^']*)')(?!\S)|(\S+)""")
 
 
@@ -101,16 +100,10 @@ def write_star(path: str | os.PathLike[str], blocks: Iterable[Block], version: i
 
 
 def _contents(path: Path) -> bytes:
-    try:
+    with naming_source(path):
         data = path.read_bytes()
-        if data.startswith(_GZIP):
+        if data.startswith(MAGIC):
             data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the name and the folder") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path}: the gzip file is damaged or cut off; copy it again") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     return data.removeprefix(b"\xef\xbb\xbf")
 
 
