@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from align.phantoms import CPU
 from jobs.runs import FOLDER_FILES, polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet, purity
+from polarice.fourier import soft_disc
 from polarice.io.mrc import open_stack, read_header, write_stack
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.jobs import class2d
+from polarice.jobs.checkpoint import read_checkpoint
 from polarice.jobs.params import from_dict
+from polarice.jobs.report import read_history
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=0.3)
 CLASSES = 8
@@ -118,6 +122,37 @@ def test_averages_and_weights_belong_to_the_labels(whole):
     assert np.abs(model.numbers("rlnClassDistribution") - shares).max() < 0.05
     header = read_header(whole / f"out/{LAST}_classes.mrcs")
     assert (header.n, header.nx, round(header.pixel_size_A, 4)) == (CLASSES, 32, PIXEL_A)
+
+
+def test_the_files_say_what_the_model_is(whole):
+    """Ring r of the engine is shell r of the files; averages are masked; steps and limits are those of the search."""
+    model = read_checkpoint(whole / "out", 5, CPU).model
+    star, rings, width_A = read_star(whole / f"out/{LAST}_model.star"), model.basis.r_max, 32 * PIXEL_A
+    classes = star.table("model_classes")
+    for k in range(CLASSES):
+        found = star.table(f"model_class_{k + 1}").numbers("rlnSsnrMap")
+        assert found[1 : rings + 1] == pytest.approx(model.ssnr[k].tolist(), rel=1e-5, abs=1e-6)
+        assert not found[0] and not found[rings + 1 :].any()
+    resolved = width_A / model.resolution_px().numpy()
+    assert classes.numbers("rlnEstimatedResolution") == pytest.approx(resolved, rel=1e-5)
+    assert classes.numbers("rlnClassDistribution") == pytest.approx(model.weights.tolist(), abs=1e-6)
+    masked = model.images().numpy() * soft_disc(32, 70 / PIXEL_A / 2)
+    np.testing.assert_allclose(open_stack(whole / f"out/{LAST}_classes.mrcs"), masked, atol=1e-4 * masked.max())
+    last = read_history(whole / "out")[-1]
+    assert last["resolution_limit_A"] == pytest.approx(width_A / rings)
+    assert last["psi_step_deg"] == pytest.approx(360 / model.basis.n_theta)
+    assert (last["shift_range_px"], last["shift_step_px"]) == (1.0, 0.5)
+    sampling = read_star(whole / f"out/{LAST}_sampling.star")["sampling_general"].pairs
+    assert float(sampling["rlnPsiStep"]) == pytest.approx(2 * 360 / model.basis.n_theta, rel=1e-5)
+
+
+@pytest.mark.parametrize(("limit_A", "rings"), [(12.5, 7), (1000.0, 4)])
+def test_images_are_compared_up_to_the_resolution_asked_for(place, limit_A, rings):
+    """96 A / 12.5 A = 7.68 periods; at least four rings."""
+    assert polarice(f"{RUN} --iter 2 --o out --strict-highres-exp {limit_A}").code == 0
+    assert read_checkpoint(Path("out"), 2, CPU).model.basis.r_max == rings
+    optimiser = read_star("out/run_it002_optimiser.star")["optimiser_general"].pairs
+    assert float(optimiser["rlnHighresLimitExpectation"]) == limit_A
 
 
 # -- the same answer ---------------------------------------------------------------------------------------------------
