@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("scipy")
 from scipy.spatial.transform import Rotation
 
+from polarice.cli import main
 from polarice.fourier import centred_fft2, centred_grid
 from polarice.io.mrc import open_stack, read_header, read_volume, write_volume
 from polarice.io.particles import StackSource, read_particles
@@ -181,6 +182,7 @@ def test_real_inputs():
         ({"orientations": "preferred", "preferred_axis": (0.0, 1.0)}, "--preferred-axis"),
         ({"noise_spectrum": Path("spectrum.txt")}, "spectrum.txt"),
         ({"snr": 0.0}, "SNR"),
+        ({"angpix": 0.001}, "--angpix 0.001: the box would be 192000 px wide; give a larger one, or a --box"),
         ({"o": Path("helix.mrc")}, "cannot make the folder"),
     ],
 )
@@ -239,3 +241,30 @@ def test_relion_projects_the_same_images(map_path, tmp_path, monkeypatch):
     ours, theirs = open_stack("out/particles.mrcs"), open_stack("theirs.mrcs")
     for mine, other in zip(ours, theirs, strict=True):
         assert np.corrcoef(mine.ravel(), other.ravel())[0, 1] > 0.995
+
+
+def test_no_noise_is_an_infinite_signal_to_noise_ratio(map_path, tmp_path):
+    """The one option that may be infinite."""
+    command = ["simulate", str(map_path), "--o", str(tmp_path / "out"), "--particles", "2", "--no-ctf"]
+    assert main([*command, "--snr", "inf"]) == 0
+    corner = open_stack(tmp_path / "out/particles.mrcs")[:, :3, :3]
+    assert np.abs(corner).max() < 1e-3 * np.abs(open_stack(tmp_path / "out/particles.mrcs")).max()
+    assert main([*command, "--threshold", "inf"]) == 2
+
+
+def test_a_simulation_takes_the_place_of_an_earlier_one_alone(map_path, tmp_path, monkeypatch, capsys):
+    """Cut off while the stack is written, it leaves no truth of other images; results of another job stay."""
+    command = ["simulate", str(map_path), "--o", str(tmp_path / "out"), "--particles", "2"]
+    assert main(command) == 0 and main([*command, "--seed", "2"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("polarice.jobs.simulate._write_truth", interrupt)
+        assert main([*command, "--seed", "3"]) == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["particles.mrcs"]
+    (tmp_path / "out/job.json").write_text('{"job": "class2d"}')
+    assert main(command) == 2
+    assert "holds the results of a job (class2d); choose another folder with --o" in capsys.readouterr().err
+    assert (tmp_path / "out/job.json").read_text() == '{"job": "class2d"}'
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

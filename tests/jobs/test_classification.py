@@ -325,3 +325,13 @@ def test_a_pose_in_the_table_is_where_the_search_begins(place: Any, same: bool):
     found = read_star(f"out/{LAST}_data.star").table("particles")
     centre = -np.stack([found.numbers(f"rlnOrigin{axis}Angst") for axis in "XY"], axis=1) / PIXEL_A
     assert np.sqrt(np.mean((centre - shift) ** 2)) < 2  # images are off by 0.9 px on their own
+
+
+def test_classes_that_are_there_are_gone_on_with(place):
+    """--ref: as many from the first iteration on, and class 3 stays class 3; once begun, the run can do without."""
+    assert polarice(f"{RUN} --k 10 --iter 5 --o first").code == 0
+    ended = polarice(f"{RUN} --k 10 --iter 2 --o out --ref first")
+    assert ended.code == 0 and "of 10 classes in use, best" in ended.err.splitlines()[0]
+    assert (labels("first") == labels("out", "run_it002")).mean() > 0.7  # of 10 classes for four phantoms
+    shutil.rmtree("first")
+    assert polarice("class2d --continue out --iter 3").code == 0

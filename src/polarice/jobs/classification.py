@@ -93,7 +93,7 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
 def _require_suitable(params: Any, images: ParticleImages) -> None:
     """Raise InputError where the search over shifts is too wide, or the classes of --ref do not suit."""
     box_px = images.preparation.box_px
-    if params.ref is not None:
+    if params.ref is not None and params.continue_ is None:  # what goes on needs it no more
         known_classes(images, params)
     if params.offset_range > box_px / 2:
         raise InputError(f"--offset-range {params.offset_range:g}: at most half the box, {box_px / 2:g} px")

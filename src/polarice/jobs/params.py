@@ -73,7 +73,10 @@ def option(
     choices: tuple[str, ...] | None = None,
     flags: tuple[str, ...] = (),
 ) -> Any:
-    """A field of Params with its help, unit, inclusive bounds, choices and other spellings of its flag."""
+    """A field of Params with its help, unit, inclusive bounds, choices and other spellings of its flag.
+
+    It may be infinite only where `high` says so.
+    """
     metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": tuple(choices or ()), "flags": flags}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -138,9 +141,9 @@ def _check_item(option: Option, item: Any) -> None:
         raise InputError(f"{option.flag} {item}: must be one of {', '.join(option.choices)}")
     if option.kind not in (int, float):
         return
-    low = -float("inf") if option.low is None else option.low
-    high = float("inf") if option.high is None else option.high
-    if not (low <= item <= high and math.isfinite(item)):
+    low = -math.inf if option.low is None else option.low
+    high = math.inf if option.high is None else option.high
+    if not low <= item <= high or (option.high is None and math.isinf(item)):
         unit = f" {option.unit}" if option.unit else ""
         raise InputError(f"{option.flag} {item:g}: must be {option.bounds or 'a number'}{unit}")
 

@@ -7,6 +7,7 @@ import os
 import sys
 import zipfile
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "make simulated particles, with their truth, from density maps or atomic models"
 INT8_SCALE = 20.0  # grey values of an int8 stack, per standard deviation of the background
 BATCH = 128  # images made and written at a time
+LARGEST_BOX_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Params:
     particles: int | None = option(
         None, "number of particles; 2000, or one for each given orientation", low=1, flags=("--n",)
     )
-    box: int | None = option(None, "box of the images; from the first input", unit="px", low=8, high=4096)
+    box: int | None = option(None, "box of the images; from the first input", unit="px", low=8, high=LARGEST_BOX_PX)
     angpix: float | None = option(
         None, "pixel size of the images, of models, and of maps that state none; from the first map", unit="A", low=1e-3
     )
@@ -58,7 +60,9 @@ class Params:
     phase_shift: float = option(0.0, "phase shift of a phase plate", unit="deg", low=0, high=180)
     bfactor: float = option(0.0, "B-factor that damps the CTF", unit="A2", low=0)
     micrographs: int | None = option(None, "number of micrographs (defocus groups); one for each 100 particles", low=1)
-    snr: float = option(0.05, "variance of signal over noise inside the particle's circle (42 % of box); inf: no noise")
+    snr: float = option(
+        0.05, "variance of signal over noise inside the particle's circle (42 % of box); inf: no noise", low=0, high=inf
+    )
     noise_exponent: float = option(0.0, "noise power falls as 1 / |k| to this; 0 is white", low=0, high=4)
     noise_spectrum: Path | None = option(None, "text file of relative noise power, from frequency 0 to Nyquist")
     junk: float = option(
@@ -94,10 +98,24 @@ def run(params: Params) -> None:
 
 
 def _make_folder(folder: Path) -> None:
+    """The folder, without tables and truth of an earlier simulation: they would not belong to the new stack.
+
+    Raises InputError where it cannot be made, and where another job has its results there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another with --o") from error
+    try:
+        job = json.loads((folder / "job.json").read_text(encoding="utf-8"))["job"]
+    except FileNotFoundError:
+        job = "simulate"
+    except (OSError, ValueError, KeyError, TypeError):
+        job = "of some kind"
+    if job != "simulate":
+        raise InputError(f"{folder}: holds the results of a job ({job}); choose another folder with --o")
+    for name in ("job.json", "truth.star", "particles.star", "truth.npz"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def simulation_of(params: Params) -> Simulation:
@@ -169,8 +187,11 @@ def _stated_pixel(path: Path) -> float | None:
 
 
 def _default_box(species: Species, pixel_A: float) -> int:
-    """The species' own field of view, to an even number of pixels."""
-    return max(8, 2 * round(len(species.density) * species.pixel_size_A / pixel_A / 2))
+    """The species' own field of view, to an even number of pixels. InputError where these are too many."""
+    box = max(8, 2 * round(len(species.density) * species.pixel_size_A / pixel_A / 2))
+    if box > LARGEST_BOX_PX:
+        raise InputError(f"--angpix {pixel_A:g}: the box would be {box} px wide; give a larger one, or a --box")
+    return box
 
 
 def _warn_of_cut(species: tuple[Species, ...], field_A: float) -> None:
