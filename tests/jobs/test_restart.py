@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -218,6 +219,19 @@ def test_a_kill_while_later_iterations_are_removed(whole, place, monkeypatch, at
     if left == 0:
         polarice(GO_ON)  # which has nothing to do where nothing was removed
     assert_same_files(place / "out", whole / "out", ITERATIONS)
+
+
+def test_a_folder_that_has_become_read_only(whole, place, monkeypatch):
+    shutil.copytree(whole / "out", place / "out")
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refused)
+        ended = polarice(f"{GO_ON}/run_it001_optimiser.star")
+    assert ended.code == 2 and ended.err.count("\n") == 1
+    assert "no permission to write out/run_it003_polarice.npz; choose another folder or change its" in ended.err
 
 
 def test_a_finished_run_says_so_and_takes_more_iterations(whole, place):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polarice.io.atomic import naming_target
 from polarice.io.mrc import write_stack
 from polarice.io.particles import ParticleTable, pose_columns, write_particles
 from polarice.io.star import Block, Table, write_star
@@ -101,7 +102,8 @@ def discard_from(folder: str | os.PathLike[str], number: int) -> None:
     """Remove the files of iteration `number` and later: a run is about to do them again.
 
     The last iteration goes first, and of each what marks it as done (the checkpoint, then the optimiser file): whenever
-    this is cut off, an iteration that still counts as done has all its files.
+    this is cut off, an iteration that still counts as done has all its files. InputError where the folder may not be
+    written.
     """
 
     def place(path: Path) -> tuple[int, bool, bool]:
@@ -110,7 +112,8 @@ def discard_from(folder: str | os.PathLike[str], number: int) -> None:
 
     paths = [path for path in Path(folder).glob("run_it*_*") if _iteration_of(path) >= number]
     for path in sorted(paths, key=place):
-        path.unlink(missing_ok=True)
+        with naming_target(path):
+            path.unlink(missing_ok=True)
 
 
 def _iteration_of(path: Path) -> int:

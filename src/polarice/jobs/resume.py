@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from polarice.io.atomic import naming_target
 from polarice.jobs.params import as_dict, command_line, from_dict, options_of
 from polarice.jobs.provenance import NAME, changed_inputs, read_job_json, write_job_json
 from polarice.types import InputError
@@ -170,7 +171,8 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
             require_free(job, folder)  # another process may have come in between
         for path in folder.iterdir():
             if _LEFT_OVER.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                with naming_target(path):
+                    path.unlink(missing_ok=True)
         if params.continue_ is None or read_job_json(folder)["params"] != as_dict(plain):
             write_job_json(folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed)
     except InputError:
