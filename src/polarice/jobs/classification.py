@@ -63,11 +63,6 @@ class Classification(ParticleJob):
         None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
-    copy_to: Path | None = option(
-        None, "folder on a node's own disk to copy its part of the stacks to, as long as the job runs",
-        flags=("--scratch-dir",),
-    )  # fmt: skip
-    price: float | None = option(None, "price of a node for an hour; the report then states what images cost", low=0)
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
 
 
