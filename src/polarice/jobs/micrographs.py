@@ -215,6 +215,7 @@ def _handed_out(comm: Comm) -> _Share | None:
 def _made(rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm) -> Iterator[tuple[int, Outcome]]:
     """Outcomes as they are made."""
     if farm.workers == 1:
+        _keep_to(farm.threads)
         for row in rows:
             yield row, _safely(work, items[row])
         return
@@ -251,8 +252,15 @@ def _pooled(
 
 def _begin_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the parent speaks
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # torch is not loaded yet
+    _keep_to(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_to(threads: int) -> None:
+    """Let torch use so many threads, be it loaded or not: other numbers give other roundings."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
 
 
 def _end_with_parent() -> None:
