@@ -14,7 +14,7 @@ import numpy as np
 from polarice.cluster import Comm, part, world
 from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings, with_copies
 from polarice.jobs.resources import device_of
-from polarice.jobs.running import carry_out, report, settled
+from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration
 
@@ -109,10 +109,8 @@ class _Run:
         source = self.images.source
         assert isinstance(source, StackSource)
         usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
-        if first:
-            assert turn is not None and self.last is not None, "a run that goes on has iterations left"
-            write_usage(self.params.o, usage)
-            self.finish(turn, self.last, usage)
+        assert turn is not None, "a run that goes on has iterations left"
+        self.finish(turn, usage)
 
     def beginning(self) -> tuple[MapState, PosedImages, Plan]:
         """State, images and plan of the iterations that are left."""
@@ -158,19 +156,24 @@ class _Run:
         self.bar.set_description(f"{self.job} {min(number + 1, params.iter)}/{params.iter}")
         self.last = iteration
 
-    def finish(self, turn: MapTurn, last: Iteration, usage: Usage) -> None:
+    def finish(self, turn: MapTurn, usage: Usage) -> None:
         """Map, movie, report, and what is to be said at the end."""
-        from polarice.jobs.report import class_counts
+        from polarice.jobs.report import Report, class_counts, write_report
 
-        empty = np.flatnonzero(class_counts(last) == 0)
-        chapter = map_chapter(self.params, turn.state, last, 2 * self.images.preparation.radius_px)
-        notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
-        page = report(self.job, self.params, self.looked, last, [chapter], notes, usage.lines())
-        k, bad = len(last.model.weights), self.looked.bad
+        def page() -> Report:
+            assert self.last is not None, "a run that goes on has iterations left"
+            write_usage(self.params.o, usage)
+            empty = np.flatnonzero(class_counts(self.last) == 0)
+            chapter = map_chapter(self.params, turn.state, self.last, 2 * self.images.preparation.radius_px)
+            notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
+            if len(empty):
+                print(_empty_words(empty, NAMED))
+            return page_of(self.job, self.params, self.looked, self.last, [chapter], notes, usage.lines())
+
+        path = write_report(self.params.o, self.comm.once(page), self.comm)
+        k, bad = self.params.classes, self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
-        if len(empty):
-            print(_empty_words(empty, NAMED))
-        print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {page}")
+        print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {path}")
 
 
 def _empty_words(empty: np.ndarray, named: int) -> str:
@@ -317,7 +320,8 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
     sheet = png_bytes(latent.map_sheet(model.averages, shape, counts, radius_px))
     _write_bytes(root.with_name(f"{root.name}_map.png"), sheet)
     figure = latent.occupancy(shape, counts, state.placement.latent_mean)
-    charts.write_png(params.o / "report_map.png", figure)
+    shown = charts.png(figure)
+    _write_bytes(params.o / "report_map.png", shown)
     points = path_points(state.model, params.frames)
     frames = images_at(state.model, points).cpu().numpy()
     write_stack(root.with_name(f"{root.name}_path.mrcs"), frames, model.pixel_size_A)
@@ -335,7 +339,7 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
         ),
         pictures=(
             Picture(sheet, f"Node averages, {grid}."),
-            Picture((params.o / "report_map.png").read_bytes(), "How full the nodes are, and where particles lie."),
+            Picture(shown, "How full the nodes are, and where particles lie."),
         ),
         links=(
             (f"Movie along the map ({root.name}_path.gif)", f"{root.name}_path.gif"),

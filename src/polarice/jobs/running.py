@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from polarice.cluster import SERIAL, Comm
@@ -15,6 +14,7 @@ from polarice.jobs.params import command_line
 from polarice.types import InputError, Iteration
 
 if TYPE_CHECKING:
+    from polarice.jobs.report import Report
     from polarice.jobs.report.index import Chapter
 
 
@@ -71,7 +71,7 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
         ) from error
 
 
-def report(
+def page_of(
     job: str,
     params: Any,
     looked: Looked,
@@ -79,15 +79,15 @@ def report(
     chapters: Sequence[Chapter] = (),
     notes: Mapping[str, str] | None = None,
     usage: Sequence[tuple[str, str]] = (),
-) -> Path:
-    """report.html and its pictures, of the last iteration; returns the page's path."""
+) -> Report:
+    """What report.html and its pictures show, of the last iteration."""
     from polarice.jobs.provenance import versions
-    from polarice.jobs.report import LeftOut, Report, parameters_of, read_history, write_report
+    from polarice.jobs.report import LeftOut, Report, parameters_of, read_history
     from polarice.jobs.resume import go_on_command
 
     plain = replace(params, continue_=None)
     images = looked.images
-    page = Report(
+    return Report(
         title=f"{job}: {looked.table.path.name}",
         job=job,
         history=read_history(params.o),
@@ -104,4 +104,3 @@ def report(
         notes=notes or {},
         usage=usage,
     )
-    return write_report(params.o, page)
