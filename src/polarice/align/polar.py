@@ -196,10 +196,7 @@ class PolarBasis:
         im = 0.5 * (field[..., :half] - field[..., half:])
         weighted = torch.complex(re, im) * (2 * self.weight[:, None] / self.box_px)
         px, py = (torch.exp(2j * math.pi / self.box_px * k.reshape(-1, 1) * x).to(torch.complex64) for k in (kx, ky))
-        images = field.new_empty(len(field), self.box_px, self.box_px)
-        for image, w in zip(images, weighted, strict=True):
-            image.copy_((py.T @ (w.reshape(-1, 1) * px)).real)
-        return images
+        return torch.stack([(py.T @ (w.reshape(-1, 1) * px)).real for w in weighted])
 
     def harmonics(self, field: Tensor) -> Tensor:
         """Angular harmonics of a real field: (..., n_theta) float32 -> (..., n_q) complex64."""

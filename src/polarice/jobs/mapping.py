@@ -216,9 +216,11 @@ def pictures_of(turn: MapTurn, posed: PosedImages, params: Any) -> Pictures:
     """Averages as --average asks for them; every rank makes its share and has them all."""
     model, comm = turn.state.model, posed.comm
     vectors, ssnr = (model.vectors, None) if params.average == "soft" else _hard_averages(turn, posed, params.threshold)
-    own = part(np.zeros(len(vectors)), comm.rank, comm.size)
+    vectors = vectors[part(np.zeros(len(vectors)), comm.rank, comm.size)]
     mask = posed.images.preparation.mask(model.basis.device)
-    pixels = model.basis.to_images(model.triangle.field(vectors[own])) * mask
+    pixels = mask.new_empty(0, *mask.shape)
+    if len(vectors):  # there may be more ranks than nodes
+        pixels = model.basis.to_images(model.triangle.field(vectors)) * mask
     return Pictures(comm.join(pixels).cpu().numpy(), ssnr)
 
 
