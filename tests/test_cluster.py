@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,3 +180,32 @@ def test_the_hub_hands_on_what_a_rank_says():
     told.ranks[1].sendall(b"failed " + json.dumps("stack.mrcs is cut off;\ncopy it again").encode() + b"\n")
     assert told.ranks[0].recv(16) == b"stop\n"
     assert told.end() == "polarice class2d: error: rank 1 on node0: stack.mrcs is cut off;\ncopy it again\n"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_the_hub_speaks_past_the_launchers_helpers_and_after_its_last_words(tmp_path, kind):
+    """What the hub's own standard error leads to is lost here, as when a launcher's helper ends before it is read."""
+    launcher = tmp_path / "mpirun"
+    launcher.write_text('#!/bin/sh\nexec 3<&0\n"$@" 2>/dev/null <&3 &\nsleep 0.5\necho last words >&2\n')
+    launcher.chmod(0o755)
+    words = [str(launcher), sys.executable, "-I", "-S", hub.__file__, "class2d", "2", "token"]
+    pipe = subprocess.PIPE
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=log if kind == "file" else pipe, text=True)
+    port = int(process.stdout.readline())
+    ranks = [socket.create_connection(("localhost", port)) for _ in range(2)]
+    for number, each in enumerate(ranks):
+        each.sendall(f"hello token {number} node{number} {1000 + number}\n".encode())
+    ranks[1].close()
+    assert ranks[0].recv(16) == b"stop\n"
+    ranks[0].close()
+    if kind == "pipe":
+        said = process.communicate(timeout=20)[1]
+    else:
+        until = time.monotonic() + 20
+        while "rank 1" not in (said := (tmp_path / "log").read_text()):
+            assert time.monotonic() < until, said
+            time.sleep(0.02)
+        assert said.startswith("last words\npolarice class2d: error: rank 1")
+        process.communicate(timeout=20)
+    assert "error: rank 1 on node1: process 1001 was killed" in said and "last words" in said

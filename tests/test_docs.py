@@ -148,12 +148,12 @@ def _session(folder: Path) -> None:
 
 
 def test_readme_commands_run_as_they_are_typed(typed):
-    assert read_micrographs(typed / "MotionCorr/job002/micrographs.star").names[0] == "MotionCorr/job002/Movies/a.mrc"
-    assert len(read_cs(typed / "Import/job004/particles.cs")) == 79
+    assert read_micrographs(typed / "MotionCorr/job008/micrographs.star").names[0] == "MotionCorr/job008/Movies/a.mrc"
+    assert len(read_cs(typed / "Import/job010/particles.cs")) == 79
     assert len(read_particles(typed / "Class2D/job001/run_it004_data.star", typed).particles) == 79
     assert len(read_particles(typed / "Align2D/job002/run_it002_data.star", typed).particles) == 79
     assert (typed / "Class2D/job001/report.html").exists()
-    assert read_particles(typed / "Extract/job007/particles.star", typed).particles.optics[0].box_px == 64
+    assert read_particles(typed / "Extract/job013/particles.star", typed).particles.optics[0].box_px == 64
     assert len(read_particles(typed / "classes/run_it002_data.star", typed).particles) == 79
     assert len(np.load(typed / "simulated/truth.npz")["quat"]) == 50
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.runs import polarice
+from polarice.bench.scaling import DataSet, Rates, largest_node
 from polarice.bench.scaling_model import (
     ETHERNET_10,
     Disks,
@@ -49,6 +50,18 @@ def test_efficiency_falls_with_nodes():
     nodes = [1, 2, 12, 100]
     found = efficiency([compute_s(WORK, n, ETHERNET_10, 0.0) for n in nodes], nodes)
     assert found[0] == 1 and found == sorted(found, reverse=True) and 0 < found[-1] < 0.5
+
+
+def test_the_largest_node_has_enough_to_compute():
+    """Nothing but images and a start: one node needs (0.9 * 12 - 1) / 0.1 = 98 times the start to compute."""
+    data = DataSet("d", 120_000, 64, 2, 4, False)
+    engine = {"image_ms": 10.0, "maximize_s": 0.0, "rings": 8, "harmonics": 20}
+    weight = sum(n * s for n, s in zip(*steps(2, 4, 120_000, False), strict=True))
+    at_eight = 10e-3 * weight / 8
+    fast, disks = Network("fast", 1e15, 0.0), Disks(1e15)
+    assert largest_node(data, engine, fast, Rates(0.0, disks, at_eight / 98 * 0.999)) == 8
+    assert largest_node(data, engine, fast, Rates(0.0, disks, at_eight / 98 * 1.001)) == 6
+    assert largest_node(data, engine, fast, Rates(0.0, disks, at_eight)) == 0
 
 
 def test_measured_sums_are_fitted():

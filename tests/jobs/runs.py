@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from polarice.cluster import Comm
+
 FOLDER_FILES = ("data.star", "model.star", "classes.mrcs", "sampling.star", "optimiser.star", "polarice.npz")
 STOPPED_BY_CRASH = 77
 PRELOADED = (
@@ -63,9 +65,10 @@ def with_stub(words: list[str]) -> int:
     return main()
 
 
-def _write_stub(folder: Path, report: Any) -> Path:
+def _write_stub(folder: Path, report: Any, comm: Comm) -> Path:
     page = Path(folder) / "report.html"
-    page.write_text(_REPORT_STUB)
+    if comm.rank == 0:
+        page.write_text(_REPORT_STUB)
     return page
 
 

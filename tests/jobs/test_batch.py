@@ -11,7 +11,7 @@ import pytest
 
 from jobs.runs import Ended, polarice, wait_for
 from jobs.sets import ParticleSet
-from polarice.jobs.batch import clock, estimated_hours, remembered
+from polarice.jobs.batch import clock, estimated_hours, local, remembered
 
 JOB = "class2d particles.star --k 2 --iter 2 --threads 1 --o out"
 
@@ -52,10 +52,10 @@ def test_a_script_for_slurm(place):
 
 def test_a_script_for_pbs(place):
     assert polarice(f"cluster pbs --nodes 2 --cores 16 --queue long -- {JOB}").code == 0
-    assert "-l select=2:ncpus=16:mpiprocs=2:ompthreads=8" in lines("polarice.sh", "#PBS ")
-    assert "-l walltime=00:15:00" in lines("polarice.sh", "#PBS ")
-    assert lines("polarice.sh", "exec ")[0].startswith("mpirun -n 4 -ppn 2 ")
-    subprocess.run(["bash", "-n", "polarice.sh"], check=True)
+    assert "-l select=2:ncpus=16:mpiprocs=2:ompthreads=8" in lines("class2d-out.sh", "#PBS ")
+    assert "-l walltime=00:15:00" in lines("class2d-out.sh", "#PBS ")
+    assert lines("class2d-out.sh", "exec ")[0].startswith("mpirun -n 4 -ppn 2 ")
+    subprocess.run(["bash", "-n", "class2d-out.sh"], check=True)
 
 
 def test_submitted_and_asked_after(place):
@@ -80,8 +80,23 @@ def test_here_and_again(place):
     wait_for(lambda: "RUNNING" in polarice("status").out or (place / "out/report.html").exists(), 10)
     wait_for(lambda: "ended" in polarice("status").out, 60)
     assert "iteration 2 of 2, done" in polarice("status").out
-    again = subprocess.run(["./polarice.sh"], capture_output=True, text=True)
+    again = subprocess.run(["./class2d-out.sh"], capture_output=True, text=True)
     assert again.returncode == 2 and "all 2 iterations are done" in again.stderr
+
+
+def test_each_job_has_a_script_of_its_own(place):
+    for job in (JOB, JOB.replace("--o out", "--o Class2D/job002"), JOB.replace(" --o out", "")):
+        assert polarice(f"cluster local -- {job}").code == 0
+    assert {path.name for path in place.glob("*.sh")} == {"class2d-out.sh", "class2d-job002.sh", "class2d.sh"}
+
+
+def test_another_process_of_the_same_number_is_not_the_job():
+    number, host = os.getpid(), os.uname().nodename
+    began = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert local.state(f"{number}.{began}@{host}") == f"RUNNING on {host}"
+    assert local.state(f"{number}.{int(began) - 1}@{host}") == "ended"
+    assert local.state(f"{number}@{host}") == "ended"  # as earlier versions kept them: nobody knows
+    assert local.state(f"{number}.{began}@elsewhere") == "started on elsewhere"
 
 
 @pytest.mark.parametrize(

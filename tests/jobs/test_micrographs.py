@@ -100,28 +100,6 @@ def test_a_killed_process_loses_only_its_own_micrograph(tmp_path):
     assert "was killed" in outcomes[1].reason
 
 
-def test_ranks_share_the_work_and_all_know_all(tmp_path):
-    """Rank 1 of 2 does its share; rank 0 after it finds it done."""
-    table = made(tmp_path, {f"m{i}.mrc": b"x" * (i + 1) for i in range(5)})
-    items, log = items_of(table, tmp_path / "job"), tmp_path / "log"
-
-    @dataclass(frozen=True)
-    class Rank:
-        rank: int
-        size: int = 2
-
-        def sum(self, stats):
-            return stats
-
-        def broadcast(self, value, root=0):
-            return value
-
-    part = treat(items, Length(str(log)), Farm({}, comm=Rank(1)))
-    assert called(log) == [1, 3] and [bool(each.reason) for each in part] == [True, False, True, False, True]
-    whole = treat(items, Length(str(log)), Farm({}, comm=Rank(0, 1)))
-    assert called(log) == [0, 2, 4] and not any(each.reason for each in whole)
-
-
 def test_names_become_places_below_the_folder_as_relion_lays_them_out():
     assert stem_of("Movies/a.tiff", Path("M/job002")) == "M/job002/Movies/a"
     assert stem_of("Import/job001/Movies/x/a.b.tiff", Path("M")) == "M/Movies/x/a.b"

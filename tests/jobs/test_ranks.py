@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from jobs.runs import wait_for
 from jobs.sets import ParticleSet
 from polarice.cli import main
+from polarice.io.mrc import open_stack
 from polarice.jobs.checkpoint import checkpoints
 
 MPIRUN = Path(sys.prefix) / "bin/mpirun"
@@ -56,27 +58,29 @@ def ranks_of(folder: Path) -> dict[int, int]:
     for each in Path("/proc").glob("[0-9]*"):
         try:
             words, variables = (each / "cmdline").read_bytes().split(b"\0"), (each / "environ").read_bytes()
-            if os.readlink(each / "cwd") == str(folder) and b"class2d" in words and b"PMI_RANK=" in variables:
+            if os.readlink(each / "cwd") == str(folder) and b"-c" in words and b"PMI_RANK=" in variables:
                 found[int(variables.partition(b"PMI_RANK=")[2].split(b"\0")[0])] = int(each.name)
         except (OSError, ValueError):
             continue
     return found
 
 
-def state(folder: Path, number: int = ITERATIONS) -> dict[str, np.ndarray]:
-    with np.load(folder / f"out/run_it{number:03d}_polarice.npz") as stored:
+def state(folder: Path, number: int) -> dict[str, np.ndarray]:
+    with np.load(folder / f"run_it{number:03d}_polarice.npz") as stored:
         return dict(stored)
 
 
-def assert_same_answer(a: Path, b: Path) -> None:
+def assert_same_answer(a: Path, b: Path, out: str = "out", model: str = "field") -> None:
     """The same classes to rounding, every particle in the same one."""
-    for number in checkpoints(a / "out"):
-        one, other = state(a, number), state(b, number)
+    done = checkpoints(a / out)
+    assert done
+    for number in done:
+        one, other = state(a / out, number), state(b / out, number)
         np.testing.assert_array_equal(one["pose.class_of"], other["pose.class_of"])
         np.testing.assert_allclose(one["pose.psi_deg"], other["pose.psi_deg"], atol=1e-3)
         np.testing.assert_allclose(one["pose.shift_px"], other["pose.shift_px"], atol=1e-3)
-        scale = np.abs(other["model.field"]).max()
-        assert np.abs(one["model.field"] - other["model.field"]).max() < 1e-4 * scale
+        scale = np.abs(other[f"model.{model}"]).max()
+        assert np.abs(one[f"model.{model}"] - other[f"model.{model}"]).max() < 1e-4 * scale
         np.testing.assert_allclose(one["model.noise_power"], other["model.noise_power"], rtol=1e-5)
 
 
@@ -122,6 +126,56 @@ def test_a_rank_that_is_killed_ends_all_and_another_number_goes_on(alone, place)
     code, _, err = ended(start(GO_ON, place, 2))
     assert code == 0, err
     assert_same_answer(place, alone)
+
+
+MAP = "sml particles.star --k 3x3 --iter 4 --write-every 2 --particle-diameter 50 --threads 1 --o out"
+FREE = f"{MAP} --refine-poses --average hard --price 1"
+BOTH = "deep2d particles.star --k 6 --iter 4 --align-k 4 --align-iter 2 --particle-diameter 50 --threads 1 --o out"
+
+
+def written(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        given = ParticleSet(n=120, box_px=24)
+        given.write(folder)
+        given.write_table(folder, **given.aligned())
+
+
+def test_a_map_of_three_ranks_is_that_of_one(tmp_path):
+    """Poses free, averages of particles, four classes in register first: all that ranks make together."""
+    one, three = tmp_path / "one", tmp_path / "three"
+    written(one, three)
+    for folder, ranks in ((one, 0), (three, 3)):
+        code, out, err = ended(start(FREE, folder, ranks))
+        assert code == 0, err
+        assert out.count("report:") == 1 and err.count("4 classes brought into register") == 1
+    assert_same_answer(three, one, model="coefficients")
+    first, last = ParticleSet(n=120, box_px=24).pose(np.random.default_rng(0))[0], state(three / "out", 4)
+    assert 0.1 < np.median(np.abs((last["pose.psi_deg"] - first + 180) % 360 - 180))  # they did move
+    a, b = (open_stack(folder / "out/run_it004_classes.mrcs") for folder in (one, three))
+    assert np.abs(a - b).max() < 1e-4 * np.abs(a).max()
+    assert {path.name for path in (one / "out").iterdir()} == {path.name for path in (three / "out").iterdir()}
+    assert json.loads((three / "out/usage.json").read_text())["ranks"] == 3
+
+
+def test_deep2d_goes_on_where_a_killed_rank_left_its_map(tmp_path):
+    one, other = tmp_path / "one", (tmp_path / "other").resolve()
+    written(one, other)
+    code, _, err = ended(start(BOTH, one, 0))
+    assert code == 0, err
+    process = start(BOTH, other, 3)
+    wait_for(lambda: (other / "out/sml/job.json").exists() or process.poll() is not None, 60)
+    victim = ranks_of(other)[1]
+    os.kill(victim, signal.SIGKILL)
+    code, _, err = ended(process)
+    assert code != 0 and f"polarice deep2d: error: rank 1 on {os.uname().nodename}: process {victim} was killed" in err
+    assert ranks_of(other) == {}
+    aligned = max(path.stat().st_mtime_ns for path in (other / "out/align2d").iterdir())
+    code, out, err = ended(start("deep2d --continue out", other, 2))
+    assert code == 0 and out.count("report of both:") == 1, err
+    assert max(path.stat().st_mtime_ns for path in (other / "out/align2d").iterdir()) == aligned  # that was done
+    assert_same_answer(other, one, "out/align2d")
+    assert_same_answer(other, one, "out/sml", "coefficients")
 
 
 # the second time that the last rank reads, the file has become shorter

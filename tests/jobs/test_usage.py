@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +74,30 @@ def test_without_counters_the_estimate_says_so(tmp_path):
     energy = meter.energy()
     assert 0.15 * WATTS_PER_CORE < energy.joules < 60 * WATTS_PER_CORE
     assert energy.measured == () and energy.estimated == ("processor time at 6 W for a core",)
+
+
+def test_a_card_is_counted_through_nvml(tmp_path, monkeypatch):
+    """By its UUID, as numbers of NVML and of CUDA may differ; a card that has no counter is named."""
+    nvml = ModuleType("pynvml")
+    nvml.NVMLError = type("NVMLError", (Exception,), {})
+    counters = {"GPU-b": iter((5_000, 12_500))}
+    nvml.nvmlInit = lambda: None
+    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: counters[uuid]
+
+    def total(handle: Iterator[int]) -> int:
+        if (millijoules := next(handle, None)) is None:
+            raise nvml.NVMLError
+        return millijoules
+
+    nvml.nvmlDeviceGetTotalEnergyConsumption = total
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda card: SimpleNamespace(uuid="ab"[card]))
+    energy = Meter(False, 1, tmp_path).energy()
+    assert energy.measured == ("graphics card (NVML)",) and energy.joules >= 7.5
+    assert energy.joules - 7.5 < 60 * WATTS_PER_CORE
+    assert Meter(False, 1, tmp_path).energy().measured == ()  # it says nothing any more
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Meter(False, 1, tmp_path).energy().estimated[-1].startswith("the graphics card is not counted")
 
 
 def test_what_is_said_of_it():

@@ -24,6 +24,7 @@ from polarice.bench.scaling_model import (
     compute_s,
     efficiency,
     fitted_reduction,
+    look_s,
     sums_bytes,
     total_s,
 )  # fmt: skip
@@ -33,6 +34,8 @@ from polarice.types import InputError
 SUMMARY = "time one job on 1, 2, ... ranks, and predict it on more nodes"
 NODES = (*range(1, 13), 20, 50, 100, 200, 500, 1000)
 VOLUMES = (4_000, 64_000, 1_000_000, 4_000_000, 16_000_000)
+ASKED_NODES, ASKED_COMPUTE, ASKED_TOTAL = 12, 0.95, 0.9
+NODE_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # cores
 COMPUTE = ("preparation", "expectation", "maximization", "communication")
 HARMONICS_PER_RING = 2.5  # 2 pi P / N of a mask of 0.8 of the box: the last ring's harmonics over its number
 
@@ -102,13 +105,28 @@ def run(params: Params) -> None:
     pack = fitted_reduction(VOLUMES, next(iter(sums.values())))[1] if sums else 0.0
     engine = _engines(params) if params.passes else []
     told["engine"] = engine
-    told["predicted"] = [
-        predicted(each, times, cores, network, (pack, disk, 1e9 * params.shared))
-        for each, times in zip(MISSION, engine, strict=False)
-        for cores in params.node_cores
-        for network in (ETHERNET_10, FABRIC_100)
+    rates = Rates(pack, Disks(disk, 1e9 * params.shared), start_s(runs[0], stack.stat().st_size, disk))
+    sets = [(*each, network) for each in zip(MISSION, engine, strict=False) for network in (ETHERNET_10, FABRIC_100)]
+    told["start_s"] = rates.start_s
+    told["predicted"] = [predicted(*each, cores, rates) for each in sets for cores in params.node_cores]
+    told["largest_node"] = [
+        {"data": each[0].name, "network": each[2].name, "cores": largest_node(*each, rates)} for each in sets
     ]
     _write(params, told)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured here and holds for all nodes."""
+
+    pack_s_per_byte: float  # of sums
+    disks: Disks
+    start_s: float  # interpreter, libraries, folder, report: the same on any number of nodes
+
+
+def start_s(one: dict[str, Any], stack_bytes: int, disk: float) -> float:
+    """What one rank's command takes beside computing and the first look at its images."""
+    return max(0.0, float(one["command_s"]) - float(one["compute_s"]) - stack_bytes / disk)
 
 
 def _launch(params: Params, ranks: int) -> list[str]:
@@ -234,29 +252,41 @@ def _engine(params: Params, data: DataSet) -> dict[str, Any]:
 
 
 def predicted(
-    data: DataSet, engine: dict[str, Any], cores: int, network: Network, rates: tuple[float, float, float]
+    data: DataSet, engine: dict[str, Any], network: Network, cores: int, rates: Rates, nodes: Sequence[int] = NODES
 ) -> dict[str, Any]:
-    """Times and efficiencies on NODES nodes of so many cores.
-
-    rates = (seconds per byte packed, bytes per second of a node's disk, and of all disks together)
-    """
+    """Times and efficiencies on so many nodes of so many cores."""
     from polarice.jobs.scaling import steps
 
     images, share = steps(data.k, data.iterations, data.particles, data.growing_batches)
-    pack, node, shared = rates
     work = Work(
         name=data.name, images=images, share=share, image_s=engine["image_ms"] / 1e3 / cores,
         maximize_s=engine["maximize_s"] / min(cores, 8),
         volume_bytes=sums_bytes(engine["rings"], engine["harmonics"], data.k),
-        stack_bytes=4.0 * data.particles * data.box_px**2, constant_s=START_S,
+        stack_bytes=4.0 * data.particles * data.box_px**2, constant_s=rates.start_s,
     )  # fmt: skip
-    compute = [compute_s(work, nodes, network, pack) for nodes in NODES]
-    total = [total_s(work, nodes, network, pack, Disks(node, shared)) for nodes in NODES]
+    compute = [compute_s(work, each, network, rates.pack_s_per_byte) for each in nodes]
+    total = [total_s(work, each, network, rates.pack_s_per_byte, rates.disks) for each in nodes]
     return {
         "data": data.name, "cores": cores, "network": network.name, "volume_bytes": work.volume_bytes,
-        "nodes": NODES, "compute_s": compute, "total_s": total,
-        "compute_efficiency": efficiency(compute, NODES), "total_efficiency": efficiency(total, NODES),
+        "nodes": nodes, "compute_s": compute, "total_s": total, "start_s": rates.start_s,
+        "look_s": [look_s(work, each, rates.disks) for each in nodes],
+        "compute_efficiency": efficiency(compute, nodes), "total_efficiency": efficiency(total, nodes),
     }  # fmt: skip
+
+
+def largest_node(data: DataSet, engine: dict[str, Any], network: Network, rates: Rates) -> int:
+    """Cores of the largest nodes of which ASKED_NODES are as efficient as asked; 0 where one core is too many.
+
+    The start is the same on any node, so that there has to be enough to compute: with N nodes, an efficiency e and a
+    start of s seconds, one node must have (e N - 1) s / (1 - e) to compute, which is 98 s for 12 nodes and 90 %.
+    """
+    found = 0
+    for cores in NODE_SIZES:
+        last = predicted(data, engine, network, cores, rates, (1, ASKED_NODES))
+        if last["compute_efficiency"][1] < ASKED_COMPUTE or last["total_efficiency"][1] < ASKED_TOTAL:
+            break
+        found = cores
+    return found
 
 
 NOTE = (
@@ -264,7 +294,6 @@ NOTE = (
     "rank 0. In all: from the first rank's start to the end of the report, stacks read from a cold cache. Where other "
     "programs share the cores, clocks tell of them as well; the busiest rank's processor time does not."
 )
-START_S = 6.0  # interpreter, libraries, folder, report: the same on any number of nodes
 
 
 def _write(params: Params, told: dict[str, Any]) -> None:
@@ -294,6 +323,13 @@ def _write(params: Params, told: dict[str, Any]) -> None:
              "efficiency", "100 nodes: compute", "1000 nodes: compute"),
             [_line(each) for each in told["predicted"]],
         ).rstrip("\n"))  # fmt: skip
+    for each in told["largest_node"]:
+        size = f"of up to {each['cores']} cores" if each["cores"] else "of one core already"
+        text.append(
+            f"{each['data']}, {each['network']}: {ASKED_NODES} nodes {size} {'reach' if each['cores'] else 'miss'} "
+            f"{100 * ASKED_COMPUTE:.0f} % in compute and {100 * ASKED_TOTAL:.0f} % in all; {told['start_s']:.1f} s of "
+            "start and report are the same on any number of nodes."
+        )
     page = "\n\n".join(text)
     title = f"{params.job} on several ranks: {params.particles} particles of {params.box} px, K = {params.k}"
     write_json(params.o / "scaling.json", told)

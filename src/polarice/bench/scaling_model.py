@@ -74,10 +74,14 @@ def compute_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float) 
     return total
 
 
+def look_s(work: Work, nodes: int, disks: Disks) -> float:
+    """The first look at all images."""
+    return work.stack_bytes / min(nodes * disks.node_bytes_per_s, disks.shared_bytes_per_s)
+
+
 def total_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float, disks: Disks) -> float:
     """From start to end."""
-    look = work.stack_bytes / min(nodes * disks.node_bytes_per_s, disks.shared_bytes_per_s)
-    return compute_s(work, nodes, network, pack_s_per_byte) + look + work.constant_s
+    return compute_s(work, nodes, network, pack_s_per_byte) + look_s(work, nodes, disks) + work.constant_s
 
 
 def efficiency(seconds: Sequence[float], nodes: Sequence[int]) -> list[float]:

@@ -94,21 +94,32 @@ class Serial:
 SERIAL = Serial()
 
 
+_OPEN: list[Comm] = []  # the ranks, while a block runs: MPI begins and ends once in a process
+
+
 @contextmanager
 def world(job: str) -> Iterator[Comm]:
     """All ranks of this job, while the block runs; alone where nothing launched several. `job` names it in messages.
 
     A rank that is killed, or leaves the block by an exception, ends all of them, with a message that names the rank,
-    its host and the cause. InputError where several were launched and mpi4py is missing.
+    its host and the cause. A job within another's block has the same ranks. InputError where several were launched and
+    mpi4py is missing.
     """
     launch = launched()
     if launch is None:
         yield SERIAL
         return
+    if _OPEN:
+        yield _OPEN[-1]
+        return
     from polarice.cluster.mpi import joined_world
 
     with joined_world(job, launch) as comm:
-        yield comm
+        _OPEN.append(comm)
+        try:
+            yield comm
+        finally:
+            _OPEN.pop()
 
 
 def part(files: np.ndarray, rank: int, size: int) -> slice:

@@ -14,6 +14,7 @@ import json
 import os
 import selectors
 import socket
+import stat
 import sys
 import time
 from contextlib import suppress
@@ -21,6 +22,8 @@ from pathlib import Path
 
 KEEP_ALIVE = (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 4))  # a node that is off is missed after 7 s
 GRACE_S = 2.0  # for the others to end, after which the connections are closed
+LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "prted", "orted")
+LAUNCHER_S = 5.0  # that a launcher may take to end
 
 
 def keep_alive(connection: socket.socket) -> None:
@@ -40,6 +43,41 @@ def ended_for_memory() -> int:
     return 0
 
 
+def launcher_of(process: int) -> int:
+    """The launcher that started a process on this node; 0 where there is none."""
+    found = 0
+    with suppress(OSError, ValueError):
+        while process > 1:
+            name, _, rest = Path(f"/proc/{process}/stat").read_text().partition("(")[2].rpartition(")")
+            found = process if name.startswith(LAUNCHERS) else found
+            process = int(rest.split()[1])
+    return found
+
+
+class Voice:
+    """The launcher's own standard error.
+
+    What ranks print goes through its helpers, which end within milliseconds of the first rank, and may lose it.
+    """
+
+    def __init__(self, launcher: int) -> None:
+        self.stream, self.launcher = 2, launcher
+        with suppress(OSError):
+            self.stream = os.open(f"/proc/{launcher}/fd/2", os.O_WRONLY | os.O_APPEND)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a file: the launcher's last words would be written over what stands there before them."""
+        return self.stream != 2 and stat.S_ISREG(os.fstat(self.stream).st_mode)
+
+    def say(self, line: str) -> None:
+        until = time.monotonic() + LAUNCHER_S
+        while self.waits and Path(f"/proc/{self.launcher}").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        with suppress(OSError):
+            os.write(self.stream, line.encode())
+
+
 class Hub:
     """The connections and what was said on them."""
 
@@ -53,6 +91,7 @@ class Hub:
         self.who: dict[socket.socket, tuple[int, str, str]] = {}  # rank, host, process
         self.gone = 0
         self.ended_for_memory = ended_for_memory()
+        self.voice = Voice(launcher_of(os.getppid()))
 
     def run(self) -> None:
         """Until all have said goodbye, or one has failed."""
@@ -64,8 +103,8 @@ class Hub:
                     self.selector.unregister(sys.stdin)
                     if not self.who:  # rank 0 went before anyone came
                         return
-                elif self.hear(key.fileobj):  # type: ignore[arg-type]
-                    self.stop()
+                elif (message := self.hear(key.fileobj)) is not None:  # type: ignore[arg-type]
+                    self.end(message)
                     return
 
     def accept(self) -> None:
@@ -74,8 +113,8 @@ class Hub:
         self.said[connection] = b""
         self.selector.register(connection, selectors.EVENT_READ)
 
-    def hear(self, connection: socket.socket) -> bool:
-        """Take in what a rank says; whether that ends the job."""
+    def hear(self, connection: socket.socket) -> str | None:
+        """Take in what a rank says; the message where that ends the job."""
         try:
             data = connection.recv(65536)
         except OSError:
@@ -89,17 +128,14 @@ class Hub:
                     self.who[connection] = (int(rank), host, process)
             elif connection in self.who and word == "bye":
                 self.leave(connection)
-                return False
+                return None
             elif connection in self.who and word == "failed":
-                self.tell(connection, json.loads(rest))
-                return True
+                return self.told(connection, json.loads(rest))
         if data:
-            return False
-        known = connection in self.who
-        if known:
-            self.tell(connection, self.cause(connection))
-        self.leave(connection, known)
-        return known
+            return None
+        message = self.told(connection, self.cause(connection)) if connection in self.who else None
+        self.leave(connection, message is not None)
+        return message
 
     def leave(self, connection: socket.socket, counted: bool = True) -> None:
         self.selector.unregister(connection)
@@ -114,14 +150,20 @@ class Hub:
             return f"process {process} was ended by the system, out of memory; start fewer ranks on a node, or --memory"
         return f"process {process} was killed, or its node lost (kill -9, out of memory, power, network)"
 
-    def tell(self, connection: socket.socket, message: str) -> None:
+    def told(self, connection: socket.socket, message: str) -> str:
+        """The line about a rank; "" where nothing is to be said."""
         rank, host, _ = self.who[connection]
-        if message:
-            with suppress(OSError):
-                os.write(2, f"polarice {self.job}: error: rank {rank} on {host}: {message}\n".encode())
+        return f"polarice {self.job}: error: rank {rank} on {host}: {message}\n" if message else ""
+
+    def end(self, message: str) -> None:
+        """Say why, end the others, and go when they have gone."""
+        if not self.voice.waits:
+            self.voice.say(message)
+        self.stop()
+        if self.voice.waits:
+            self.voice.say(message)
 
     def stop(self) -> None:
-        """End the others, and go when they have gone."""
         left = set(self.said)  # also those that have not been heard yet
         for connection in left:
             with suppress(OSError):

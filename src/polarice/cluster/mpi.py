@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POLL_S = (2e-5, 1e-3)  # first and longest sleep between looks at who has come
+OTHERS_FAULT_S = 5.0  # in which the hub should have heard of a rank that is gone
 
 
 class MPI:
@@ -149,6 +150,12 @@ def _shared() -> int:
     return library.COMM_TYPE_SHARED
 
 
+def _library_error() -> type[Exception]:
+    from mpi4py import MPI as library
+
+    return library.Exception
+
+
 def _finalize() -> None:
     from mpi4py import MPI as library
 
@@ -156,7 +163,10 @@ def _finalize() -> None:
 
 
 def _fail(world: Intracomm, line: Line, error: BaseException) -> None:
-    """Say what went wrong on this rank, end the others, and leave."""
+    """Say what went wrong on this rank, end the others, and leave. What goes wrong in MPI is most often that another
+    rank is gone: the hub hears of that by itself, and ends this one."""
+    if isinstance(error, _library_error()):
+        time.sleep(OTHERS_FAULT_S)
     if not isinstance(error, InputError | SystemExit):
         traceback.print_exception(error, file=sys.__stderr__)
     line.fail(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")

@@ -27,7 +27,7 @@ from polarice.jobs.intake import (
 )
 from polarice.jobs.params import option
 from polarice.jobs.resources import batch_bytes, device_of, store_bytes, threads_of
-from polarice.jobs.running import carry_out, report, settled
+from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
@@ -63,11 +63,6 @@ class Classification(ParticleJob):
         None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
-    copy_to: Path | None = option(
-        None, "folder on a node's own disk to copy its part of the stacks to, as long as the job runs",
-        flags=("--scratch-dir",),
-    )  # fmt: skip
-    price: float | None = option(None, "price of a node for an hour; the report then states what images cost", low=0)
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
 
 
@@ -147,10 +142,8 @@ class _Run:
         source = self.images.source
         assert isinstance(source, StackSource)
         usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
-        if not first:
-            return
         self.report(usage)
-        if self.params.profile and turn is not None:
+        if first and self.params.profile and turn is not None:
             self.profile(turn)
 
     def profile(self, turn: Turn[Averages]) -> None:
@@ -202,12 +195,17 @@ class _Run:
 
     def report(self, usage: Usage) -> None:
         """report.html and its pictures, of the last iteration; usage.json."""
-        assert self.last is not None, "a run that goes on has iterations left"
-        write_usage(self.params.o, usage)
-        page = report(self.job, self.params, self.looked, self.last, usage=usage.lines())
+        from polarice.jobs.report import Report, write_report
+
+        def page() -> Report:
+            assert self.last is not None, "a run that goes on has iterations left"
+            write_usage(self.params.o, usage)
+            return page_of(self.job, self.params, self.looked, self.last, usage=usage.lines())
+
+        path = write_report(self.params.o, self.comm.once(page), self.comm)
         bad = self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
-        print(f"{len(self.rows)} particles in {len(self.last.model.weights)} classes{left_out}; report: {page}")
+        print(f"{len(self.rows)} particles in {self.params.k} classes{left_out}; report: {path}")
 
 
 def told(iteration: Iteration, k: int) -> str:

@@ -9,8 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polarice.cluster import Comm
 from polarice.io.micrographs import MicrographTable, read_micrographs, write_micrographs
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
+from polarice.jobs.micrographs import (
+    Farm,
+    Item,
+    Outcome,
+    PerMicrograph,
+    cells_of,
+    claim_folder,
+    items_of,
+    on_ranks,
+    tell,
+    treat,
+)
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError, Optics
 
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
     from polarice.ctf.quality import Quality
     from polarice.ctf.spectrum import Spectrum
 
+RANKS = True
 SUMMARY = "fit the contrast transfer function: defocus, astigmatism, phase shift, fit resolution"
 SPECTRUM = "rlnCtfPowerSpectrum"
 OTHER_SCALE = 0.01  # relative difference of header and table that is worth a remark
@@ -52,6 +65,11 @@ class Params(PerMicrograph):
 
 def run(params: Params) -> None:
     """Fit all micrographs; raises InputError for what cannot be used."""
+    on_ranks("ctf", params, _fit_all)
+
+
+def _fit_all(params: Params, comm: Comm) -> None:
+    """What rank 0 does; others help to treat."""
     from polarice.jobs.provenance import write_job_json
     from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
 
@@ -61,7 +79,7 @@ def run(params: Params) -> None:
     items = _items(table, params)
     claim_folder(params.o)
     write_job_json(params.o, "ctf", as_dict(params), command_line("ctf", params), inputs=[params.micrographs])
-    outcomes = treat(items, Fitting(params), Farm.of("ctf", params))
+    outcomes = treat(items, Fitting(params), Farm.of("ctf", params, comm=comm))
     cells = cells_of(outcomes)
     kept = _kept(cells.rows, outcomes, params)
     of_row = {row: place for place, row in enumerate(cells.rows)}

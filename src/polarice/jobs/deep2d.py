@@ -7,11 +7,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from polarice.cluster import Comm, world
 from polarice.jobs import align2d, sml
 from polarice.jobs.params import option
 from polarice.types import InputError
 
 SUMMARY = "align particles, then classify them deeply: align2d and sml in one command"
+RANKS = True
 ALIGN_ITERATIONS, MAP_ITERATIONS = 25, 30
 
 
@@ -33,22 +35,31 @@ def run(params: Params) -> None:
     """Both jobs, or what is left of them. Raises InputError for what cannot be used."""
     from polarice.jobs import resume
 
+    with world("deep2d") as comm:
+        params = comm.once(lambda: _begun(params))
+        first, second = parts_of(params)
+        try:
+            print(f"1/2  align2d with {first.k} references, in {first.o}", flush=True)
+            _do("align2d", first, comm)
+            print(f"2/2  sml with {second.classes} nodes, in {second.o}", flush=True)
+            _do("sml", second, comm)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('deep2d', params.o)}") from None
+        comm.once(lambda: print(f"report of both: {_write_page(params, first, second)}"))
+
+
+def _begun(params: Params) -> Params:
+    """The parameters of a run that begins or goes on, whose folder is made."""
+    from polarice.jobs import resume
+
     if params.continue_ is not None:
         params = resume.saved("deep2d", params)
     else:
         resume.require_free("deep2d", params.o)
         params = replace(params, iter=params.iter or MAP_ITERATIONS, align_iter=params.align_iter or ALIGN_ITERATIONS)
         _require_enough(params)
-    first, second = parts_of(params)
     resume.claim("deep2d", params, [params.particles])
-    try:
-        print(f"1/2  align2d with {first.k} references, in {first.o}", flush=True)
-        _do("align2d", first)
-        print(f"2/2  sml with {second.classes} nodes, in {second.o}", flush=True)
-        _do("sml", second)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('deep2d', params.o)}") from None
-    print(f"report of both: {_write_page(params, first, second)}")
+    return params
 
 
 def _require_enough(params: Params) -> None:
@@ -84,15 +95,14 @@ def parts_of(params: Params) -> tuple[align2d.Params, sml.Params]:
     return first, sml.Params(**both | {"o": params.o / "sml", "particles": aligned, "continue_": None})
 
 
-def _do(job: str, wanted: Any) -> None:
+def _do(job: str, wanted: Any, comm: Comm) -> None:
     """Run a part, go on with it, or leave it as it is where it has ended."""
     from polarice.jobs import load, resume
     from polarice.jobs.provenance import NAME
 
-    if resume.finished(wanted.o, wanted.iter):
-        return
-    begun = (wanted.o / NAME).exists()
-    load(job).run(replace(wanted, continue_=wanted.o if begun else None))
+    ended, begun = comm.once(lambda: (resume.finished(wanted.o, wanted.iter), (wanted.o / NAME).exists()))
+    if not ended:
+        load(job).run(replace(wanted, continue_=wanted.o if begun else None))
 
 
 def _write_page(params: Params, first: Any, second: Any) -> Path:

@@ -5,7 +5,6 @@ Counters are the node's: what other programs take at the same time counts as wel
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from contextlib import suppress
@@ -86,7 +85,7 @@ class Meter:
             joules += (_card_joules(self.card) or self._card_J) - self._card_J
             measured.append("graphics card (NVML)")
         elif self.card is not None:
-            estimated.append("the graphics card is not counted")
+            estimated.append("the graphics card is not counted; nvidia-ml-py may be missing")
         return Energy(joules, tuple(measured), tuple(estimated))
 
 
@@ -109,19 +108,16 @@ def _zones(powercap: Path) -> list[Counter]:
 
 
 def _card_joules(card: int) -> float | None:
-    """The card's energy counter; None where NVML is not there, or the card (before Volta) has none."""
-    try:
-        import torch
+    """The card's energy counter; None where pynvml (nvidia-ml-py) is missing, or the card (before Volta) has none."""
+    import torch
 
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() != 0:
-            return None
-        handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-        name = f"GPU-{torch.cuda.get_device_properties(card).uuid}".encode()
-        if nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)) != 0:
-            return None
-        if nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)) != 0:
-            return None
-        return millijoules.value / 1e3
-    except (OSError, AttributeError, RuntimeError, AssertionError):
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(card).uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    except pynvml.NVMLError:
         return None

@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polarice.cluster import Comm
 from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_coordinates
 from polarice.io.micrographs import MicrographTable, found, read_micrographs
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
+from polarice.jobs.micrographs import (
+    Farm,
+    Item,
+    Outcome,
+    PerMicrograph,
+    cells_of,
+    claim_folder,
+    items_of,
+    on_ranks,
+    tell,
+    treat,
+)
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.jobs.pick import COORDINATES
 from polarice.types import InputError
@@ -20,6 +32,7 @@ if TYPE_CHECKING:
     from polarice.extract.images import Recipe
     from polarice.io.star import Table
 
+RANKS = True
 SUMMARY = "cut particle images out of micrographs: scaled, inverted, normalised as RELION does"
 STACK, TABLE, PICTURE = ".mrcs", "_extract.star", "_extract.png"
 BATCH = 64  # images cut at a time
@@ -60,6 +73,11 @@ class Params(PerMicrograph):
 
 def run(params: Params) -> None:
     """Extract from all micrographs; raises InputError for what cannot be used."""
+    on_ranks("extract", params, _extract_all)
+
+
+def _extract_all(params: Params, comm: Comm) -> None:
+    """What rank 0 does; others help to treat."""
     from polarice.jobs.provenance import write_job_json
     from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
 
@@ -68,7 +86,7 @@ def run(params: Params) -> None:
     items = _items(table, params)
     inputs = [path for path in (params.micrographs, params.coords) if path is not None]
     write_job_json(params.o, "extract", as_dict(params), command_line("extract", params), inputs=inputs)
-    outcomes = treat(items, Extraction(params), Farm.of("extract", params))
+    outcomes = treat(items, Extraction(params), Farm.of("extract", params, comm=comm))
     done = cells_of(outcomes).rows
     totals = {name: int(sum(outcomes[row].figures[name] for row in done)) for name in ("particles", *LOST)}
     if not totals["particles"]:

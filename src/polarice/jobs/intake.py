@@ -57,6 +57,11 @@ class ParticleJob:
         unit="GiB", low=0.01,
     )  # fmt: skip
     scratch: Path | None = option(None, "folder on a fast disk to keep all prepared images in, instead of memory")
+    copy_to: Path | None = option(
+        None, "folder on a node's own disk to copy its part of the stacks to, as long as the job runs",
+        flags=("--scratch-dir",),
+    )  # fmt: skip
+    price: float | None = option(None, "price of a node for an hour; the report then states what images cost", low=0)
 
     @property
     def classes(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polarice.cluster import SERIAL, Comm
 from polarice.jobs.intake import Looked, last_ring
 from polarice.jobs.resources import batch_bytes, store_bytes, threads_of
 from polarice.types import InputError, Pose2D
@@ -40,13 +41,14 @@ def posed_basis(images: ParticleImages, params: Any) -> PolarBasis:
     return PolarBasis(preparation.box_px, radius_px, last_ring(images, params), slack_px, images.device)
 
 
-def posed_images(images: ParticleImages, looked: Looked, params: Any) -> PosedImages:
-    """All usable images; what fits is kept."""
+def posed_images(images: ParticleImages, looked: Looked, params: Any, comm: Comm = SERIAL) -> PosedImages:
+    """All usable images, each rank's part; what fits is kept."""
     from polarice.references.posed import PosedImages
 
     basis, device = posed_basis(images, params), images.device
     workers = threads_of(params) if device.type == "cpu" else 1
-    return PosedImages(images, basis, looked.order, store_bytes(params, device), params.scratch, workers)
+    room = store_bytes(params, device, len(comm.node_ranks))
+    return PosedImages(images, basis, looked.order, room, params.scratch, workers, comm)
 
 
 def plan_of(posed: PosedImages, params: Any) -> Plan:
@@ -73,7 +75,7 @@ def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> Ma
     noise = torch.from_numpy(looked.noise_power).to(posed.basis.device)
     grid = LatentGrid.of(params.shape, device=posed.basis.device)
     empty = Manifold.empty(posed.basis, grid, noise, posed.images.preparation.mask_fraction)
-    pose = registered(posed.images, looked, params) if params.register else looked.table.particles.pose
+    pose = registered(posed, looked, params) if params.register else looked.table.particles.pose
     try:
         model, first = _laid_out(empty, posed, pose, plan, params)
     except ValueError as error:
@@ -81,7 +83,7 @@ def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> Ma
     return MapState(0, model, Placement.unknown(pose, len(grid.shape)), first, pose)
 
 
-def registered(images: ParticleImages, looked: Looked, params: Any) -> Pose2D:
+def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
     """The table's poses, towards one frame for all classes; register.star says how each class's own lies in it.
 
     Where all particles have one class, or come from a map, they share a frame already.
@@ -91,6 +93,7 @@ def registered(images: ParticleImages, looked: Looked, params: Any) -> Pose2D:
     from polarice.references.posed import PosedImages
     from polarice.references.register import register, register_basis
 
+    images, comm = all_of_them.images, all_of_them.comm
     table, pose = looked.table, looked.table.particles.pose
     classes = np.unique(pose.class_of[looked.order])
     if len(classes) < 2 or "polariceLatent1" in table.table:
@@ -101,20 +104,24 @@ def registered(images: ParticleImages, looked: Looked, params: Any) -> Pose2D:
     plan = posed_basis(images, params)
     basis = register_basis(plan.box_px, plan.radius_px, plan.r_max, images.device)
     workers = threads_of(params) if images.device.type == "cpu" else 1
-    posed = PosedImages(replace(images, progress=int), basis, some, 0, None, workers)
+    posed = PosedImages(replace(images, progress=int), basis, some, 0, None, workers, comm)
     noise = looked.noise_power[:, 1 : basis.r_max + 1]
     scale = basis.weight.double() / basis.weight.double().new_tensor(noise)
     how = (len(classes), scale, images.preparation.mask_fraction)
     plain = PlainAverages.of(posed, pose, frame_of, how, Clock())
     field = posed.triangle.field(plain.vector.float())
-    frames = register(basis, field, basis.weight.new_tensor(noise.mean(axis=0)), plain.count)
-    _write_frames(params.o / "register.star", classes, frames, images.pixel_size_A)
-    print(
-        f"{len(classes)} classes brought into register: correlation with those that they resemble "
-        f"{np.median(frames.correlation):.2f} (median), {frames.correlation.min():.2f} (least)",
-        file=sys.stderr,
-    )
-    return frames.pose(pose, frame_of)
+
+    def found() -> Frames:
+        frames = register(basis, field, basis.weight.new_tensor(noise.mean(axis=0)), plain.count)
+        _write_frames(params.o / "register.star", classes, frames, images.pixel_size_A)
+        print(
+            f"{len(classes)} classes brought into register: correlation with those that they resemble "
+            f"{np.median(frames.correlation):.2f} (median), {frames.correlation.min():.2f} (least)",
+            file=sys.stderr,
+        )
+        return frames
+
+    return comm.once(found).pose(pose, frame_of)
 
 
 def _some_of_each(frame_of: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -144,9 +151,9 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
 
     rng = np.random.default_rng([params.seed, 3])
     if params.start == "pca":
-        some = np.sort(rng.permutation(len(posed))[: _subset(posed, params)])
+        some = np.sort(rng.permutation(len(posed))[: posed.comm.once(lambda: _subset(posed, params))])
         subset = posed.subset(posed.rows[some], pose, Clock())
-        return pca_start(empty, subset, posed.even, plan.prior, params.seed), posed.basis.r_max
+        return pca_start(empty, subset, posed.even, plan.prior, params.seed, posed.comm), posed.basis.r_max
     label = pose.class_of
     if params.start == "random":
         label = rng.integers(0, min(RANDOM_LABELS, max(2, len(posed) // 20)), len(label)).astype(np.int32)

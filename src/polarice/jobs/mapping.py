@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings
+from polarice.cluster import Comm, part, world
+from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings, with_copies
 from polarice.jobs.resources import device_of
-from polarice.jobs.running import carry_out, report, settled
+from polarice.jobs.running import carry_out, page_of, settled
+from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration
 
 if TYPE_CHECKING:
@@ -30,17 +34,19 @@ NAMED = 20  # nodes without particles that are named on the screen
 def map_particles(job: str, params: Any) -> None:
     """Run or continue a map. Raises InputError for what cannot be used, and for a full disk."""
     _ = params.shape
-    params = settled(job, params, ITERATIONS)
-    device = device_of(params)
-    table, images = open_particles(params, device)
-    require_poses(table)
-    warn_of_few(len(table.particles), params.classes)
-    carry_out(
-        job,
-        params,
-        [table.path, *table.particles.stacks],
-        lambda: _Run(job, params, look_at_images(table, images, params)),
-    )
+    with world(job) as comm, ExitStack() as held:
+        params = comm.once(lambda: settled(job, params, ITERATIONS))
+        device = device_of(params, comm)
+        watch = Watch(comm, device)
+        table, images = open_particles(params, device, comm)
+        comm.once(lambda: require_poses(table))
+        warn_of_few(len(table.particles), params.classes)
+
+        def begin() -> _Run:
+            looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
+            return _Run(job, params, looked, (comm, watch))
+
+        carry_out(job, params, [table.path, *table.particles.stacks], begin, comm)
 
 
 def require_poses(table: ParticleTable) -> None:
@@ -66,44 +72,67 @@ def warn_of_few(n: int, k: int) -> None:
 class _Run:
     """One job at work: what has been read, where it stands, what it has written."""
 
-    def __init__(self, job: str, params: Any, looked: Looked) -> None:
+    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
         from polarice.jobs.resume import rewind
 
         self.job, self.params, self.looked = job, params, looked
-        self.done = rewind(params)
+        self.comm, self.watch = ranks
+        self.done = self.comm.once(lambda: rewind(params))
         n = len(looked.order)
         self.bar = progress_bar(f"{job} {self.done + 1}/{params.iter}", n * params.iter, n * self.done)
-        self.images = replace(looked.images, progress=self.bar.update)
+        self.images = replace(looked.images, progress=lambda images: self.bar.update(images * self.comm.size))
         sd = looked.background_sd
         self.columns = {} if sd is None else {"rlnNormCorrection": sd[looked.rows]}
         self.state, self.posed, self.plan = self.beginning()
+        self.last: Iteration | None = None
 
     def all(self) -> None:
-        """Every iteration that is left, then map, movie and report."""
+        """Every iteration that is left, then map, movie and report. Rank 0 writes, while the next iteration is made."""
+        from polarice.io.particles import StackSource
         from polarice.references.mapping import fit
 
-        turn = last = None
-        with self.bar:
+        turn, writing, first = None, None, self.comm.rank == 0
+        images, waited_s = 0, 0.0
+        with self.bar, ThreadPoolExecutor(1, "writer") as writer:
             try:
                 for turn in fit(self.posed, self.state, self.plan):
-                    last = self.write(turn)
+                    images += len(self.posed)
+                    waited_s += turn.clock.seconds.get("reading", 0.0)
+                    pictures = self.pictures(turn)
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(self.write, turn, pictures) if first else None
             except ValueError as error:  # what the mathematics finds wrong with the data
                 raise InputError(f"{self.looked.table.path}: {error}") from error
-        assert turn is not None and last is not None, "a run that goes on has iterations left"
-        self.finish(turn, last)
+            if writing is not None:
+                writing.result()
+        source = self.images.source
+        assert isinstance(source, StackSource)
+        usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
+        assert turn is not None, "a run that goes on has iterations left"
+        self.finish(turn, usage)
 
     def beginning(self) -> tuple[MapState, PosedImages, Plan]:
         """State, images and plan of the iterations that are left."""
         from polarice.jobs.checkpoint import read_map_checkpoint
         from polarice.jobs.layout import first_map, plan_of, posed_images
 
-        posed = posed_images(self.images, self.looked, self.params)
+        posed = posed_images(self.images, self.looked, self.params, self.comm)
         plan = plan_of(posed, self.params)
         if self.done:
             return read_map_checkpoint(self.params.o, self.done, self.images.device), posed, plan
         return first_map(posed, self.looked, plan, self.params), posed, plan
 
-    def write(self, turn: MapTurn) -> Iteration | None:
+    def pictures(self, turn: MapTurn) -> Pictures | None:
+        """What RELION's files will show, where it is time for them; ranks make it together."""
+        number, since = turn.state.number, time.perf_counter()
+        if number < self.params.iter and number % self.params.write_every:
+            return None
+        made = pictures_of(turn, self.posed, self.params)
+        turn.clock.add("writing", since)
+        return made
+
+    def write(self, turn: MapTurn, pictures: Pictures | None) -> None:
         """Put one iteration on disk: its line of the history, RELION's files where it is time, the checkpoint."""
         from polarice.io.class2d import write_iteration
         from polarice.jobs.checkpoint import path_of, write_map_checkpoint
@@ -111,35 +140,40 @@ class _Run:
 
         params, folder, since = self.params, self.params.o, time.perf_counter()
         number = turn.state.number
-        whole = number == params.iter or number % params.write_every == 0
-        model = class_model(turn, self.posed, params) if whole else _outline(turn)
+        model = _outline(turn) if pictures is None else class_model(turn, pictures, self.images.pixel_size_A)
         iteration = iteration_of(turn, model, self.looked, params.iter)
-        if whole:
+        if pictures is not None:
             settings = relion_settings(params, self.images, params.tau2_fudge)
             columns = self.columns | latent_columns(turn.state, self.looked.rows)
             write_iteration(folder, iteration, self.looked.table, settings, rows=self.looked.rows, columns=columns)
-        iteration = replace(iteration, seconds=iteration.seconds | {"writing": time.perf_counter() - since})
+        spent = iteration.seconds.get("writing", 0.0) + time.perf_counter() - since
+        iteration = replace(iteration, seconds=iteration.seconds | {"writing": spent})
         append_history(folder, iteration)
         write_map_checkpoint(folder, turn.state)
         if number > 1 and (number - 1) % params.write_every:  # nothing of RELION's goes with it
             path_of(folder, number - 1).unlink(missing_ok=True)
         self.bar.write(told(iteration, turn), file=sys.stderr)
         self.bar.set_description(f"{self.job} {min(number + 1, params.iter)}/{params.iter}")
-        return iteration if whole else None
+        self.last = iteration
 
-    def finish(self, turn: MapTurn, last: Iteration) -> None:
+    def finish(self, turn: MapTurn, usage: Usage) -> None:
         """Map, movie, report, and what is to be said at the end."""
-        from polarice.jobs.report import class_counts
+        from polarice.jobs.report import Report, class_counts, write_report
 
-        empty = np.flatnonzero(class_counts(last) == 0)
-        chapter = map_chapter(self.params, turn.state, last, 2 * self.images.preparation.radius_px)
-        notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
-        page = report(self.job, self.params, self.looked, last, [chapter], notes)
-        k, bad = len(last.model.weights), self.looked.bad
+        def page() -> Report:
+            assert self.last is not None, "a run that goes on has iterations left"
+            write_usage(self.params.o, usage)
+            empty = np.flatnonzero(class_counts(self.last) == 0)
+            chapter = map_chapter(self.params, turn.state, self.last, 2 * self.images.preparation.radius_px)
+            notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
+            if len(empty):
+                print(_empty_words(empty, NAMED))
+            return page_of(self.job, self.params, self.looked, self.last, [chapter], notes, usage.lines())
+
+        path = write_report(self.params.o, self.comm.once(page), self.comm)
+        k, bad = self.params.classes, self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
-        if len(empty):
-            print(_empty_words(empty, NAMED))
-        print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {page}")
+        print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {path}")
 
 
 def _empty_words(empty: np.ndarray, named: int) -> str:
@@ -170,25 +204,40 @@ def latent_columns(state: MapState, rows: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def class_model(turn: MapTurn, posed: PosedImages, params: Any) -> ClassModel:
+@dataclass(frozen=True)
+class Pictures:
+    """Averages of all nodes."""
+
+    averages: np.ndarray  # (K, N, N) float32
+    ssnr: torch.Tensor | None  # (K, ring) where they have one of their own, and not the map's
+
+
+def pictures_of(turn: MapTurn, posed: PosedImages, params: Any) -> Pictures:
+    """Averages as --average asks for them; every rank makes its share and has them all."""
+    model, comm = turn.state.model, posed.comm
+    vectors, ssnr = (model.vectors, None) if params.average == "soft" else _hard_averages(turn, posed, params.threshold)
+    vectors = vectors[part(np.zeros(len(vectors)), comm.rank, comm.size)]
+    mask = posed.images.preparation.mask(model.basis.device)
+    pixels = mask.new_empty(0, *mask.shape)
+    if len(vectors):  # there may be more ranks than nodes
+        pixels = model.basis.to_images(model.triangle.field(vectors)) * mask
+    return Pictures(comm.join(pixels).cpu().numpy(), ssnr)
+
+
+def class_model(turn: MapTurn, pictures: Pictures, pixel_A: float) -> ClassModel:
     """Averages of all nodes and what is known about them."""
     from polarice.references.snr import resolved_px, smooth_ssnr
 
-    model = turn.state.model
+    model, ssnr = turn.state.model, pictures.ssnr
     basis, triangle = model.basis, model.triangle
-    field, ssnr = model.field, None
-    if params.average == "hard":
-        field, ssnr = _hard_averages(turn, posed, params.threshold)
     if ssnr is None:
         power = triangle.ring_sums(model.vectors.double().square()) / basis.n_theta
         ssnr = smooth_ssnr(power, model.error(turn.sums))
-    mask = posed.images.preparation.mask(basis.device)
-    box, pixel_A = basis.box_px, posed.images.pixel_size_A
+    box = basis.box_px
     prior = model.grid.phi[:, 1:].square().sum(dim=1)[:, None] * model.tau2
-    outline = _outline(turn)
     return replace(
-        outline,
-        averages=(basis.to_images(field) * mask).cpu().numpy(),
+        _outline(turn),
+        averages=pictures.averages,
         signal_power=_shells(prior, box),
         ssnr=_shells(ssnr, box),
         resolution_A=box * pixel_A / resolved_px(ssnr).cpu().numpy(),
@@ -197,7 +246,7 @@ def class_model(turn: MapTurn, posed: PosedImages, params: Any) -> ClassModel:
 
 
 def _hard_averages(turn: MapTurn, posed: PosedImages, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fields and SSNR of plain averages; nodes without particles keep the map's image, with no signal of its own."""
+    """Vectors and SSNR of plain averages; nodes without particles keep the map's image, with no signal of its own."""
     import torch
 
     from polarice.align.images import Clock
@@ -208,8 +257,7 @@ def _hard_averages(turn: MapTurn, posed: PosedImages, threshold: float) -> tuple
     how = (model.grid.k, model.scale, model.mask_fraction)
     plain = PlainAverages.of(posed, assignment.pose, label, how, Clock())
     there = torch.from_numpy(plain.count > 0).to(plain.vector.device)
-    vectors = torch.where(there[:, None], plain.vector.float(), model.vectors)
-    return model.triangle.field(vectors), plain.ssnr
+    return torch.where(there[:, None], plain.vector.float(), model.vectors), plain.ssnr
 
 
 def _shells(rings: torch.Tensor, box_px: int) -> np.ndarray:
@@ -274,7 +322,8 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
     sheet = png_bytes(latent.map_sheet(model.averages, shape, counts, radius_px))
     _write_bytes(root.with_name(f"{root.name}_map.png"), sheet)
     figure = latent.occupancy(shape, counts, state.placement.latent_mean)
-    charts.write_png(params.o / "report_map.png", figure)
+    shown = charts.png(figure)
+    _write_bytes(params.o / "report_map.png", shown)
     points = path_points(state.model, params.frames)
     frames = images_at(state.model, points).cpu().numpy()
     write_stack(root.with_name(f"{root.name}_path.mrcs"), frames, model.pixel_size_A)
@@ -292,7 +341,7 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
         ),
         pictures=(
             Picture(sheet, f"Node averages, {grid}."),
-            Picture((params.o / "report_map.png").read_bytes(), "How full the nodes are, and where particles lie."),
+            Picture(shown, "How full the nodes are, and where particles lie."),
         ),
         links=(
             (f"Movie along the map ({root.name}_path.gif)", f"{root.name}_path.gif"),

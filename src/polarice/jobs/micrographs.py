@@ -1,9 +1,13 @@
 """What jobs that treat one movie or micrograph after another share: workers, progress, restart, what is left out.
 
-    table = read_micrographs(params.micrographs)
-    items = items_of(table, params.o)
-    outcomes = treat(items, Fit(params, ...), Farm.of("ctf", params, "micrographs", settings=...))
-    done = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
+    def run(params):
+        on_ranks("ctf", params, fit_all)
+
+    def fit_all(params, comm):
+        table = read_micrographs(params.micrographs)
+        items = items_of(table, params.o)
+        outcomes = treat(items, Fit(params, ...), Farm.of("ctf", params, comm=comm))
+        done = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
 
 `work` is a picklable object that is called with an `Item`: it reads the files, writes its results below `item.stem`
 and hands back an `Outcome`. Every outcome is kept in `STEM_polarice.json` beside the results, written last: a
@@ -11,8 +15,9 @@ micrograph is done when that stands there and was made from the same files with 
 again does what is missing, what has changed, and what failed before; nothing else. A micrograph that cannot be used
 (any exception) is an outcome with a reason, never the end of the run.
 
-Micrographs are shared out over the ranks of a `Comm`, and on each rank over processes. No result travels: all ranks
-see one file system, and every rank reads the others' outcomes from there.
+Micrographs are shared out over the ranks of a `Comm`, and on each rank over processes. Rank 0 does all but `treat`,
+for which the others wait (`on_ranks`). No result travels: all ranks see one file system, and rank 0 reads the others'
+outcomes from there.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -31,13 +37,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from polarice.cluster import Comm, Serial
+from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable
 from polarice.jobs.params import argument, as_dict, option
 from polarice.jobs.provenance import NAME, fingerprint
+from polarice.jobs.resources import take_card
 from polarice.types import InputError
 
 RECORD = "_polarice.json"  # behind the stem
@@ -80,6 +87,7 @@ class Outcome:
 
 
 Work = Callable[[Item], Outcome]
+P = TypeVar("P", bound=PerMicrograph)
 
 
 @dataclass(frozen=True)
@@ -90,18 +98,16 @@ class Farm:
     workers: int = 1  # processes of this rank; 1: this process itself
     threads: int = 1  # of each process
     what: str = "micrographs"  # they are called so
-    comm: Comm = field(default_factory=Serial)
+    comm: Comm = SERIAL
 
     @staticmethod
-    def of(
-        job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm | None = None
-    ) -> Farm:
+    def of(job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL) -> Farm:
         """The farm that a job's Params ask for; `inputs` are files that all results depend on, a gain reference say."""
         kept = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
         threads = params.threads or len(os.sched_getaffinity(0))
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [fingerprint(path) for path in inputs]}
-        return Farm(settings, workers, max(1, threads // workers), what, comm or Serial())
+        return Farm(settings, workers, max(1, threads // workers), what, comm)
 
 
 def items_of(table: MicrographTable, folder: Path) -> list[Item]:
@@ -145,35 +151,71 @@ def stem_of(name: str, folder: Path) -> str:
     return str(Path(folder, *parts, stem))
 
 
+def on_ranks(job: str, params: P, body: Callable[[P, Comm], None]) -> None:
+    """Run the body on rank 0 of all that were started; the others do their share of what it treats."""
+    with world(job) as comm:
+        if comm.rank == 0:
+            body(params, comm)
+            comm.once(lambda: None)
+            return
+        while (share := _handed_out(comm)) is not None:
+            share.done(comm)
+
+
 def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     """The outcome of every item, in their order: kept from before where nothing has changed, else made now.
 
-    Every rank returns the same. Raises KeyboardInterrupt on Ctrl-C (what is done is kept) and InputError where the
-    results cannot be written.
+    Called inside `on_ranks` where the farm has several ranks. Raises KeyboardInterrupt on Ctrl-C (what is done is
+    kept) and InputError where the results cannot be written.
     """
-    from tqdm import tqdm
-
     marks = [_mark(item, farm) for item in items]
     missing = [row for row, item in enumerate(items) if (old := _recall(item, marks[row])) is None or old.reason]
     for folder in {os.path.dirname(items[row].stem) for row in missing}:
         make_folder(folder)
-    mine = missing[farm.comm.rank :: farm.comm.size]
-    failed = 0
-    quiet = True if farm.comm.rank else None  # None: where nobody looks
-    bar = tqdm(total=len(items), initial=len(items) - len(missing), unit=f" {farm.what}", disable=quiet)
-    with bar:
-        for row, outcome in _made(mine, items, work, farm):
-            _remember(items[row], marks[row], outcome)
-            failed += bool(outcome.reason)
-            bar.set_postfix_str(f"{failed} left out" if failed else "", refresh=False)
-            bar.update(farm.comm.size)
-    farm.comm.sum(len(mine))  # nobody goes on before all have written
+    plain = replace(farm, settings={}, comm=SERIAL)
+    share = _Share([items[row] for row in missing], [marks[row] for row in missing], work, plain, len(items))
+    if farm.comm.size > 1:
+        farm.comm.once(lambda: share)
+    share.done(farm.comm)
     return [_recall(item, mark) or Outcome(reason="not done") for item, mark in zip(items, marks, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What is missing, as rank 0 hands it out; every rank takes each of its `size` items in turn."""
+
+    items: Sequence[Item]
+    marks: Sequence[str]
+    work: Work
+    farm: Farm
+    total: int  # items, those done before among them
+
+    def done(self, comm: Comm) -> None:
+        """Do this rank's items; when it comes back, all ranks have."""
+        from tqdm import tqdm
+
+        take_card(comm)
+        mine, failed = range(comm.rank, len(self.items), comm.size), 0
+        before = self.total - len(self.items)
+        quiet = True if comm.rank else None  # None: where nobody looks
+        with tqdm(total=self.total, initial=before, unit=f" {self.farm.what}", disable=quiet) as bar:
+            for row, outcome in _made(mine, self.items, self.work, self.farm):
+                _remember(self.items[row], self.marks[row], outcome)
+                failed += bool(outcome.reason)
+                bar.set_postfix_str(f"{failed} left out" if failed else "", refresh=False)
+                bar.update(min(comm.size, self.total - bar.n))
+        comm.collect(len(mine))
+
+
+def _handed_out(comm: Comm) -> _Share | None:
+    """What rank 0 hands out; None when it is at its end."""
+    return comm.once(lambda: None)
 
 
 def _made(rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm) -> Iterator[tuple[int, Outcome]]:
     """Outcomes as they are made."""
     if farm.workers == 1:
+        _keep_to(farm.threads)
         for row in rows:
             yield row, _safely(work, items[row])
         return
@@ -210,7 +252,23 @@ def _pooled(
 
 def _begin_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the parent speaks
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # torch is not loaded yet
+    _keep_to(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_to(threads: int) -> None:
+    """Let torch use so many threads, be it loaded or not: other numbers give other roundings."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A rank that is killed leaves no processes behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _safely(work: Work, item: Item) -> Outcome:

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from polarice.cluster import Comm
 from polarice.io.gain import GainRule, read_defects, read_gain
 from polarice.io.micrographs import read_micrographs, write_micrographs
 from polarice.io.motion import MovieFacts, write_motion
 from polarice.io.movies import EER_ENDING, EerMovie, Events, Movie, open_movie, read_frames
 from polarice.io.mrc import write_image
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
+from polarice.jobs.micrographs import (
+    Farm,
+    Item,
+    Outcome,
+    PerMicrograph,
+    cells_of,
+    claim_folder,
+    items_of,
+    on_ranks,
+    tell,
+    treat,
+)
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError, Motion
 
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     from polarice.motion.dose import Dose
     from polarice.motion.exposure import Exposure
 
+RANKS = True
 SUMMARY = "align the frames of movies, weight them by dose, and sum them to micrographs"
 EARLY_DOSE = 4.0  # e/A^2: motion up to here counts as early, as in RELION
 HEADER_AGREES = 0.02  # relative difference of pixel sizes that nobody minds
@@ -70,13 +83,18 @@ class Params(PerMicrograph):
 
 def run(params: Params) -> None:
     """Correct the motion of every movie of the table. Raises InputError for what cannot be used at all."""
+    on_ranks("motion", params, _correct_all)
+
+
+def _correct_all(params: Params, comm: Comm) -> None:
+    """What rank 0 does; others help to treat."""
     from polarice.jobs.provenance import write_job_json
     from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
 
     table = read_micrographs(params.micrographs, "movies")
     check(params, table.optics, "rlnMicrographDoseRate" in table.table)
     references = [str(path) for path in (params.gainref, params.defect_file) if path is not None]
-    farm = Farm.of("motion", params, "movies", references)
+    farm = Farm.of("motion", params, "movies", references, comm)
     items = items_of(table, params.o)
     claim_folder(params.o)
     command = command_line("motion", params)

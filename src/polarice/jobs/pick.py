@@ -9,15 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polarice.cluster import Comm
 from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, write_coordinates
 from polarice.io.micrographs import MicrographTable, read_micrographs, write_micrographs
-from polarice.jobs.micrographs import Farm, Item, Outcome, PerMicrograph, cells_of, claim_folder, items_of, tell, treat
+from polarice.jobs.micrographs import (
+    Farm,
+    Item,
+    Outcome,
+    PerMicrograph,
+    cells_of,
+    claim_folder,
+    items_of,
+    on_ranks,
+    tell,
+    treat,
+)
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError, Optics
 
 if TYPE_CHECKING:
     from polarice.pick.working import Working
 
+RANKS = True
 SUMMARY = "pick particles: by their size, by templates, or as another program has picked them"
 CANDIDATES, PICKS, PICTURE = "_candidates.star", "_autopick.star", "_autopick.png"
 BARE = "_small.png"  # the micrograph alone, for the picture
@@ -52,6 +65,11 @@ class Params(PerMicrograph):
 
 def run(params: Params) -> None:
     """Pick in all micrographs; raises InputError for what cannot be used."""
+    on_ranks("pick", params, _pick_all)
+
+
+def _pick_all(params: Params, comm: Comm) -> None:
+    """What rank 0 does; others help to treat."""
     from polarice.jobs.provenance import write_job_json
     from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
 
@@ -60,7 +78,7 @@ def run(params: Params) -> None:
     items = _items(table, params)
     inputs = [path for path in (params.micrographs, params.templates, params.picks) if path is not None]
     write_job_json(params.o, "pick", as_dict(params), command_line("pick", params), inputs=inputs)
-    outcomes = treat(items, Picking(params), _farm(params))
+    outcomes = treat(items, Picking(params), _farm(params, comm))
     done = cells_of(outcomes).rows
     outcomes = [o if o.reason else _select(item, o, params) for item, o in zip(items, outcomes, strict=True)]
     counts = [int(outcomes[row].figures["picked"]) for row in done]
@@ -90,10 +108,10 @@ def _check(params: Params) -> None:
         _read_templates(params)
 
 
-def _farm(params: Params) -> Farm:
+def _farm(params: Params, comm: Comm) -> Farm:
     """Options that only choose among candidates are no reason to search again."""
     inputs = [str(params.templates)] if params.templates else []
-    farm = Farm.of("pick", params, inputs=inputs)
+    farm = Farm.of("pick", params, inputs=inputs, comm=comm)
     searched = {name: value for name, value in farm.settings["params"].items() if name not in AFTERWARDS}
     return replace(farm, settings={**farm.settings, "params": searched})
 

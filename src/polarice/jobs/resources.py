@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarice.cluster import SERIAL, Comm
@@ -10,6 +11,8 @@ from polarice.types import InputError
 
 if TYPE_CHECKING:
     import torch
+
+CARDS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 
 
 def device_of(params: Any, comm: Comm = SERIAL) -> torch.device:
@@ -30,6 +33,14 @@ def device_of(params: Any, comm: Comm = SERIAL) -> torch.device:
         return torch.device("cuda")
     torch.cuda.set_device(comm.node_ranks.index(comm.rank) % torch.cuda.device_count())
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def take_card(comm: Comm) -> None:
+    """Let this rank, and processes that it starts, see one of its node's cards; before torch has looked at them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = named.split(",") if named else [str(card) for card, _ in enumerate(CARDS.glob("*"))]
+    if comm.size > 1 and cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[comm.node_ranks.index(comm.rank) % len(cards)]
 
 
 def threads_of(params: Any) -> int:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from polarice.cluster import SERIAL, Comm
@@ -16,6 +15,7 @@ from polarice.jobs.params import command_line
 from polarice.types import InputError, Iteration
 
 if TYPE_CHECKING:
+    from polarice.jobs.report import Report
     from polarice.jobs.report.index import Chapter
 
 
@@ -75,7 +75,7 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
         ) from error
 
 
-def report(
+def page_of(
     job: str,
     params: Any,
     looked: Looked,
@@ -83,15 +83,15 @@ def report(
     chapters: Sequence[Chapter] = (),
     notes: Mapping[str, str] | None = None,
     usage: Sequence[tuple[str, str]] = (),
-) -> Path:
-    """report.html and its pictures, of the last iteration; returns the page's path."""
+) -> Report:
+    """What report.html and its pictures show, of the last iteration."""
     from polarice.jobs.provenance import versions
-    from polarice.jobs.report import LeftOut, Report, parameters_of, read_history, write_report
+    from polarice.jobs.report import LeftOut, Report, parameters_of, read_history
     from polarice.jobs.resume import go_on_command
 
     plain = replace(params, continue_=None)
     images = looked.images
-    page = Report(
+    return Report(
         title=f"{job}: {looked.table.path.name}",
         job=job,
         history=read_history(params.o),
@@ -108,4 +108,3 @@ def report(
         notes=notes or {},
         usage=usage,
     )
-    return write_report(params.o, page)

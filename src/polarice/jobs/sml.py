@@ -12,6 +12,7 @@ from polarice.jobs.params import option
 from polarice.types import InputError
 
 SUMMARY = "classify aligned particles deeply, into a map of many classes on which neighbours resemble each other"
+RANKS = True
 MAX_AXES = 3
 MOST_NODES = 100_000
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polarice.cluster import Comm, world
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,22 @@ def search(params: Any) -> None:
     classNNN/ is the folder of a run of its own; run_data.star holds all particles, those of class c's node k with the
     number (place of c) * K + k. Classes with fewer than LEAST_PER_NODE particles for each node have one number.
     """
+    from polarice.jobs import resume
+
+    with world("sml") as comm:
+        params, table, classes, large = comm.once(lambda: _begun(params))
+        try:
+            for place, number in enumerate(large.tolist()):
+                many = np.count_nonzero(table.particles.pose.class_of == number)
+                print(f"class {number + 1} ({place + 1} of {len(large)}): {many} particles", flush=True)
+                _map_class(params, table, number, comm)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('sml', params.o)}") from None
+        comm.once(lambda: _join(params, table, classes, large))
+
+
+def _begun(params: Any) -> tuple[Any, ParticleTable, np.ndarray, np.ndarray]:
+    """The parameters of a run that begins or goes on, its table, all classes, and those that are mapped."""
     from polarice.io.particles import read_particles
     from polarice.jobs import resume
     from polarice.jobs.mapping import ITERATIONS, require_poses
@@ -52,34 +69,32 @@ def search(params: Any) -> None:
             f"each of {params.classes} nodes; ask for fewer with --k"
         )
     resume.claim("sml", params, [table.path, *table.particles.stacks])
-    try:
-        for place, number in enumerate(large.tolist()):
-            many = counts[classes == number][0]
-            print(f"class {number + 1} ({place + 1} of {len(large)}): {many} particles", flush=True)
-            _map_class(params, table, number)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('sml', params.o)}") from None
-    _join(params, table, classes, large)
+    return params, table, classes, large
 
 
 def _folder(params: Any, number: int) -> Path:
     return Path(params.o / f"class{number + 1:03d}")
 
 
-def _map_class(params: Any, table: ParticleTable, number: int) -> None:
+def _map_class(params: Any, table: ParticleTable, number: int, comm: Comm) -> None:
     """Run one class's map, go on with it, or leave it as it is where it has ended."""
     from polarice.io.particles import write_particles
     from polarice.jobs import resume
     from polarice.jobs.mapping import map_particles
     from polarice.jobs.provenance import NAME
 
-    folder = _folder(params, number)
-    if resume.finished(folder, params.iter):
+    folder, particles = _folder(params, number), params.o / f"class{number + 1:03d}.star"
+
+    def left() -> bool | None:
+        """Whether it had been begun; None where it has ended."""
+        begun = (folder / NAME).exists()
+        if not begun:
+            write_particles(particles, table, np.flatnonzero(table.particles.pose.class_of == number))
+        return None if resume.finished(folder, params.iter) else begun
+
+    begun = comm.once(left)
+    if begun is None:
         return
-    begun = (folder / NAME).exists()
-    particles = params.o / f"class{number + 1:03d}.star"
-    if not begun:
-        write_particles(particles, table, np.flatnonzero(table.particles.pose.class_of == number))
     inside = replace(
         params,
         particles=particles,

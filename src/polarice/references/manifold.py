@@ -108,6 +108,10 @@ class NodeSums(Additive):
     log_likelihood: Tensor  # () float64
     max_probability: Tensor  # () float64
 
+    def light(self) -> NodeSums:
+        """The same with what is large in single precision, in which it was computed: half to send."""
+        return replace(self, numerator=self.numerator.float(), denominator=self.denominator.float())
+
 
 def log_weights(triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None) -> Tensor:
     """log p(i, k) up to the image's own power, on the first `rings` (all): (image, K) float32.

@@ -12,7 +12,7 @@ import torch
 
 from polarice.align.images import Clock
 from polarice.align.loop import changes
-from polarice.cluster import Comm, Serial
+from polarice.cluster import SERIAL, Comm
 from polarice.references.aligned import AlignedImages
 from polarice.references.latent import LatentGrid
 from polarice.references.manifold import (
@@ -29,7 +29,6 @@ from polarice.references.refine import Freedom, refined
 from polarice.references.starts import from_coarser, from_pca
 from polarice.types import Assignment, Pose2D
 
-SERIAL = Serial()
 FIRST_REFINED, REFINED_EVERY = 0.3, 2  # share of the iterations after which poses may move, and how often
 COARSER = 3  # a grid has so many times the nodes of the coarser one that it starts from
 LEAST_COARSE, MOST_COARSE = 10, 250  # nodes of the coarser grids
@@ -59,10 +58,8 @@ class Placement:
     def pose(self) -> Pose2D:
         return self.assignment.pose
 
-    def of(self, parts: list[tuple[np.ndarray, NodePosterior]]) -> Placement:
+    def put(self, rows: np.ndarray, found: NodePosterior) -> Placement:
         """A placement of its own, with what was found of these rows."""
-        rows = np.concatenate([rows for rows, _ in parts])
-        found = NodePosterior.joined([posterior for _, posterior in parts])
 
         def with_rows(old: np.ndarray, new: torch.Tensor) -> np.ndarray:
             values = old.copy()
@@ -123,8 +120,11 @@ class Plan:
         return self.freedom is not None and number >= first and (number - first) % REFINED_EVERY == 0
 
 
-def fit(images: PosedImages, state: MapState, plan: Plan, comm: Comm = SERIAL) -> Iterator[MapTurn]:
-    """Go on from `state` to the end of the plan; raises ValueError where all nodes hold the same image."""
+def fit(images: PosedImages, state: MapState, plan: Plan) -> Iterator[MapTurn]:
+    """Go on from `state` to the end of the plan; raises ValueError where all nodes hold the same image.
+
+    Every rank places its part of the images, and knows what all have found.
+    """
     ramp = ring_ramp(images.basis, plan.iterations, state.first_rings)
     for number in range(state.number + 1, plan.iterations + 1):
         clock, model, before = Clock(), state.model, state.placement
@@ -134,7 +134,6 @@ def fit(images: PosedImages, state: MapState, plan: Plan, comm: Comm = SERIAL) -
             start = replace(before, assignment=replace(before.assignment, pose=moved))
         placement, sums = expected(images, model, start, (plan.batch, ramp[number - 1]), clock)
         since = time.perf_counter()
-        sums = comm.sum(sums)
         fitted = model.maximize(sums, plan.prior)
         _ = fitted.vectors  # made now, and counted here
         clock.add("maximization", since)
@@ -155,8 +154,8 @@ def fit(images: PosedImages, state: MapState, plan: Plan, comm: Comm = SERIAL) -
 def expected(
     images: PosedImages, model: Manifold, before: Placement, how: tuple[int, int], clock: Clock
 ) -> tuple[Placement, NodeSums]:
-    """The placement of all images under a model, and their sums; how = (batch, rings)."""
-    batch, rings = how
+    """The placement of all ranks' images under a model, and their sums; how = (batch, rings)."""
+    (batch, rings), comm = how, images.comm
     nodes = model.nodes(images.even)
     found: list[tuple[np.ndarray, NodePosterior]] = []
     total: NodeSums | None = None
@@ -167,22 +166,28 @@ def expected(
             found.append((rows, posterior))
         images.images.progress(len(rows))
     assert total is not None
-    return before.of(found), total
+    rows, posterior = np.concatenate([rows for rows, _ in found]), NodePosterior.joined([each for _, each in found])
+    if comm.size > 1:
+        with clock.counting("communication"):
+            total = comm.sum(total.light()).double()
+            rows, posterior = comm.join((rows, posterior))
+    return before.put(rows, posterior), total
 
 
-def pca_start(empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, seed: int) -> Manifold:
+def pca_start(
+    empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, seed: int, comm: Comm = SERIAL
+) -> Manifold:
     """A map that grew out of coarser ones, the coarsest laid out over principal components of some images.
 
     Components of few rings leave fine differences out, those of many fold a long path. So several are tried: the
     coarsest map that ends with the highest log posterior goes on to the next finer grid. Raises ValueError where the
-    images do not differ.
+    images do not differ. Every rank gives images of its own, and gets the same map.
     """
     coarsest, *finer = _coarser(empty.grid)
-    model = max(
-        (_trial(_on(empty, coarsest), images, even, prior, how) for how in _candidates(empty, seed)), key=_first
-    )[1]
+    some = _Some(images, even, prior, comm)
+    model = max((_trial(_on(empty, coarsest), some, how) for how in _candidates(empty, seed)), key=_first)[1]
     for grid in finer:
-        model = _fitted(from_coarser(_on(empty, grid), model), images, even, prior, [None] * FINER_ITERATIONS)
+        model = some.fitted(from_coarser(_on(empty, grid), model), [None] * FINER_ITERATIONS)
     return model if model.grid.shape == empty.grid.shape else from_coarser(empty, model)
 
 
@@ -212,23 +217,27 @@ def _on(empty: Manifold, grid: LatentGrid) -> Manifold:
     return Manifold.empty(empty.basis, grid, empty.noise_power, empty.mask_fraction)
 
 
-def _trial(
-    empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, how: tuple[int, int]
-) -> tuple[float, Manifold]:
+def _trial(empty: Manifold, some: _Some, how: tuple[int, int]) -> tuple[float, Manifold]:
     """Log posterior after some iterations that began on `first` rings, and the map; how = (first, seed)."""
     first, seed = how
-    start = from_pca(empty, images, first, seed)
-    model = _fitted(start, images, even, prior, ring_ramp(empty.basis, TRIAL_ITERATIONS, first))
-    return model.log_posterior(_sums(model, images, even, None), prior), model
+    start = from_pca(empty, some.images, first, seed, some.comm)
+    model = some.fitted(start, ring_ramp(empty.basis, TRIAL_ITERATIONS, first))
+    return model.log_posterior(some.sums(model, None), some.prior), model
 
 
-def _fitted(
-    model: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, ramp: Sequence[int | None]
-) -> Manifold:
-    for rings in ramp:
-        model = model.maximize(_sums(model, images, even, rings), prior)
-    return model
+@dataclass(frozen=True)
+class _Some:
+    """Images that fit in memory, of all ranks, and what maps are fitted to them by."""
 
+    images: AlignedImages
+    even: int
+    prior: ManifoldPrior
+    comm: Comm
 
-def _sums(model: Manifold, images: AlignedImages, even: int, rings: int | None) -> NodeSums:
-    return expect_nodes(model.triangle, model.nodes(even), images, rings)[1]
+    def fitted(self, model: Manifold, ramp: Sequence[int | None]) -> Manifold:
+        for rings in ramp:
+            model = model.maximize(self.sums(model, rings), self.prior)
+        return model
+
+    def sums(self, model: Manifold, rings: int | None) -> NodeSums:
+        return self.comm.sum(expect_nodes(model.triangle, model.nodes(self.even), self.images, rings)[1])

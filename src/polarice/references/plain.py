@@ -28,7 +28,7 @@ class PlainAverages:
     def of(
         images: PosedImages, pose: Pose2D, label: np.ndarray, how: tuple[int, Tensor, float], clock: Clock
     ) -> PlainAverages:
-        """Averages of the images by label (n,) of the whole table, from 0; rows with a negative one are left out.
+        """Averages of all ranks' images by label (n,) of the whole table, from 0; where it is negative, left out.
 
         how = (labels, w / sigma^2 (G, ring), share of the noise that the mask lets through). The CTF's power is taken
         to be round, as the map's equations take it.
@@ -43,6 +43,7 @@ class PlainAverages:
             each = scale[part.optics_of].float()[used]
             numerator.index_add_(0, of, (part.vector[used] * each[:, triangle.ring_of]).double())
             weight.index_add_(0, of, (part.mean_ctf_power(triangle.basis.n_theta)[used] * each).double())
+        numerator, weight = images.comm.sum((numerator, weight))
         error = mask_fraction * triangle.basis.weight.double() / weight  # infinite where there is nothing
         average = numerator / weight.clamp_min(1e-30)[:, triangle.ring_of]
         ssnr = smooth_ssnr(triangle.ring_sums(average.square()) / triangle.basis.n_theta, error)

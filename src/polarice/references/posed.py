@@ -15,6 +15,7 @@ from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.store import mapped
 from polarice.align.workers import in_turn
+from polarice.cluster import SERIAL, Comm, part
 from polarice.references.aligned import AlignedImages, Triangle
 from polarice.types import Pose2D
 
@@ -27,7 +28,7 @@ class PosedImages:
     """Some rows of a table as `AlignedImages`: the first ones kept in memory or a scratch file, the rest streamed.
 
     Which rows are kept depends on the rows, the basis and the room alone. Sums over the batches do not depend on it
-    beyond rounding.
+    beyond rounding. Each rank of `comm` has its own part of the rows.
     """
 
     def __init__(
@@ -38,23 +39,31 @@ class PosedImages:
         room_bytes: int,
         scratch: Path | None = None,
         workers: int = 1,
+        comm: Comm = SERIAL,
     ) -> None:
-        """rows: those used, in the order of the disk; scratch: folder for a file that holds all; workers: threads."""
-        self.images, self.rows, self.triangle = images, rows, Triangle(basis)
+        """rows: those used by all ranks, in the order of the disk; scratch: folder for a file that holds all; workers:
+        threads."""
+        self.images, self.rows, self.triangle, self.comm = images, rows, Triangle(basis), comm
+        self.own = self.share(rows)
         self.even = images.even_harmonics(basis)
         self._workers = workers
         basis.prepare()
         self.triangle.vectors(torch.zeros(1, basis.r_max, basis.n_q, dtype=torch.complex64, device=basis.device))
-        capacity = min(len(rows), room_bytes // (4 * self._width))
-        capacity -= capacity % CHUNK if capacity < len(rows) else 0
+        own = len(self.own)
+        capacity = min(own, room_bytes // (4 * self._width))
+        capacity -= capacity % CHUNK if capacity < own else 0
         if scratch is None:
             self._block = torch.empty(capacity, self._width, device=basis.device)
         else:
-            self._block = mapped(scratch, 4 * len(rows) * self._width).view(len(rows), self._width)
+            self._block = mapped(scratch, 4 * own * self._width).view(own, self._width)
         self._of: Pose2D | None = None  # the poses that the block was made for
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows, in the order of the disk, that are this rank's."""
+        return rows[part(self.images.particles.stack_of[rows], self.comm.rank, self.comm.size)]
 
     @property
     def basis(self) -> PolarBasis:
@@ -72,42 +81,42 @@ class PosedImages:
         return sum(self._parts)
 
     def batches(self, pose: Pose2D, size: int, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
-        """Rows and their images under these poses (of the whole table), `size` at a time, in the order of the rows."""
+        """This rank's rows and their images under these poses (of the whole table), `size` at a time, in order."""
         kept = len(self._block)
         if not self._holds(pose):
             self._fill(pose, clock)
         for start in range(0, kept, size):
-            part = slice(start, min(start + size, kept))
-            yield self.rows[part], self._kept(part)
-        yield from self._joined(self._prepared(self.rows[kept:], pose, clock), size)
+            place = slice(start, min(start + size, kept))
+            yield self.own[place], self._kept(place)
+        yield from self._joined(self._prepared(self.own[kept:], pose, clock), size)
 
     def subset(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> AlignedImages:
-        """Some rows as one batch, not kept."""
-        return AlignedImages.joined([images for _, images in self._prepared(rows, pose, clock)])
+        """This rank's share of some rows as one batch, not kept."""
+        return AlignedImages.joined([images for _, images in self._prepared(self.share(rows), pose, clock)])
 
     def _holds(self, pose: Pose2D) -> bool:
-        kept, of = self.rows[: len(self._block)], self._of
+        kept, of = self.own[: len(self._block)], self._of
         return of is not None and all(
             np.array_equal(getattr(of, name)[kept], getattr(pose, name)[kept]) for name in ("psi_deg", "shift_px")
         )
 
     def _fill(self, pose: Pose2D, clock: Clock) -> None:
         place = 0
-        for rows, images in self._prepared(self.rows[: len(self._block)], pose, clock):
+        for rows, images in self._prepared(self.own[: len(self._block)], pose, clock):
             parts = [images.vector, images.ctf_power.flatten(1), images.image_power]
             block = self._block[place : place + len(rows)]
-            for target, part in zip(block.split(self._parts, dim=1), parts, strict=False):
-                target.copy_(part)
+            for target, values in zip(block.split(self._parts, dim=1), parts, strict=False):
+                target.copy_(values)
             place += len(rows)
         self._of = pose
 
-    def _kept(self, part: slice) -> AlignedImages:
-        vector, ctf_power, image_power, _ = self._block[part].to(self.basis.device).split(self._parts, dim=1)
+    def _kept(self, place: slice) -> AlignedImages:
+        vector, ctf_power, image_power, _ = self._block[place].to(self.basis.device).split(self._parts, dim=1)
         return AlignedImages(
             vector=vector,
             ctf_power=ctf_power.unflatten(1, (self.basis.r_max, -1)),
             image_power=image_power,
-            optics_of=self._optics_of(self.rows[part]),
+            optics_of=self._optics_of(self.own[place]),
         )
 
     def _optics_of(self, rows: np.ndarray) -> Tensor:
@@ -118,8 +127,8 @@ class PosedImages:
         return self._each(rows, pose, lambda rows, polar, posed: (rows, posed), clock)
 
     def each(self, pose: Pose2D, work: Work[R], clock: Clock) -> Iterator[R]:
-        """work(rows, images before they are turned, posed images) for CHUNK images at a time, in their order."""
-        return self._each(self.rows, pose, work, clock)
+        """work(rows, images before they are turned, posed images) for CHUNK of this rank's images at a time."""
+        return self._each(self.own, pose, work, clock)
 
     def _each(self, rows: np.ndarray, pose: Pose2D, work: Work[R], clock: Clock) -> Iterator[R]:
         clocks = [Clock() for _ in range(self._workers)]
@@ -148,10 +157,10 @@ class PosedImages:
         waiting: list[tuple[np.ndarray, AlignedImages]] = []
 
         def together() -> tuple[np.ndarray, AlignedImages]:
-            return np.concatenate([rows for rows, _ in waiting]), AlignedImages.joined([part for _, part in waiting])
+            return np.concatenate([rows for rows, _ in waiting]), AlignedImages.joined([each for _, each in waiting])
 
-        for part in parts:
-            waiting.append(part)
+        for each in parts:
+            waiting.append(each)
             if sum(len(rows) for rows, _ in waiting) >= size:
                 yield together()
                 waiting.clear()

@@ -42,7 +42,7 @@ class Freedom:
 def refined(
     images: PosedImages, model: Manifold, poses: tuple[Pose2D, Pose2D], freedom: Freedom, clock: Clock
 ) -> Pose2D:
-    """Poses after one sweep over all images; poses = (as they are, as they were at first)."""
+    """Poses after one sweep over all ranks' images; poses = (as they are, as they were at first)."""
     pose, anchor = poses
     nodes = model.nodes(images.even)
     psi_deg, shift_px = pose.psi_deg.copy(), pose.shift_px.copy()
@@ -57,6 +57,7 @@ def refined(
     for rows, turn, move in images.each(pose, work, clock):
         psi_deg[rows] += turn
         shift_px[rows] += move
+    psi_deg[images.rows], shift_px[images.rows] = images.comm.join((psi_deg[images.own], shift_px[images.own]))
     return replace(pose, psi_deg=psi_deg, shift_px=shift_px)
 
 

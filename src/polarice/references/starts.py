@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from polarice.cluster import SERIAL, Comm
 from polarice.references.aligned import AlignedImages
 from polarice.references.manifold import Manifold, first_rings
 
@@ -21,17 +22,20 @@ PCA_RIDGE = 1e-6  # of the mean diagonal; node images are linear in the grid, no
 AVERAGES_RIDGE = 1e-2  # averages lie anywhere on the grid and may be fewer than its functions
 
 
-def from_pca(empty: Manifold, images: AlignedImages, rings: int | None = None, seed: int = 0) -> Manifold:
+def from_pca(
+    empty: Manifold, images: AlignedImages, rings: int | None = None, seed: int = 0, comm: Comm = SERIAL
+) -> Manifold:
     """A map that is linear in the first principal components of aligned images, over +-2 standard deviations.
 
-    images: a subset that fits in memory; the components are those of the images less their mean's part, each ring
-    weighted as its noise demands, on the first `rings` rings (`first_rings`: components of more fold a long path). Mean
-    and components are then fitted to all rings by least squares with the CTF.
+    images: a subset that fits in memory, of which every rank holds a part; the components are those of the images less
+    their mean's part, each ring weighted as its noise demands, on the first `rings` rings (`first_rings`: components of
+    more fold a long path). Mean and components are then fitted to all rings by least squares with the CTF.
     """
-    scores = _image_scores(empty, images, min(rings or first_rings(empty.basis), empty.basis.r_max), seed)
+    rings = min(rings or first_rings(empty.basis), empty.basis.r_max)
+    scores = _image_scores(empty, images, (rings, seed), comm)
     n = len(scores)
     design = torch.cat([scores.new_ones(n, 1), scores], dim=1)
-    components = _fitted(empty, images, design)
+    components = _fitted(empty, images, design, comm)
     place = torch.cat([empty.grid.nodes.new_ones(empty.grid.k, 1), REACH_SD * empty.grid.nodes], dim=1)
     return _started(empty, empty.grid.nodes, place @ components, torch.ones_like(place[:, 0]), PCA_RIDGE)
 
@@ -77,30 +81,35 @@ def _started(empty: Manifold, points: Tensor, vectors: Tensor, weights: Tensor, 
     return replace(model, tau2=power.clamp_min(1e-6 * float(power.max())))
 
 
-def _image_scores(empty: Manifold, images: AlignedImages, rings: int, seed: int) -> Tensor:
-    """(image, axis) float64 principal components of the images, each of mean 0 and variance 1.
+def _image_scores(empty: Manifold, images: AlignedImages, how: tuple[int, int], comm: Comm) -> Tensor:
+    """(image, axis) float64 principal components of all ranks' images, each of mean 0 and variance 1; of this rank's.
 
-    By subspace iteration from a random start (Halko, Martinsson and Tropp 2011).
+    By subspace iteration from a random start (Halko, Martinsson and Tropp 2011); how = (rings, seed).
     """
-    ring_of, axes = empty.triangle.ring_of, empty.grid.nodes.shape[1]
+    (rings, seed), ring_of, axes = how, empty.triangle.ring_of, empty.grid.nodes.shape[1]
     ones = images.vector.new_ones(len(images), 1).double()
-    mean = _fitted(empty, images, ones)[0].float()
+    mean = _fitted(empty, images, ones, comm)[0].float()
     scale, ctf_power = _scales(empty, images)
-    seen = ctf_power.mean(dim=0).clamp_min(1e-6)
+    n, seen = comm.sum((len(images), ctf_power.sum(dim=0)))
+    seen = (seen / n).clamp_min(1e-6)
     keep = int(empty.triangle.bounds[rings])
     ring_of = ring_of[:keep]
     data = images.vector[:, :keep] - ctf_power[:, ring_of] * mean[:keep]
     data *= (scale / seen).sqrt()[:, ring_of]
-    data -= data.mean(dim=0)
-    size = min(axes + SPARE_COMPONENTS, min(data.shape))
+    data -= comm.sum(data.sum(dim=0)) / n
+    size = min(axes + SPARE_COMPONENTS, n, keep)
     generator = torch.Generator().manual_seed(seed)
     span = torch.randn(keep, size, generator=generator).to(data.device)
     for _ in range(POWER_ITERATIONS):
-        span = torch.linalg.qr(data.T @ (data @ span)).Q
-    scores, values, _ = torch.linalg.svd((data @ span).double(), full_matrices=False)
-    if size < axes or not float(values[min(axes, size) - 1]) > 1e-6 * float(data.norm() + 1e-30):
+        span = torch.linalg.qr(comm.sum(data.T @ (data @ span))).Q
+    along = (data @ span).double()
+    products, square = comm.sum((along.T @ along, float(data.norm()) ** 2))
+    values, turn = torch.linalg.eigh(products)
+    values, turn = values.flip(0)[:axes].clamp_min(0).sqrt(), turn.flip(1)[:, :axes]
+    if size < axes or not float(values[-1]) > 1e-6 * (square**0.5 + 1e-30):
         raise ValueError(f"the images to start from do not differ in as many ways as the latent grid has axes ({axes})")
-    return scores[:, :axes] * len(data) ** 0.5
+    turn = turn * turn.gather(0, turn.abs().argmax(dim=0, keepdim=True)).sign()  # which else rounding may turn round
+    return along @ turn / values * n**0.5
 
 
 def _scales(empty: Manifold, images: AlignedImages) -> tuple[Tensor, Tensor]:
@@ -108,14 +117,15 @@ def _scales(empty: Manifold, images: AlignedImages) -> tuple[Tensor, Tensor]:
     return empty.scale.float()[images.optics_of], images.mean_ctf_power(empty.basis.n_theta)
 
 
-def _fitted(empty: Manifold, images: AlignedImages, design: Tensor) -> Tensor:
+def _fitted(empty: Manifold, images: AlignedImages, design: Tensor, comm: Comm) -> Tensor:
     """Coefficients (column, d) float64 that explain images as design (image, column) @ coefficients, CTF included."""
     scale, ctf_power = _scales(empty, images)
     seen = (scale * ctf_power).double()
     system = torch.einsum("na,nr,nb->rab", design, seen, design)
+    right = (design.T.float() @ (images.vector * scale[:, empty.triangle.ring_of])).double()
+    system, right = comm.sum((system, right))
     diagonal = system.diagonal(dim1=-2, dim2=-1)
     diagonal += 1e-9 * diagonal.mean(dim=1, keepdim=True) + 1e-30
-    right = (design.T.float() @ (images.vector * scale[:, empty.triangle.ring_of])).double()
     parts = [
         torch.linalg.solve(each, columns)
         for each, columns in zip(system, right.tensor_split(empty.triangle.bounds[1:-1].tolist(), dim=1), strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -40,10 +41,15 @@ class Batch:
     hours: float | None = option(None, "time to ask for; from the particles, their box and the classes", low=0.01)
     queue: str = option("", "partition or queue")
     account: str = option("", "account or project to charge")
-    name: str = option("polarice", "name of the job in the queue")
+    name: str = option("", "name of the job in the queue; the command and its folder: class2d-job001")
     script: Path | None = option(None, "where to write the script; NAME.sh")
     launcher: str = option("", "what starts the ranks; srun --mpi=pmi2, or mpirun with their number")
     submit: bool = option(False, "submit it")
+
+    @property
+    def title(self) -> str:
+        """What the job is called in the queue, and its script and log."""
+        return self.name or "-".join(filter(None, [self.job[0], re.sub(r"\W+", "_", Path(out_of(self.job)).name)]))
 
     @property
     def per_node(self) -> int:
@@ -80,7 +86,7 @@ class Submission:
 def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
     """Write the script: the scheduler's lines, the environment, and the job, which goes on if it had been begun."""
     _require_job(batch.job)
-    path = batch.script or Path(f"{batch.name}.sh")
+    path = batch.script or Path(f"{batch.title}.sh")
     ranks = f"{batch.launcher or launcher} " if batch.total > 1 else ""
     program = f"{ranks}{shlex.quote(sys.executable)} -m polarice"
     again = going_on(batch.job)

@@ -30,21 +30,27 @@ def run(params: Params) -> None:
     """Write, and start with --submit; what it prints goes to NAME.log. InputError for a job that is none."""
     path = batch.write(params, "local", [], f"mpirun -n {params.total}")
     if params.submit:
-        with open(f"{params.name}.log", "ab") as log:
+        with open(f"{params.title}.log", "ab") as log:
             words, none = [str(path.absolute())], subprocess.DEVNULL
             process = subprocess.Popen(words, stdin=none, stdout=log, stderr=log, start_new_session=True)
         process.returncode = 0  # it is left to itself
-        batch.remember("local", f"{process.pid}@{socket.gethostname()}", params)
+        batch.remember("local", f"{process.pid}.{_began(process.pid)}@{socket.gethostname()}", params)
 
 
 def state(id: str) -> str:
     """Whether the process still runs on this host."""
-    number, _, host = id.partition("@")
+    process, _, host = id.partition("@")
+    number, _, began = process.partition(".")
     if host != socket.gethostname():
         return f"started on {host}"
+    return f"RUNNING on {host}" if _began(number) == (began or "?") else "ended"
+
+
+def _began(number: int | str) -> str:
+    """When a process began, in the kernel's ticks, by which it differs from others that had its number; "" once it
+    has ended."""
     try:
-        os.kill(int(number), 0)
-        alive = "Z" not in Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, ValueError):
-        alive = False
-    return f"RUNNING on {host}" if alive else "ended"
+        state, *rest = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state == "Z" else rest[18]

@@ -29,7 +29,7 @@ def head(params: Params) -> list[str]:
     cores = params.per_node * params.cores_of_rank
     cards = f":ngpus={params.gpus}" if params.gpus else ""
     chunk = f"select={params.nodes}:ncpus={cores}:mpiprocs={params.per_node}:ompthreads={params.cores_of_rank}{cards}"
-    found = [f"-N {params.name}", f"-l {chunk}", f"-l walltime={batch.clock(batch.hours(params))}", "-j oe", "-r y"]
+    found = [f"-N {params.title}", f"-l {chunk}", f"-l walltime={batch.clock(batch.hours(params))}", "-j oe", "-r y"]
     found += [f"-q {params.queue}"] if params.queue else []
     found += [f"-A {params.account}"] if params.account else []
     return [*(f"#PBS {each}" for each in found), "", 'cd "$PBS_O_WORKDIR"']

@@ -25,12 +25,12 @@ def run(params: Params) -> None:
 def head(params: Params) -> list[str]:
     """The lines for sbatch."""
     found = [
-        f"--job-name={params.name}",
+        f"--job-name={params.title}",
         f"--nodes={params.nodes}",
         f"--ntasks-per-node={params.per_node}",
         f"--cpus-per-task={params.cores_of_rank}",
         f"--time={batch.clock(batch.hours(params))}",
-        f"--output={params.name}-%j.log",
+        f"--output={params.title}-%j.log",
         "--requeue",
     ]
     found += [f"--gpus-per-node={params.gpus}"] if params.gpus else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polarice.cluster import SERIAL, Comm
 from polarice.jobs.report.history import (
     Row,
     append_history,
@@ -91,25 +92,28 @@ def _words(value: Any) -> str:
     return " ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
-def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
+def write_report(folder: str | os.PathLike[str], report: Report, comm: Comm = SERIAL) -> Path:
     """Write report.html and its pictures into the job's folder; returns the page's path.
+
+    Several ranks share out the charts, which take longer to draw than all else; rank 0 writes.
 
     Pictures: run_itNNN_classes.png (the montage) and report_convergence.png, _classes, _occupancy, _poses, _spectra,
     _times.
     Every file is replaced as a whole. InputError where the disk is full or the folder may not be written.
     """
     from polarice.io.atomic import replacing
-    from polarice.jobs.report import charts, page
+    from polarice.jobs.report import page
     from polarice.jobs.report.montage import write_montage
 
     folder = Path(folder)
-    write_montage(
-        folder / f"run_it{report.iteration.number:03d}_classes.png", report.iteration, report.particle_diameter_A
-    )
-    figures = page.figures(report)
-    for name, figure in figures.items():
-        charts.write_png(folder / f"report_{name}.png", figure)
-    content = page.html(report, figures)
-    with replacing(folder / "report.html", "w") as stream:
-        stream.write(content)
+    charts = {name: chart for part in comm.collect(page.drawn(report, comm.rank, comm.size)) for name, chart in part}
+    if comm.rank == 0:
+        number = report.iteration.number
+        write_montage(folder / f"run_it{number:03d}_classes.png", report.iteration, report.particle_diameter_A)
+        for name, chart in charts.items():
+            with replacing(folder / f"report_{name}.png") as stream:
+                stream.write(chart.png)
+        content = page.html(report, charts)
+        with replacing(folder / "report.html", "w") as stream:
+            stream.write(content)
     return folder / "report.html"

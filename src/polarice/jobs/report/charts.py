@@ -1,19 +1,18 @@
 """The report's charts, each a function from numbers to a matplotlib Figure; matplotlib is imported when one is made.
 
-`svg` gives inline SVG whose ink follows the page (light or dark), `write_png` a file for people without a browser.
+`svg` gives inline SVG whose ink follows the page (light or dark), `png` a picture for people without a browser.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarice.io.atomic import replacing
 from polarice.jobs.report.history import Row
 from polarice.jobs.report.montage import Entry
 
@@ -204,10 +203,26 @@ def svg(figure: Figure, name: str) -> str:
     return text.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
 
 
-def write_png(path: str | os.PathLike[str], figure: Figure) -> None:
-    """The figure on white, 130 dots per inch; InputError where the disk is full."""
-    with replacing(path) as stream:
-        figure.savefig(stream, format="png", dpi=130, facecolor="white")
+def png(figure: Figure) -> bytes:
+    """The figure on white, 130 dots per inch."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130, facecolor="white")
+    return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure as it goes into files."""
+
+    svg: str
+    png: bytes
+
+    @staticmethod
+    def of(figure: Figure, name: str) -> Chart:
+        """The figure, laid out once, not again for every format."""
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return Chart(svg(figure, name), png(figure))
 
 
 def panels(

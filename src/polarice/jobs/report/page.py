@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -43,34 +43,32 @@ CAPTIONS = {
 }
 
 
-def figures(report: Report) -> dict[str, Figure]:
-    """The report's charts by name."""
+def drawn(report: Report, rank: int = 0, size: int = 1) -> list[tuple[str, charts.Chart]]:
+    """Names of the report's charts, and the charts; of several ranks, this one's."""
     iteration = report.iteration
     model, shown = iteration.model, entries(iteration)
     pose = iteration.assignment.pose
     assigned = pose.class_of >= 0
     names = list(report.optics_names) or [f"optics group {g + 1}" for g in range(len(model.noise_power))]
     box_A = model.averages.shape[-1] * model.pixel_size_A
-    drawn = {
-        "convergence": charts.convergence(report.history),
-        "classes": charts.classes_in_use(report.history),
-        "occupancy": charts.occupancy(shown),
-        "poses": charts.poses(-pose.psi_deg[assigned], -pose.shift_px[assigned] * model.pixel_size_A),
-        "spectra": charts.spectra(model.noise_power, names, model.ssnr, shown, box_A),
-        "times": charts.times(report.history),
+    origin_A = -pose.shift_px[assigned] * model.pixel_size_A
+    figures: dict[str, Callable[[], Figure]] = {
+        "poses": lambda: charts.poses(-pose.psi_deg[assigned], origin_A),
+        "convergence": lambda: charts.convergence(report.history),
+        "spectra": lambda: charts.spectra(model.noise_power, names, model.ssnr, shown, box_A),
+        "times": lambda: charts.times(report.history),
+        "occupancy": lambda: charts.occupancy(shown),
+        "classes": lambda: charts.classes_in_use(report.history),
     }
-    for figure in drawn.values():  # lay it out once, not again for every format
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-    return drawn
+    return [(name, charts.Chart.of(figures[name](), name)) for name in list(figures)[rank::size]]
 
 
-def html(report: Report, drawn: Mapping[str, Figure]) -> str:
-    """The whole page with its charts (what `figures` gives); nothing in it is fetched from elsewhere."""
+def html(report: Report, drawn: Mapping[str, charts.Chart]) -> str:
+    """The whole page with its charts by name; nothing in it is fetched from elsewhere."""
     from polarice.jobs.report.index import chapter_html
 
     shown = entries(report.iteration)
-    made = {name: _figure(name, charts.svg(figure, name)) for name, figure in drawn.items()}
+    made = {name: _figure(name, chart.svg) for name, chart in drawn.items()}
     template = Template(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(report.title),

@@ -1,0 +1,124 @@
+"""Micrographs over several ranks: the same results, and nothing done twice; a rank that is killed ends all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jobs.runs import wait_for
+from polarice.cluster import Comm
+from polarice.jobs.micrographs import Farm, Item, Outcome, on_ranks, treat
+from polarice.jobs.resources import take_card
+
+MPIRUN = Path(sys.prefix) / "bin/mpirun"
+ITEMS = 12
+
+pytest.importorskip("mpi4py")
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun (the package mpich) is installed here")
+
+
+@dataclass(frozen=True)
+class Square:
+    """The square of a row, slowly; who made it is kept in a file."""
+
+    seconds: float
+
+    def __call__(self, item: Item) -> Outcome:
+        time.sleep(self.seconds)
+        Path(item.stem + ".by").write_text(f"{os.environ['PMI_RANK']} {os.getpid()}")
+        return Outcome({"rlnSquare": item.row**2})
+
+
+def body(folder: Path, comm: Comm) -> None:
+    """What rank 0 does."""
+    workers, seconds = os.environ["WORKERS"], os.environ["SECONDS_EACH"]
+    items = [Item(f"m{row}", row, __file__, str(folder / "job" / f"m{row}")) for row in range(ITEMS)]
+    outcomes = treat(items, Square(float(seconds)), Farm({"a": 1}, workers=int(workers), comm=comm))
+    print(*(outcome.columns.get("rlnSquare", outcome.reason) for outcome in outcomes))
+
+
+def start(folder: Path, ranks: int, workers: int, seconds: float = 0.0) -> subprocess.Popen[str]:
+    words = [str(MPIRUN), "-n", str(ranks), sys.executable, __file__]
+    path = str(Path(__file__).parents[1])
+    more = {"PYTHONPATH": path, "WORKERS": str(workers), "SECONDS_EACH": str(seconds), "FOLDER": str(folder)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=folder, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **more})
+
+
+def made(folder: Path) -> dict[int, tuple[int, int]]:
+    """Rank and process that made each item."""
+    found = {}
+    for path in (folder / "job").glob("m*.by"):
+        rank, process = path.read_text().split()
+        found[int(path.stem[1:])] = (int(rank), int(process))
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ranks_take_their_turns_and_one_table_holds_all(tmp_path, workers):
+    out, err = (process := start(tmp_path, 3, workers)).communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.split() == [str(row**2) for row in range(ITEMS)]  # said once, by rank 0
+    first = made(tmp_path)
+    assert {row: rank for row, (rank, _) in first.items()} == {row: row % 3 for row in range(ITEMS)}
+    (tmp_path / "job/m5_polarice.json").unlink()
+    out, err = start(tmp_path, 2, 1).communicate(timeout=60)
+    assert out.split() == [str(row**2) for row in range(ITEMS)], err
+    assert [row for row, by in made(tmp_path).items() if by != first[row]] == [5]
+
+
+def test_a_killed_rank_ends_all_with_its_processes_and_what_is_missing_is_done_then(tmp_path):
+    process = start(tmp_path, 3, 2, 0.4)
+    wait_for(lambda: len(made(tmp_path)) >= 4 or process.poll() is not None, 60)
+    first = made(tmp_path)
+    workers = {each for _, each in first.values()}
+    worker = next(each for rank, each in first.values() if rank == 1)
+    victim = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])  # its rank
+    os.kill(victim, signal.SIGKILL)
+    since = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - since < 10
+    assert f"polarice square: error: rank 1 on {os.uname().nodename}: process {victim} was killed" in err
+    wait_for(lambda: not any(map(alive, workers)), 10)
+    kept = {row for row in made(tmp_path) if (tmp_path / f"job/m{row}_polarice.json").exists()}
+    assert kept and len(kept) < ITEMS
+    first = made(tmp_path)
+    out, err = start(tmp_path, 2, 1).communicate(timeout=60)
+    assert out.split() == [str(row**2) for row in range(ITEMS)], err
+    assert {row for row, by in made(tmp_path).items() if by == first.get(row)} == kept
+
+
+@pytest.mark.parametrize(("cards", "seen"), [("4,7", "7"), ("3", "3"), (None, None)])
+def test_ranks_on_a_node_take_its_cards_in_turn(monkeypatch, tmp_path, cards, seen):
+    @dataclass(frozen=True)
+    class Rank:
+        rank: int = 3
+        size: int = 4
+        node_ranks: tuple[int, ...] = (2, 3)
+
+    monkeypatch.setattr("polarice.jobs.resources.CARDS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if cards is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cards)
+    take_card(Rank())  # type: ignore[arg-type]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
+
+
+if __name__ == "__main__":
+    if int(os.environ["PMI_RANK"]) > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    on_ranks("square", Path(os.environ["FOLDER"]), body)
