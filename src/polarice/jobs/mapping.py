@@ -281,17 +281,17 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
     latent.write_movie(root.with_name(f"{root.name}_path.gif"), frames, radius_px)
     places = {f"polariceLatent{axis + 1}": values for axis, values in enumerate(points.T)}
     write_star(root.with_name(f"{root.name}_path.star"), [Block("path", table=Table.of(places))])
-    grid = " x ".join(map(str, shape))
+    grid = f"grid of {' x '.join(map(str, shape))}" if len(shape) > 1 else f"line of {shape[0]}, read as a page is"
     return Chapter(
         title="Latent map",
         text=(
-            f"The nodes' averages at their places on the grid of {grid}. Neighbours are tied together by smooth "
+            f"The nodes' averages at their places on the {grid}. Neighbours are tied together by smooth "
             "functions, so that states that change steadily lie side by side. Nodes that are no particle's best are "
             "faint. Every particle's coordinates (polariceLatent1, 2, 3, from -1 to 1) and the spread of its posterior "
             "(polariceLatent1Sd ...) stand in the particle table.",
         ),
         pictures=(
-            Picture(sheet, f"Node averages, {grid}."),
+            Picture(sheet, f"Node averages on the {grid}."),
             Picture((params.o / "report_map.png").read_bytes(), "How full the nodes are, and where particles lie."),
         ),
         links=(
