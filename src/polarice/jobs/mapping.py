@@ -176,19 +176,16 @@ def class_model(turn: MapTurn, posed: PosedImages, params: Any) -> ClassModel:
 
     model = turn.state.model
     basis, triangle = model.basis, model.triangle
-    field, ssnr = model.field, None
-    if params.average == "hard":
-        field, ssnr = _hard_averages(turn, posed, params.threshold)
+    vectors, ssnr = (model.vectors, None) if params.average == "soft" else _hard_averages(turn, posed, params.threshold)
     if ssnr is None:
-        power = triangle.ring_sums(model.vectors.double().square()) / basis.n_theta
-        ssnr = smooth_ssnr(power, model.error(turn.sums))
+        ssnr = smooth_ssnr(model.ring_power.double() / basis.n_theta, model.error(turn.sums))
     mask = posed.images.preparation.mask(basis.device)
     box, pixel_A = basis.box_px, posed.images.pixel_size_A
-    prior = model.grid.phi[:, 1:].square().sum(dim=1)[:, None] * model.tau2
+    prior = model.grid.squares[:, None] * model.tau2
     outline = _outline(turn)
     return replace(
         outline,
-        averages=(basis.to_images(field) * mask).cpu().numpy(),
+        averages=triangle.images(vectors).mul_(mask).cpu().numpy(),
         signal_power=_shells(prior, box),
         ssnr=_shells(ssnr, box),
         resolution_A=box * pixel_A / resolved_px(ssnr).cpu().numpy(),
@@ -197,7 +194,7 @@ def class_model(turn: MapTurn, posed: PosedImages, params: Any) -> ClassModel:
 
 
 def _hard_averages(turn: MapTurn, posed: PosedImages, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fields and SSNR of plain averages; nodes without particles keep the map's image, with no signal of its own."""
+    """Vectors and SSNR of plain averages; nodes without particles keep the map's image, with no signal of its own."""
     import torch
 
     from polarice.align.images import Clock
@@ -208,8 +205,7 @@ def _hard_averages(turn: MapTurn, posed: PosedImages, threshold: float) -> tuple
     how = (model.grid.k, model.scale, model.mask_fraction)
     plain = PlainAverages.of(posed, assignment.pose, label, how, Clock())
     there = torch.from_numpy(plain.count > 0).to(plain.vector.device)
-    vectors = torch.where(there[:, None], plain.vector.float(), model.vectors)
-    return model.triangle.field(vectors), plain.ssnr
+    return torch.where(there[:, None], plain.vector.float(), model.vectors), plain.ssnr
 
 
 def _shells(rings: torch.Tensor, box_px: int) -> np.ndarray:

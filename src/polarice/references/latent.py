@@ -31,6 +31,7 @@ FUNCTION_SHARE = 0.8  # Gaussians for each node
 MAX_FUNCTIONS = 2000  # Gaussians at the most: systems of that size are factored for every ring
 MAX_AXES = 3
 AXIS_BLOCK = 64  # nodes or functions of an axis that are computed at once
+POINT_BLOCK = 1024  # points at which all functions are computed at once
 NEGLIGIBLE = 1e-17  # values of a function, and overlaps of two, that count as nothing
 LEAST_BLOCK, FEWEST_BLOCKS = 32, 4  # functions of a block; with fewer blocks, one of all is as quick
 
@@ -159,12 +160,19 @@ class LatentGrid:
 
         By weighted least squares; `ridge` times the mean diagonal holds all but the constant down.
         """
-        functions = self.at(points)
-        weighted = functions * weights[:, None]
-        system = functions.T @ weighted
-        hold = ridge * system.diagonal().mean()
-        system.diagonal()[1:] += hold
-        return torch.cholesky_solve(weighted.T @ values, torch.linalg.cholesky(system))
+        system, right = points.new_zeros(self.m, self.m), values.new_zeros(self.m, values.shape[1])
+        for place, value, weight in zip(*(each.split(POINT_BLOCK) for each in (points, values, weights)), strict=True):
+            functions = self.at(place)
+            weighted = functions * weight[:, None]
+            system += functions.T @ weighted
+            right += weighted.T @ value
+        system.diagonal()[1:] += ridge * system.diagonal().mean()
+        return torch.cholesky_solve(right, torch.linalg.cholesky(system))
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """(K,) sum over the Gaussians of their squares at every node."""
+        return torch.cat([self.at(block)[:, 1:].square().sum(dim=1) for block in self.nodes.split(POINT_BLOCK)])
 
     @cached_property
     def _factors(self) -> list[Tensor]:

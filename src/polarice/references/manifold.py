@@ -36,6 +36,7 @@ from polarice.references.latent import LatentGrid
 from polarice.references.noise import noise_left
 
 RING_BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of systems that are factored at once
+ERROR_BLOCK = 512  # nodes whose errors are computed at once
 NODE_BLOCK = 64  # nodes whose fields are multiplied at once
 PROBES = 32  # random signs that estimate a trace; up to as many functions it is exact
 SMALLEST_SHIFT = 1e-9  # of the mean diagonal: a system is held down at least so much
@@ -227,7 +228,7 @@ class Manifold:
 
     def images(self) -> Tensor:
         """(K, N, N) float32 node averages in pixels."""
-        return self.basis.to_images(self.field)
+        return self.triangle.images(self.vectors)
 
     def nodes(self, even_harmonics: int = 1) -> Nodes:
         """The nodes as the expectation takes them; `even_harmonics` of the CTF's square are accounted for.
@@ -287,11 +288,12 @@ class Manifold:
 
         A node's field squared over it is its signal-to-noise ratio; for files and pictures, not for the iterations.
         """
-        right, parts = self.grid.phi.T, []
-        for block, factors in self._factors(sums, self.grid.k):
-            half = factors.half(right.expand(block.stop - block.start, -1, -1))
-            parts.append(half.square_().sum(dim=1) * self.basis.weight[block, None])
-        return self.mask_fraction * torch.cat(parts).T
+        found = torch.empty(self.grid.k, self.basis.r_max, dtype=torch.float64, device=self.basis.device)
+        for block, factors in self._factors(sums, ERROR_BLOCK):
+            for nodes, variance in zip(self.grid.nodes.split(ERROR_BLOCK), found.split(ERROR_BLOCK), strict=True):
+                half = factors.half(self.grid.at(nodes).T.expand(block.stop - block.start, -1, -1))
+                variance[:, block] = half.square_().sum(dim=1).T
+        return found * (self.mask_fraction * self.basis.weight.double())
 
     def on(self, basis: PolarBasis) -> Manifold:
         """The same map on another basis of the same box: rings are cut, or filled with nothing and held as the last."""
@@ -319,14 +321,14 @@ class Manifold:
         return other
 
     @cached_property
-    def _ring_power(self) -> Tensor:
+    def ring_power(self) -> Tensor:
         """(K, ring) float32 sums over the circle of the squared fields."""
         return torch.cat([self.triangle.ring_sums(block.square()) for block in self.vectors.split(NODE_BLOCK)])
 
     def _power(self, even_harmonics: int) -> Tensor:
         """(K, ring, e) complex64 even harmonics of the squared fields."""
         if even_harmonics == 1:
-            return self._ring_power[..., None].to(torch.complex64)
+            return self.ring_power[..., None].to(torch.complex64)
         parts = [
             torch.fft.rfft(self.triangle.field(block).square_())[..., : 2 * even_harmonics : 2]
             for block in self.vectors.split(NODE_BLOCK)
@@ -378,7 +380,7 @@ class Manifold:
         return noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction)
 
 
-_OF_IMAGES = ("triangle", "vectors", "_ring_power")
+_OF_IMAGES = ("triangle", "vectors", "ring_power")
 
 
 @dataclass(frozen=True)
