@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_named(whole, place):
     os.truncate(path, path.stat().st_size // 2)
     ended = polarice("class2d --continue out --iter 5")
     assert ended.code == 2 and ended.err.count("\n") == 1 and "out/run_it003_polarice.npz" in ended.err
-    assert "remove it to go on from the one before" in ended.err
+    assert "remove it to go on from iteration 2" in ended.err
     path.unlink()
     assert polarice(f"{GO_ON}/run_it002_optimiser.star --iter {ITERATIONS}").code == 0
     assert_same_files(place / "out", whole / "out", ITERATIONS)

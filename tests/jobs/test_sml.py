@@ -16,6 +16,7 @@ from polarice.io.mrc import open_stack
 from polarice.io.particles import pose_columns
 from polarice.io.star import read_star
 from polarice.jobs.report import read_history
+from polarice.jobs.report.latent import GAP_PX, LINE_GAP_PX, LINE_MARGIN_PX, map_sheet, occupancy
 from polarice.types import Pose2D
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=1.0)
@@ -240,7 +241,10 @@ def test_grids_that_make_no_sense(place, words, message):
 
 
 def test_a_start_by_classes_needs_classes(place):
-    refused(polarice(f"{RUN} --o out --start classes"), "--start classes needs classes (rlnClassNumber)")
+    refused(
+        polarice(f"{RUN} --o out --start classes"),
+        "all particles are in one class, and --start classes needs at least two",
+    )
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------
@@ -269,6 +273,58 @@ def test_more_iterations(whole, place):
     assert ended.code == 0, ended.err
     assert json.loads(Path("out/job.json").read_text())["params"]["iter"] == 8
     assert purity(nodes("out", "run_it008"), SET.label) > 0.9
+
+
+def _without(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: value for key, value in arrays.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            lambda a: a | {"model.coefficients": a["model.coefficients"] * np.nan},
+            "model.coefficients holds values that",
+        ),
+        (lambda a: _without("latent_mean", a), "arrays are missing"),
+        (lambda a: _without("basis.box_px", a), "arrays are missing"),
+        (lambda a: a | {"model.weights": a["model.weights"][1:]}, "do not fit together: weights"),
+        (lambda a: a | {"latent_sd": a["latent_sd"][1:]}, "do not fit together: of the particles"),
+    ],
+)
+def test_damaged_checkpoints_are_named(whole, place, changed, message):
+    shutil.copytree(whole, "out")
+    last = Path(f"out/{LAST}_polarice.npz")
+    with np.load(last) as stored:
+        arrays = dict(stored)
+    np.savez(last, **changed(arrays))
+    ended = polarice("sml --continue out --iter 8")
+    assert ended.code == 2 and message in ended.err, ended.err
+    assert f"{last}: this checkpoint cannot be read" in ended.err and "go on from iteration 3" in ended.err
+
+
+def test_the_only_checkpoint_damaged(whole, place):
+    """There is none before it to go on from."""
+    shutil.copytree(whole, "out")
+    Path("out/run_it003_polarice.npz").unlink()
+    last = Path(f"out/{LAST}_polarice.npz")
+    last.write_bytes(last.read_bytes()[:-500])
+    ended = polarice("sml --continue out --iter 8")
+    assert ended.code == 2 and "none is before it: start anew" in ended.err and "remove" not in ended.err, ended.err
+
+
+def test_a_line_is_drawn_as_one():
+    """Its nodes along one axis; on the sheet in lines that stand apart, each behind its first node's number."""
+    averages = np.zeros((35, 24, 24), np.float32)
+    averages[:, 8:16, 8:16] = 1
+    counts = np.arange(35)
+    sheet, grid = (np.asarray(map_sheet(averages, shape, counts + 1, 12.0)) for shape in ((35,), (5, 7)))
+    white = [(each == 255).all(axis=1).sum() for each in (sheet, grid)]
+    assert white[0] - white[1] == 4 * (LINE_GAP_PX - GAP_PX)
+    assert (sheet[:, : LINE_MARGIN_PX - 4] < 128).any(axis=1).sum() > 5 * 5  # numbers
+    left, right = occupancy((35,), counts, np.zeros((5, 1))).axes
+    assert left.get_xlabel().startswith("node") and right.get_xlabel() == "polariceLatent1"
+    assert np.array_equal(left.patches[0].get_data().values, counts)
 
 
 def test_a_map_is_no_start_of_class2d(whole, place):

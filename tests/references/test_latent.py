@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from polarice.references.latent import COUPLED, MAX_FUNCTIONS, LatentGrid, grid_shape
+from polarice.references.latent import MAX_FUNCTIONS, LatentGrid, grid_shape
 from references import manifold_oracle
+from references.test_banded import whole
 
 SHAPES = [(17,), (5, 7), (3, 4, 5), (1, 9), (2, 2)]
 
@@ -47,20 +48,17 @@ def test_products_by_axes_are_those_of_the_matrix(shape):
     weights = torch.from_numpy(rng.uniform(0, 1, (grid.k, 3)))
     torch.testing.assert_close(grid.images(coefficients), torch.einsum("km,mab->kab", phi, coefficients))
     torch.testing.assert_close(grid.project(values), phi.T @ values)
-    torch.testing.assert_close(grid.gram(weights), torch.einsum("ka,kr,kb->rab", phi, weights, phi))
+    torch.testing.assert_close(whole(grid.gram(weights)), torch.einsum("ka,kr,kb->rab", phi, weights, phi))
 
 
-@pytest.mark.parametrize("shape", [(200,), (26, 20)])
-def test_bandwidth(shape):
-    """Nothing that counts lies beyond it; on one axis something lies on it."""
+@pytest.mark.parametrize(("shape", "count"), [((200,), 5), ((100, 2), 6), ((26, 20), 1), ((40,), 1), ((6, 6, 6), 1)])
+def test_functions_of_a_block_overlap_with_none_beyond_the_next(shape, count):
     grid = LatentGrid.of(shape)
-    system = grid.gram(torch.ones(grid.k, 1, dtype=torch.float64))[0, 1:, 1:]
-    index = torch.arange(len(system))
-    apart = (index[:, None] - index).abs()
-    assert system[apart > grid.half_bandwidth].max() < COUPLED * system.max()
-    if len(shape) == 1:
-        assert system[apart == grid.half_bandwidth].max() > COUPLED * system.max()
-        assert grid.half_bandwidth == 8
+    system = torch.einsum("ka,kb->ab", grid.phi[:, 1:], grid.phi[:, 1:])
+    assert len(grid.blocks) == count and grid.blocks[-1].stop == grid.m - 1
+    for i, rows in enumerate(grid.blocks[:-2]):
+        beyond = system[rows, grid.blocks[i + 2].start :]
+        assert beyond.max() < 1e-16 * system.max()
 
 
 def test_fit_goes_through_smooth_values():
@@ -80,4 +78,4 @@ def test_long_axes_are_multiplied_as_the_matrix_is(shape):
     torch.testing.assert_close(grid.project(values), grid.phi.T @ values, rtol=0, atol=1e-12)
     weights = torch.from_numpy(rng.uniform(0, 2, (grid.k, 2)))
     system = torch.einsum("ka,kr,kb->rab", grid.phi, weights, grid.phi)
-    torch.testing.assert_close(grid.gram(weights), system, rtol=0, atol=1e-10)
+    torch.testing.assert_close(whole(grid.gram(weights)), system, rtol=0, atol=1e-10)

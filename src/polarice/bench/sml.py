@@ -1,7 +1,8 @@
-"""`polarice bench sml`: how well a map parts states that are known, beside our MAP, K-means and Gaussian mixtures."""
+"""`polarice bench sml`: how well a map parts states that are known, beside MAP, K-means, mixtures and RELION."""
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from polarice.bench import programs
 from polarice.bench.folder import DATA, heading, make_folder, write_json, write_text
 from polarice.bench.results import markdown, number
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError
 
-SUMMARY = "score sml against states that are known, beside class2d, K-means and Gaussian mixtures (scikit-learn)"
+SUMMARY = "score sml against states that are known, beside MAP, K-means, mixtures (scikit-learn) and RELION"
 ARC_DEG = 60.0
 MIXTURE_COMPONENTS = (10, 40)  # principal components that mixtures and K-means work on
 
@@ -36,8 +38,9 @@ class Params:
     angpix: float = option(2.5, "pixel size", unit="A", low=0.01)
     resolution: float = option(6.0, "models are blurred to this resolution", unit="A", low=0)
     diameter: float = option(150.0, "diameter of the mask", unit="A", low=1)
-    iter: int = option(30, "iterations of sml and class2d", low=1, high=999)
+    iter: int = option(30, "iterations of sml, MAP and RELION", low=1, high=999)
     map: bool = option(True, "run class2d (MAP) too, which searches for the poses by itself")
+    relion: bool = option(True, "run relion_refine --skip_align too, where it is on PATH")
     arc: bool = option(True, "also views of the bundled ribosome along an arc: does the map keep their order?")
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
     seed: int = option(1, "seed of everything random", low=0)
@@ -90,11 +93,44 @@ def discrete(params: Params, snr: float) -> Iterator[dict[str, Any]]:
     if params.map:
         wanted = class2d.Params(particles=folder / "particles.star", o=folder / "class2d", k=mapped.classes, **shared)
         yield job("class2d (MAP)", class2d, wanted)
+    since = time.perf_counter()
+    class_of = partition.untied(mapped)
+    yield _row("MAP, poses held", snr, time.perf_counter() - since, partition.scores(class_of, state))
+    if params.relion:
+        yield from _relion(params, snr, mapped, state)
     vectors = partition.features(mapped)
     for name, cluster in _clusterings(mapped.classes, params.seed):
         since = time.perf_counter()
         class_of = cluster(vectors)
         yield _row(name, snr, time.perf_counter() - since, partition.scores(class_of, state))
+
+
+def _relion(params: Params, snr: float, mapped: Any, state: Any) -> Iterator[dict[str, Any]]:
+    """RELION's 2D classification of the same table at the poses that it holds; nothing where there is no RELION."""
+    from polarice.jobs import partition
+
+    program = programs.relion(ctf=True)
+    if program is None:
+        return
+    out = mapped.o.with_name("relion")
+    task = programs.Task(
+        mapped.particles, out, mapped.classes, params.iter, params.threads or 1, params.diameter, params.seed
+    )
+    found = out / f"run_it{params.iter:03d}_data.star"
+
+    def work() -> None:
+        if found.exists():
+            return
+        make_folder(out, empty=False)
+        with open(out / "log.txt", "w") as log:
+            done = subprocess.run([*program.command(task), "--skip_align"], stdout=log, stderr=log, check=False)
+        if done.returncode or not found.exists():
+            raise InputError(f"relion_refine ended with code {done.returncode}; see {out / 'log.txt'}, or --no-relion")
+
+    seconds = _timed(work)
+    rows, class_of, _ = partition.found_in(found)
+    name = f"RELION {program.version or ''}".strip() + ", poses held"
+    yield _row(name, snr, seconds, partition.scores(class_of, state[rows]))
 
 
 def _clusterings(k: int, seed: int) -> Iterator[tuple[str, Callable[[Any], Any]]]:

@@ -87,7 +87,9 @@ def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> MapS
             **_tensors(arrays, device),
         )
         placement = Placement(_assignment(arrays), arrays["latent_mean"], arrays["latent_sd"])
-        return MapState(number, model, placement, arrays["first_rings"].item(), Pose2D(**_part(arrays, "anchor")))
+        found = MapState(number, model, placement, arrays["first_rings"].item(), Pose2D(**_part(arrays, "anchor")))
+        _require_fitting(found)
+        return found
 
     return _read(folder, number, state)
 
@@ -108,11 +110,43 @@ def _read(folder: Path, number: int, state: Callable[[Arrays], S]) -> S:
     path = path_of(folder, number)
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return state(dict(stored))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: this checkpoint cannot be read ({error}); remove it to go on from the one before"
-        ) from error
+            arrays = dict(stored)
+            _require_numbers(arrays)
+            return state(arrays)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, number, "arrays are missing, or of another kind") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise _damaged(folder, number, str(error)) from error
+
+
+def _damaged(folder: Path, number: int, why: str) -> InputError:
+    """What to say of a checkpoint that is of no use."""
+    earlier = [each for each in checkpoints(folder) if each < number]
+    remedy = f"remove it to go on from iteration {earlier[-1]}" if earlier else "none is before it: start anew"
+    return InputError(f"{path_of(folder, number)}: this checkpoint cannot be read ({why}); {remedy}")
+
+
+def _require_numbers(arrays: Arrays) -> None:
+    for name, value in arrays.items():
+        if name.startswith("model.") and np.isnan(value).any():
+            raise ValueError(f"{name} holds values that are no numbers")
+
+
+def _require_fitting(state: MapState) -> None:
+    """Raise ValueError where the arrays of a map are not of one map, or not of one set of particles."""
+    model, placement = state.model, state.placement
+    shapes = {
+        "coefficients": (model.grid.m, model.triangle.d),
+        "weights": (model.grid.k,),
+        "tau2": (model.basis.r_max,),
+        "noise_power": (len(model.noise_power), model.basis.box_px // 2 + 1),
+    }
+    wrong = [name for name, shape in shapes.items() if tuple(getattr(model, name).shape) != shape]
+    found = placement.assignment
+    each = [*vars(found.pose).values(), *vars(state.anchor).values(), placement.latent_mean, placement.latent_sd]
+    each += [found.log_likelihood, found.max_probability, found.significant]
+    if wrong or len({len(values) for values in each}) > 1:
+        raise ValueError(f"arrays that do not fit together: {', '.join(wrong) or 'of the particles'}")
 
 
 def _of_model(model: Any) -> Arrays:

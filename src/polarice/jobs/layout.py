@@ -158,7 +158,10 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     if params.start == "random":
         label = rng.integers(0, min(RANDOM_LABELS, max(2, len(posed) // 20)), len(label)).astype(np.int32)
     elif len(np.unique(label[posed.rows])) < 2:
-        raise InputError(f"{params.particles}: --start classes needs classes (rlnClassNumber); take --start pca")
+        raise InputError(
+            f"{params.particles}: all particles are in one class, and --start classes needs at least two "
+            "(rlnClassNumber); take --start pca"
+        )
     how = (int(label.max()) + 1, empty.scale, empty.mask_fraction)
     plain = PlainAverages.of(posed, pose, label, how, Clock())
     used = plain.count > 0

@@ -220,7 +220,7 @@ def pictures_of(turn: MapTurn, posed: PosedImages, params: Any) -> Pictures:
     mask = posed.images.preparation.mask(model.basis.device)
     pixels = mask.new_empty(0, *mask.shape)
     if len(vectors):  # there may be more ranks than nodes
-        pixels = model.basis.to_images(model.triangle.field(vectors)) * mask
+        pixels = model.triangle.images(vectors).mul_(mask)
     return Pictures(comm.join(pixels).cpu().numpy(), ssnr)
 
 
@@ -229,12 +229,11 @@ def class_model(turn: MapTurn, pictures: Pictures, pixel_A: float) -> ClassModel
     from polarice.references.snr import resolved_px, smooth_ssnr
 
     model, ssnr = turn.state.model, pictures.ssnr
-    basis, triangle = model.basis, model.triangle
+    basis = model.basis
     if ssnr is None:
-        power = triangle.ring_sums(model.vectors.double().square()) / basis.n_theta
-        ssnr = smooth_ssnr(power, model.error(turn.sums))
+        ssnr = smooth_ssnr(model.ring_power.double() / basis.n_theta, model.error(turn.sums))
     box = basis.box_px
-    prior = model.grid.phi[:, 1:].square().sum(dim=1)[:, None] * model.tau2
+    prior = model.grid.squares[:, None] * model.tau2
     return replace(
         _outline(turn),
         averages=pictures.averages,
@@ -330,17 +329,17 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
     latent.write_movie(root.with_name(f"{root.name}_path.gif"), frames, radius_px)
     places = {f"polariceLatent{axis + 1}": values for axis, values in enumerate(points.T)}
     write_star(root.with_name(f"{root.name}_path.star"), [Block("path", table=Table.of(places))])
-    grid = " x ".join(map(str, shape))
+    grid = f"grid of {' x '.join(map(str, shape))}" if len(shape) > 1 else f"line of {shape[0]}, read as a page is"
     return Chapter(
         title="Latent map",
         text=(
-            f"The nodes' averages at their places on the grid of {grid}. Neighbours are tied together by smooth "
+            f"The nodes' averages at their places on the {grid}. Neighbours are tied together by smooth "
             "functions, so that states that change steadily lie side by side. Nodes that are no particle's best are "
             "faint. Every particle's coordinates (polariceLatent1, 2, 3, from -1 to 1) and the spread of its posterior "
             "(polariceLatent1Sd ...) stand in the particle table.",
         ),
         pictures=(
-            Picture(sheet, f"Node averages, {grid}."),
+            Picture(sheet, f"Node averages on the {grid}."),
             Picture(shown, "How full the nodes are, and where particles lie."),
         ),
         links=(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from polarice.references.aligned import AlignedImages
+    from polarice.references.posed import PosedImages
 
 
 def simulate_states(params: Any, views: int, arc_deg: float) -> Path:
@@ -56,9 +62,48 @@ def features(params: Any) -> np.ndarray:
 
     Their products are those of the images: what any clustering of plain vectors may start from.
     """
+    posed, noise_power = _posed(params)
+    batch = _all_of(posed)
+    noise = noise_power[:, 1 : posed.basis.r_max + 1]
+    scale = (posed.basis.weight / noise).sqrt().float()[batch.optics_of][:, posed.triangle.ring_of]
+    found = np.zeros((len(posed.images), posed.triangle.d), np.float32)
+    found[posed.rows] = (batch.vector * scale).cpu().numpy()
+    return found
+
+
+def untied(params: Any) -> np.ndarray:
+    """(n,) classes of a table (params of sml), poses held: as many averages as the map has nodes, nothing ties them.
+
+    That is MAP: expectation maximization of averages with a Gaussian prior each, begun with random labels, on more and
+    more rings. It is a map whose Gaussians are too narrow to reach from one node to the next.
+    """
     import torch
 
     from polarice.align.images import Clock
+    from polarice.references.latent import LatentGrid
+    from polarice.references.manifold import Manifold, ManifoldPrior, expect_nodes, ring_ramp
+    from polarice.references.plain import PlainAverages
+
+    posed, noise_power = _posed(params)
+    k, pose = params.classes, posed.images.particles.pose
+    grid = LatentGrid((k,), (k,), width=0.1, device=posed.basis.device)
+    model = Manifold.empty(posed.basis, grid, noise_power, posed.images.preparation.mask_fraction)
+    label = np.random.default_rng([params.seed, 6]).integers(0, k, len(pose.psi_deg))
+    plain = PlainAverages.of(posed, pose, label, (k, model.scale, model.mask_fraction), Clock()).vector
+    mean = plain.mean(dim=0, keepdim=True)
+    model = replace(model, coefficients=torch.cat([mean, plain - mean]))
+    images = _all_of(posed)
+    for rings in ring_ramp(posed.basis, params.iter):
+        model = model.maximize(expect_nodes(model.triangle, model.nodes(posed.even), images, rings)[1], ManifoldPrior())
+    found = np.full(len(pose.psi_deg), -1)
+    found[posed.rows] = expect_nodes(model.triangle, model.nodes(posed.even), images)[0].node_of.cpu().numpy()
+    return found
+
+
+def _posed(params: Any) -> tuple[PosedImages, torch.Tensor]:
+    """The images of a table under its poses, and their noise power (group, shell) float64."""
+    import torch
+
     from polarice.jobs.intake import look_at_images, open_particles
     from polarice.jobs.layout import posed_images
     from polarice.jobs.resources import device_of
@@ -66,12 +111,13 @@ def features(params: Any) -> np.ndarray:
     table, images = open_particles(params, device_of(params))
     looked = look_at_images(table, images, params)
     posed = posed_images(images, looked, params)
-    batch = posed.subset(posed.rows, table.particles.pose, Clock())
-    noise = torch.from_numpy(looked.noise_power[:, 1 : posed.basis.r_max + 1]).to(posed.basis.device)
-    scale = (posed.basis.weight / noise).sqrt().float()[batch.optics_of][:, posed.triangle.ring_of]
-    found = np.zeros((len(table.particles), posed.triangle.d), np.float32)
-    found[posed.rows] = (batch.vector * scale).cpu().numpy()
-    return found
+    return posed, torch.from_numpy(looked.noise_power).to(posed.basis.device)
+
+
+def _all_of(posed: PosedImages) -> AlignedImages:
+    from polarice.align.images import Clock
+
+    return posed.subset(posed.rows, posed.images.particles.pose, Clock())
 
 
 def found_in(data_star: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

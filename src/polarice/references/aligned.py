@@ -19,6 +19,8 @@ from torch import Tensor
 from polarice.align.expect import PolarImages
 from polarice.align.polar import PolarBasis
 
+IMAGE_BLOCK = 64  # vectors turned into images at once
+
 
 @dataclass(frozen=True)
 class Triangle:
@@ -68,6 +70,10 @@ class Triangle:
     def field(self, vectors: Tensor) -> Tensor:
         """(n, d) -> (n, ring, n_theta)."""
         return self.basis.field(self.harmonics(vectors))
+
+    def images(self, vectors: Tensor) -> Tensor:
+        """(n, d) -> (n, N, N) float32 pixels; only some fields are held at a time."""
+        return torch.cat([self.basis.to_images(self.field(block)) for block in vectors.split(IMAGE_BLOCK)])
 
     def ring_sums(self, values: Tensor) -> Tensor:
         """Sums over each ring's numbers: (..., d) -> (..., ring)."""

@@ -9,11 +9,13 @@ two Gaussians of width s is a Gaussian of width s / sqrt 2 halfway between them,
 
     phi_a(x) phi_b(x) = exp(-(c_a - c_b)^2 / 4 s^2) exp(-(x - (c_a + c_b) / 2)^2 / s^2),
 
-so Phi' diag(D) Phi holds only (2 m - 1) different sums per axis of m functions, not m^2.
+so Phi' diag(D) Phi holds only (2 m - 1) different sums per axis of m functions, not m^2, and next to nothing for
+functions that are far apart.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,13 +24,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from polarice.references.banded import Systems
+
 CPU = torch.device("cpu")
 FUNCTION_SHARE = 0.8  # Gaussians for each node
 MAX_FUNCTIONS = 2000  # Gaussians at the most: systems of that size are factored for every ring
-COUPLED = 1e-8  # products of functions below this share of the largest count as nothing
 MAX_AXES = 3
 AXIS_BLOCK = 64  # nodes or functions of an axis that are computed at once
-NEGLIGIBLE = 1e-17  # values of a function that count as nothing
+POINT_BLOCK = 1024  # points at which all functions are computed at once
+NEGLIGIBLE = 1e-17  # values of a function, and overlaps of two, that count as nothing
+LEAST_BLOCK, FEWEST_BLOCKS = 32, 4  # functions of a block; with fewer blocks, one of all is as quick
 
 
 def grid_shape(k: int | Sequence[int]) -> tuple[int, ...]:
@@ -104,49 +109,70 @@ class LatentGrid:
             values = (values[:, :, None] * along[:, None, :]).flatten(1)
         return torch.cat([points.new_ones(len(points), 1), values], dim=1)
 
+    @cached_property
+    def blocks(self) -> list[slice]:
+        """Of the Gaussians: those of a block overlap with none beyond the next one; one block where that is no use."""
+        stride = math.prod(self.functions[1:])
+        reach = math.ceil(self.width * math.sqrt(-4 * math.log(NEGLIGIBLE))) * stride
+        size = max(LEAST_BLOCK, reach)
+        if (self.m - 1) < FEWEST_BLOCKS * size:
+            size = self.m - 1
+        return [slice(start, min(start + size, self.m - 1)) for start in range(0, self.m - 1, size)]
+
     @property
-    def half_bandwidth(self) -> int:
-        """How far from the diagonal Phi' diag(D) Phi, without the constant's row, holds more than COUPLED.
+    def bandwidth(self) -> int:
+        """Functions that one of them may overlap with, at the most."""
+        return 2 * self.blocks[0].stop
 
-        On one axis of many functions that is about nine; on two it is about nine rows of the grid.
-        """
-        reach = math.floor(math.sqrt(-4 * math.log(COUPLED)) * self.width)
-        band, stride = 0, 1
-        for m in reversed(self.functions):
-            band += min(reach, m - 1) * stride
-            stride *= m
-        return band
-
-    def images(self, coefficients: Tensor) -> Tensor:
-        """Phi W: coefficients (M, ...) float64 -> (K, ...)."""
-        return _along_axes(coefficients[1:], self._factors) + coefficients[:1]
+    def images(self, coefficients: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Phi W: coefficients (M, ...) float64 -> (K, ...) of `dtype`."""
+        found = coefficients.new_empty(self.k, *coefficients.shape[1:], dtype=dtype)
+        _along_axes(coefficients[1:], self._factors, found)
+        return found.add_(coefficients[:1].to(dtype))
 
     def project(self, values: Tensor) -> Tensor:
         """Phi' S: values (K, ...) float64 -> (M, ...)."""
-        return torch.cat([values.sum(dim=0, keepdim=True), _along_axes(values, [f.T for f in self._factors])])
+        found = values.new_empty(self.m, *values.shape[1:])
+        torch.sum(values, dim=0, out=found[0])
+        _along_axes(values, [f.T for f in self._factors], found[1:])
+        return found
 
-    def gram(self, weights: Tensor) -> Tensor:
-        """Phi' diag(D_r) Phi for every column of weights (K, ring) float64: (ring, M, M)."""
-        sums = _along_axes(weights, self._midpoints)  # (pair sum, ring)
+    def gram(self, weights: Tensor) -> Systems:
+        """Phi' diag(D_r) Phi for every column of weights (K, ring) float64."""
+        sums = weights.new_empty(math.prod(2 * m - 1 for m in self.functions), weights.shape[1])
+        _along_axes(weights, self._midpoints, sums)
+        of_ring = sums.T.contiguous()
         place, decay = self._pairs
-        system = weights.new_empty(weights.shape[1], self.m, self.m)
-        for each, of_ring in zip(system, sums.T.contiguous(), strict=True):
-            torch.mul(of_ring[place], decay, out=each[1:, 1:])
-        system[:, 0] = self.project(weights).T
-        system[:, :, 0] = system[:, 0]
-        return system
+
+        def block(rows: slice, columns: slice) -> Tensor:
+            near = place[rows, columns]
+            found = of_ring.index_select(1, near.flatten()).view(len(of_ring), *near.shape)
+            return found.mul_(decay[rows, columns])
+
+        return Systems(
+            border=self.project(weights).T.contiguous(),
+            diagonal=[block(rows, rows) for rows in self.blocks],
+            below=[block(rows, before) for before, rows in itertools.pairwise(self.blocks)],
+        )
 
     def fit(self, points: Tensor, values: Tensor, weights: Tensor, ridge: float) -> Tensor:
         """Coefficients (M, D) whose images at points (point, axis) come nearest to values (point, D).
 
         By weighted least squares; `ridge` times the mean diagonal holds all but the constant down.
         """
-        functions = self.at(points)
-        weighted = functions * weights[:, None]
-        system = functions.T @ weighted
-        hold = ridge * system.diagonal().mean()
-        system.diagonal()[1:] += hold
-        return torch.cholesky_solve(weighted.T @ values, torch.linalg.cholesky(system))
+        system, right = points.new_zeros(self.m, self.m), values.new_zeros(self.m, values.shape[1])
+        for place, value, weight in zip(*(each.split(POINT_BLOCK) for each in (points, values, weights)), strict=True):
+            functions = self.at(place)
+            weighted = functions * weight[:, None]
+            system += functions.T @ weighted
+            right += weighted.T @ value
+        system.diagonal()[1:] += ridge * system.diagonal().mean()
+        return torch.cholesky_solve(right, torch.linalg.cholesky(system))
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """(K,) sum over the Gaussians of their squares at every node."""
+        return torch.cat([self.at(block)[:, 1:].square().sum(dim=1) for block in self.nodes.split(POINT_BLOCK)])
 
     @cached_property
     def _factors(self) -> list[Tensor]:
@@ -204,24 +230,28 @@ def _gaussians(x: Tensor, centres: Tensor, spacing: float, width: float) -> Tens
     return torch.exp(-0.5 * ((x[:, None] - centres) / (width * spacing)).square())
 
 
-def _along_axes(values: Tensor, factors: list[Tensor]) -> Tensor:
-    """The Kronecker product of factors (out, in) times values (product of in, ...), an axis at a time."""
-    shape = values.shape[1:]
+def _along_axes(values: Tensor, factors: list[Tensor], out: Tensor) -> None:
+    """The Kronecker product of factors (out, in) times values (product of in, ...), an axis at a time, into `out`."""
     done = 1
-    for factor in factors:
-        values = _times(factor, values.reshape(done, factor.shape[1], -1))
-        done *= factor.shape[0]
-    return values.reshape(done, *shape)
+    for factor in factors[:-1]:
+        found = values.new_empty(done, len(factor), values.numel() // (done * factor.shape[1]))
+        _times(factor, values.reshape(done, factor.shape[1], -1), found)
+        values = found
+        done *= len(factor)
+    last = factors[-1]
+    _times(last, values.reshape(done, last.shape[1], -1), out.view(done, len(last), -1))
 
 
-def _times(factor: Tensor, values: Tensor) -> Tensor:
-    """factor (out, in) times values (batch, in, D); of a long axis, block by block, only what lies near."""
-    if len(factor) <= AXIS_BLOCK:
-        return torch.matmul(factor, values)
-    found = values.new_empty(len(values), len(factor), values.shape[2])
+def _times(factor: Tensor, values: Tensor, out: Tensor) -> None:
+    """factor (out, in) times values (batch, in, D), into `out`; of a long axis, block by block, only what lies near."""
+    room = values.new_empty(min(AXIS_BLOCK, len(factor)), values.shape[2])
     for start in range(0, len(factor), AXIS_BLOCK):
         block = factor[start : start + AXIS_BLOCK]
         near = (block.abs().amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist()
         reach = slice(near[0], near[-1] + 1)
-        torch.matmul(block[:, reach], values[:, reach], out=found[:, start : start + len(block)])
-    return found
+        for each, target in zip(values, out, strict=True):
+            target = target[start : start + len(block)]
+            if target.dtype == values.dtype:
+                torch.mm(block[:, reach], each[reach], out=target)
+            else:
+                target.copy_(torch.mm(block[:, reach], each[reach], out=room[: len(block)]))

@@ -31,10 +31,12 @@ from polarice.align.expect import SIGNIFICANT, References
 from polarice.align.polar import PolarBasis
 from polarice.align.sums import Additive
 from polarice.references.aligned import AlignedImages, Triangle, power_vectors
+from polarice.references.banded import Factors
 from polarice.references.latent import LatentGrid
 from polarice.references.noise import noise_left
 
 RING_BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of systems that are factored at once
+ERROR_BLOCK = 512  # nodes whose errors are computed at once
 NODE_BLOCK = 64  # nodes whose fields are multiplied at once
 PROBES = 32  # random signs that estimate a trace; up to as many functions it is exact
 SMALLEST_SHIFT = 1e-9  # of the mean diagonal: a system is held down at least so much
@@ -216,7 +218,7 @@ class Manifold:
     @cached_property
     def vectors(self) -> Tensor:
         """(K, d) float32 Phi W."""
-        return self.grid.images(self.coefficients).float()
+        return self.grid.images(self.coefficients, torch.float32)
 
     @property
     def field(self) -> Tensor:
@@ -230,7 +232,7 @@ class Manifold:
 
     def images(self) -> Tensor:
         """(K, N, N) float32 node averages in pixels."""
-        return self.basis.to_images(self.field)
+        return self.triangle.images(self.vectors)
 
     def nodes(self, even_harmonics: int = 1) -> Nodes:
         """The nodes as the expectation takes them; `even_harmonics` of the CTF's square are accounted for.
@@ -258,17 +260,16 @@ class Manifold:
 
     def maximize(self, sums: NodeSums, prior: ManifoldPrior) -> Manifold:
         """The model that the sums speak for."""
-        sums = sums.double()
-        coefficients, spread = self._solved(sums)
+        solved = self._solved(sums)
         model = replace(
             self,
-            coefficients=coefficients,
-            weights=(sums.node_weight + prior.pseudo_count)
-            / (sums.node_weight.sum() + self.grid.k * prior.pseudo_count),
+            coefficients=solved.coefficients,
+            weights=(sums.node_weight.double() + prior.pseudo_count)
+            / (sums.node_weight.double().sum() + self.grid.k * prior.pseudo_count),
         )
-        if prior.learn_tau2:
-            model = replace(model, tau2=_smooth(prior.tau2_fudge * (model._coefficient_power() + spread)))
-        return replace(model, noise_power=model._noise(sums))
+        noise_power = model._noise(sums, solved.product)
+        tau2 = _smooth(prior.tau2_fudge * (model._coefficient_power() + solved.spread))
+        return model._with(noise_power, tau2 if prior.learn_tau2 else self.tau2)
 
     def log_posterior(self, sums: NodeSums, prior: ManifoldPrior) -> float:
         """Penalised log likelihood of all images under this model, sums being those of its own expectation.
@@ -291,11 +292,12 @@ class Manifold:
 
         A node's field squared over it is its signal-to-noise ratio; for files and pictures, not for the iterations.
         """
-        right, parts = self.grid.phi.T, []
-        for block, factor in self._factors(sums.double()):
-            half = torch.linalg.solve_triangular(factor, right.expand(len(factor), -1, -1), upper=False)
-            parts.append(half.square().sum(dim=1) * self.basis.weight[block, None])
-        return self.mask_fraction * torch.cat(parts).T
+        found = torch.empty(self.grid.k, self.basis.r_max, dtype=torch.float64, device=self.basis.device)
+        for block, factors in self._factors(sums, ERROR_BLOCK):
+            for nodes, variance in zip(self.grid.nodes.split(ERROR_BLOCK), found.split(ERROR_BLOCK), strict=True):
+                half = factors.half(self.grid.at(nodes).T.expand(block.stop - block.start, -1, -1))
+                variance[:, block] = half.square_().sum(dim=1).T
+        return found * (self.mask_fraction * self.basis.weight.double())
 
     def on(self, basis: PolarBasis) -> Manifold:
         """The same map on another basis of the same box: rings are cut, or filled with nothing and held as the last."""
@@ -313,66 +315,85 @@ class Manifold:
 
     def _coefficient_power(self) -> Tensor:
         """(ring,) mean over the Gaussians' coefficients and the circle of W^2."""
-        square = self.coefficients[1:].square().mean(dim=0)
-        return self.triangle.ring_sums(square) / self.basis.n_theta
+        square = sum(block.square().sum(dim=0) for block in self.coefficients[1:].split(NODE_BLOCK))
+        return self.triangle.ring_sums(square) / ((self.grid.m - 1) * self.basis.n_theta)
+
+    def _with(self, noise_power: Tensor, tau2: Tensor) -> Manifold:
+        """The same map under another noise and prior; its images are not made again."""
+        other = replace(self, noise_power=noise_power, tau2=tau2)
+        other.__dict__.update({name: self.__dict__[name] for name in _OF_IMAGES if name in self.__dict__})
+        return other
+
+    @cached_property
+    def ring_power(self) -> Tensor:
+        """(K, ring) float32 sums over the circle of the squared fields."""
+        return torch.cat([self.triangle.ring_sums(block.square()) for block in self.vectors.split(NODE_BLOCK)])
 
     def _power(self, even_harmonics: int) -> Tensor:
         """(K, ring, e) complex64 even harmonics of the squared fields."""
         if even_harmonics == 1:
-            return self.triangle.ring_sums(self.vectors.square())[..., None].to(torch.complex64)
+            return self.ring_power[..., None].to(torch.complex64)
         parts = [
             torch.fft.rfft(self.triangle.field(block).square_())[..., : 2 * even_harmonics : 2]
             for block in self.vectors.split(NODE_BLOCK)
         ]
         return torch.cat(parts)
 
-    def _solved(self, sums: NodeSums) -> tuple[Tensor, Tensor]:
-        """Coefficients (M, d), and how much the posterior variance of a coefficient adds to its square (ring,).
-
-        One Cholesky factor for each ring serves all of its harmonics.
-        """
-        right = self.grid.project(sums.numerator).T.contiguous()  # (d, M): a ring's equations lie together
-        solution = torch.empty_like(right)
-        traces = []
-        probes = _probes(self.grid.m, right.device).T.contiguous()
-        for block, factor in self._factors(sums):
-            starts = self.triangle.bounds[block.start : block.stop + 1]
-            columns = [torch.cat([probes, right[a:b]]) for a, b in itertools.pairwise(starts)]
-            padded = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)  # (ring, column, M)
-            both = torch.cholesky_solve(padded.mT, factor).mT
-            for (a, b), found in zip(itertools.pairwise(starts), both, strict=True):
-                solution[a:b] = found[len(probes) : len(probes) + b - a]
-            traces.append((both[:, : len(probes)] * probes).sum(dim=(1, 2)))
+    def _solved(self, sums: NodeSums) -> _Solution:
+        """The coefficients' equations: one factor for each ring serves all of its harmonics."""
+        right = self.grid.project(sums.numerator.double())  # and, ring by ring, what solves them
+        probes = _probes(self.grid.m, right.device)
+        count = probes.shape[1]
+        traces, products = [], []
+        for block, factors in self._factors(sums, count + 2 * self.basis.n_q):
+            rings = list(itertools.pairwise(self.triangle.bounds[block.start : block.stop + 1]))
+            most = max(b - a for a, b in rings)
+            padded = right.new_zeros(len(rings), self.grid.m, count + most)
+            padded[..., :count] = probes
+            for each, (a, b) in zip(padded, rings, strict=True):
+                each[:, count : count + b - a] = right[:, a:b]
+            found = factors.solve(padded)
+            for each, (a, b) in zip(found, rings, strict=True):
+                right[:, a:b] = each[:, count : count + b - a]
+            padded *= found
+            traces.append(padded[..., :count].sum(dim=(1, 2)))
+            products.append(padded[..., count:].sum(dim=(1, 2)))
         mean = torch.cat(traces) / (self.grid.m - 1)
-        return solution.T.contiguous(), self.mask_fraction * self.basis.weight.double() * mean
+        return _Solution(right, self.mask_fraction * self.basis.weight.double() * mean, torch.cat(products))
 
-    def _factors(self, sums: NodeSums) -> Iterator[tuple[slice, Tensor]]:
-        """Cholesky factors (ring, M, M) of Phi' D_r Phi + lambda_r I', for as many rings at a time as fit."""
-        round_power = sums.denominator[..., 0] / math.sqrt(self.basis.n_theta)
-        for block in self._ring_blocks():
-            system = self.grid.gram(round_power[:, block])
-            diagonal = system.diagonal(dim1=-2, dim2=-1)
-            least = SMALLEST_SHIFT * diagonal.mean(dim=1)
-            diagonal[:, 1:] += torch.maximum(self._penalty[block], least)[:, None]
-            diagonal += 1e-30
-            yield block, torch.linalg.cholesky(system)
-
-    def _ring_blocks(self) -> Iterator[slice]:
-        """As many rings at a time as fit."""
-        size = max(1, RING_BLOCK_BYTES[self.basis.device.type] // (8 * self.grid.m**2))
+    def _factors(self, sums: NodeSums, columns: int) -> Iterator[tuple[slice, Factors]]:
+        """Cholesky factors of Phi' D_r Phi + lambda_r I', for as many rings at a time as fit with their columns."""
+        round_power = sums.denominator[..., 0].double() / math.sqrt(self.basis.n_theta)
+        size = max(1, RING_BLOCK_BYTES[self.basis.device.type] // (8 * self.grid.m * (self.grid.bandwidth + columns)))
         for start in range(0, self.basis.r_max, size):
-            yield slice(start, min(start + size, self.basis.r_max))
+            block = slice(start, min(start + size, self.basis.r_max))
+            systems = self.grid.gram(round_power[:, block])
+            least = SMALLEST_SHIFT / self.grid.m * systems.trace()
+            yield block, systems.shifted(torch.maximum(self._penalty[block], least), 1e-30).factors()
 
-    def _noise(self, sums: NodeSums) -> Tensor:
-        """What the map leaves unexplained, per optics group and shell; self: new coefficients, old noise."""
+    def _noise(self, sums: NodeSums, product: Tensor) -> Tensor:
+        """What the map leaves unexplained, per optics group and shell; self: new coefficients, old noise.
+
+        product (ring,) is the sum over nodes of Y S.
+        """
         weight = self.basis.weight.double()
-        blocks = zip(self.vectors.split(NODE_BLOCK), sums.numerator.split(NODE_BLOCK), strict=True)
-        product = self.triangle.ring_sums(sum((v * s).sum(dim=0) for v, s in blocks))
         even = (sums.denominator.shape[2] + 1) // 2
         power = power_vectors(self._power(even), self.basis.n_theta)
         square = (sums.denominator * power).sum(dim=(0, 2))
         explained = (2 * product - square) / weight
         return noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction)
+
+
+_OF_IMAGES = ("triangle", "vectors", "ring_power")
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """What the coefficients' equations hold."""
+
+    coefficients: Tensor  # (M, d)
+    spread: Tensor  # (ring,) how much the posterior variance of a coefficient adds to its square
+    product: Tensor  # (ring,) sum over functions of W Phi' S, which is that over nodes of Y S
 
 
 def _probes(m: int, device: torch.device) -> Tensor:

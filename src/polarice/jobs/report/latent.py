@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GAP_PX = 2
+LINE_GAP_PX, LINE_MARGIN_PX = 16, 44  # between the lines that one axis is broken into, and before them
 SIDE_PX = (24, 128)  # least and largest width of a node's average
 FAINT = 0.25  # strength in which a node without particles is drawn
 MOVIE_SIDE_PX = 192
@@ -28,7 +29,7 @@ FRAME_MS = 80
 def layout(shape: tuple[int, ...]) -> np.ndarray:
     """(K, 2) row and column at which each node is drawn; the last axis of the grid runs to the right.
 
-    One axis is broken into lines, from left to right; the slices of three stand side by side, a column apart.
+    One axis is broken into lines, read as a page is; the slices of three stand side by side, a column apart.
     """
     if len(shape) == 1:
         columns = math.ceil(math.sqrt(1.5 * shape[0]))
@@ -40,39 +41,56 @@ def layout(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def map_sheet(averages: np.ndarray, shape: tuple[int, ...], counts: np.ndarray, radius_px: float) -> Image:
-    """Node averages (K, N, N) at their places; those without particles (counts (K,)) faint."""
-    from PIL import Image
+    """Node averages (K, N, N) at their places; those without particles (counts (K,)) faint.
 
-    places = layout(shape)
+    The lines that one axis is broken into stand apart, and each begins with the number of its first node.
+    """
+    from PIL import Image, ImageDraw
+
+    places, line = layout(shape), len(shape) == 1
+    margin, gap = (LINE_MARGIN_PX, LINE_GAP_PX) if line else (0, GAP_PX)
     rows, columns = places.max(axis=0) + 1
     side = int(
         np.clip(MAX_SHEET_PX // max(rows, columns) - GAP_PX, SIDE_PX[0], min(SIDE_PX[1], max(64, len(averages[0]))))
     )
-    page = Image.new("L", tuple((np.array([columns, rows]) * (side + GAP_PX) - GAP_PX).tolist()), 255)
+    page = Image.new("L", (margin + columns * (side + GAP_PX) - GAP_PX, rows * (side + gap) - gap), 255)
+    draw = ImageDraw.Draw(page)
     blank = Image.new("L", (side, side), 255)
-    for average, count, (row, column) in zip(averages, counts, places.tolist(), strict=True):
+    for node, (average, count, (row, column)) in enumerate(zip(averages, counts, places.tolist(), strict=True)):
         picture = thumbnail(average, radius_px, side)
         if not count:
             picture = Image.blend(blank, picture, FAINT)
-        page.paste(picture, (column * (side + GAP_PX), row * (side + GAP_PX)))
+        page.paste(picture, (margin + column * (side + GAP_PX), row * (side + gap)))
+        if line and column == 0:
+            draw.text((margin - 6, row * (side + gap) + side // 2), f"{node + 1}", 0, anchor="rm")
     return page
 
 
 def occupancy(shape: tuple[int, ...], counts: np.ndarray, latent: np.ndarray) -> Figure:
-    """Particles per node, drawn as in `map_sheet`, and the particles' latent coordinates (n, axis)."""
+    """Particles per node, in the order of `map_sheet`, and the particles' latent coordinates (n, axis)."""
     figure, axes = panels(1, 2, height=4.2)
+    _fullness(figure, axes[0], shape, counts)
+    _coordinates(axes[1], shape, latent[np.isfinite(latent).all(axis=1)])
+    return figure
+
+
+def _fullness(figure: Figure, axis: Axes, shape: tuple[int, ...], counts: np.ndarray) -> None:
+    """Particles of each node: along a line, or as a picture of the sheet."""
+    axis.set_title("particles of each node", fontsize=9, color=INK)
+    if len(shape) == 1:
+        axis.stairs(counts, np.arange(len(counts) + 1) + 0.5, fill=True, color=COLOURS[0])
+        axis.set_xlabel("node (rlnClassNumber), along the line")
+        axis.set_ylabel("particles")
+        return
     places = layout(shape)
     picture = np.full(places.max(axis=0) + 1, np.nan)
     picture[tuple(places.T)] = counts
-    shown = axes[0].imshow(picture, cmap="viridis", interpolation="nearest", aspect="auto")
-    axes[0].set_title("particles of each node", fontsize=9, color=INK)
-    axes[0].grid(False)
-    axes[0].set_xlabel("column of the sheet")
-    axes[0].set_ylabel("row of the sheet")
-    bar = figure.colorbar(shown, ax=axes[0], fraction=0.05)
+    shown = axis.imshow(picture, cmap="viridis", interpolation="nearest", aspect="auto")
+    axis.grid(False)
+    axis.set_xlabel("column of the sheet")
+    axis.set_ylabel("row of the sheet")
+    bar = figure.colorbar(shown, ax=axis, fraction=0.05)
     bar.ax.tick_params(labelsize=8, labelcolor=INK)
-    _coordinates(axes[1], shape, latent[np.isfinite(latent).all(axis=1)])
-    return figure
 
 
 def _coordinates(axis: Axes, shape: tuple[int, ...], latent: np.ndarray) -> None:
