@@ -12,35 +12,13 @@ import numpy as np
 import pytest
 
 from ctf.rings import micrograph
+from jobs.micrograph_tables import HEAD, table_text
 from jobs.runs import polarice
 from pick.test_search import places, scene
 from polarice.fourier import centred_fft2
 from polarice.io.coordinates import Coordinates, read_coordinates, write_coordinates
 from polarice.io.mrc import open_stack, read_header, write_stack
 from polarice.io.star import read_star
-
-HEAD = """
-# version 30001
-
-data_optics
-
-loop_
-_rlnOpticsGroupName #1
-_rlnOpticsGroup #2
-_rlnVoltage #3
-_rlnSphericalAberration #4
-_rlnAmplitudeContrast #5
-_rlnMicrographPixelSize #6
-g1 1 300.0 2.7 0.1 {pixel_A}
-
-# version 30001
-
-data_micrographs
-
-loop_
-_rlnMicrographName #1
-_rlnOpticsGroup #2
-"""
 
 
 def write_picture(path: Path, pixels: np.ndarray, pixel_A: float) -> None:
@@ -51,7 +29,7 @@ def write_picture(path: Path, pixels: np.ndarray, pixel_A: float) -> None:
 
 
 def table(names: list[str], pixel_A: float, path: str = "micrographs.star") -> None:
-    Path(path).write_text(HEAD.format(pixel_A=pixel_A) + "".join(f"{name} 1\n" for name in names) + "\n")
+    Path(path).write_text(table_text(names, pixel_A))
 
 
 def run(command: str):

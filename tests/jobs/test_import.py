@@ -16,8 +16,8 @@ from polarice.io.micrographs import read_micrographs
 from polarice.io.star import read_star
 
 tifffile = pytest.importorskip("tifffile")
-DATA = Path("/work/shared/data")
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data")
+DATA = Path(__file__).parents[2] / "../shared/data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 FRAMES = np.random.default_rng(0).poisson(2, (3, 20, 24)).astype(np.uint8)
 
 
