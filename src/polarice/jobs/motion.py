@@ -52,8 +52,8 @@ class Params(PerMicrograph):
     save_noDW: bool = option(False, "write the sum without dose weights too")
     angpix: float | None = option(None, "pixel size of the movies, in the table's place", unit="A", low=0.01, high=100)
     bin_factor: float = option(1.0, "make pixels so much larger, by Fourier cropping", low=1, high=16)
-    patch_x: int | None = option(None, "patches along x; about one for 700 px", low=1, high=15)
-    patch_y: int | None = option(None, "patches along y; about one for 700 px", low=1, high=15)
+    patch_x: int | None = option(None, "patches along x; about one for 250 px, 7 at the most", low=1, high=15)
+    patch_y: int | None = option(None, "patches along y; about one for 250 px, 7 at the most", low=1, high=15)
     bfactor: float = option(0.0, "damp fast waves beyond the weights that the movie itself gives", unit="px2", low=0)
     eer_grouping: int = option(40, "raw frames to a fraction", low=1)
     eer_dose: float | None = option(
