@@ -68,6 +68,7 @@ UNREADABLE = {  # file, what is in it: what is said
     ("a.box", "1 2 3\n"): "line 1.*not 4 numbers",
     ("a.box", "1 2 nan 4\n"): "coordinate 1 is not a finite number",
     ("a.star", "data_\nloop_\n_rlnX\n1\n"): "no column _rlnCoordinateX",
+    ("a.box", "1 2 3 4\n\udcff\udcfe"): "a.box: byte 9 is no text",
     ("a.json", "{}"): "coordinates are read from",
 }
 
@@ -75,7 +76,7 @@ UNREADABLE = {  # file, what is in it: what is said
 @pytest.mark.parametrize("file", UNREADABLE)
 def test_what_cannot_be_read(tmp_path, file):
     name, text = file
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=UNREADABLE[file]):
         read_coordinates(tmp_path / name)
 

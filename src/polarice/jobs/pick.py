@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,6 +71,8 @@ def run(params: Params) -> None:
     write_micrograph_report(params.o, report)
     tell(outcomes, params.o)
     print(f"{sum(counts)} particles picked")
+    if not any(counts):
+        _tell_why_none(params, [outcomes[row] for row in done])
 
 
 _TEXT = (
@@ -78,6 +81,21 @@ _TEXT = (
     "Scores are correlations, from -1 to 1. Unless a threshold is given, it is, in each micrograph, where no more "
     "than one in ten is to be expected in a picture of the same power spectrum with nothing but chance in it.",
 )
+
+
+def _tell_why_none(params: Params, outcomes: Sequence[Outcome]) -> None:
+    """Where nothing is picked: what to look at."""
+    candidates = sum(int(outcome.figures.get("candidates", 0)) for outcome in outcomes)
+    dirty = sum(int(outcome.figures.get("on dirt", 0)) for outcome in outcomes)
+    if params.picks:
+        hint = f"{params.picks} has {candidates} coordinates; is --coordinate-scale right?"
+    elif dirty:
+        hint = f"{dirty} lie on dirt; --keep-dirt keeps them"
+    elif candidates:
+        hint = f"{candidates} candidates lie below the threshold; look at their scores, and lower --threshold"
+    else:
+        hint = "nothing of that size is there; check --particle-diameter (in Angstrom), --angpix, and --white"
+    print(f"hint: {hint}", file=sys.stderr)
 
 
 def _check(params: Params) -> None:
