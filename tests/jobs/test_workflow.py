@@ -170,6 +170,12 @@ def test_watching_takes_what_arrives(ran, monkeypatch):
     assert ended.out.count("waiting for new files") == 1
 
 
+def test_a_page_tells_of_all_steps(ran):
+    assert "report: flow_report.html" in go().out
+    page = Path("flow_report.html").read_text()
+    assert "first → second" in page and "join a.star b.star --o first" in page
+
+
 def test_watching_begins_before_anything_is_there(ran, monkeypatch):
     def sleep(seconds: float) -> None:
         if Path("first").exists():

@@ -112,8 +112,9 @@ def run(params: Params) -> None:
             return
         if params.watch is None:
             _run_due(steps, state)
+            _report(steps, params.workflow)
         else:
-            _keep_watch([replace(step, patient=True) for step in steps], state, params.watch)
+            _keep_watch([replace(step, patient=True) for step in steps], state, params)
 
 
 def read_steps(path: Path) -> list[Step]:
@@ -297,12 +298,23 @@ def _file_mark(path: Path) -> Any:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _keep_watch(steps: Sequence[Step], state: State, seconds: float) -> None:
+def _report(steps: Sequence[Step], workflow: Path) -> None:
+    """A page about all steps, beside the workflow's file."""
+    from polarice.jobs.report.chain import Link, write_chain_report
+
+    links = [Link(step.name, step.job, command_line(step.job, step.params())) for step in steps]
+    page = write_chain_report(Path(f"{workflow.stem}_report.html").absolute(), workflow.stem, links)
+    print(f"report: {page.name}", flush=True)
+
+
+def _keep_watch(steps: Sequence[Step], state: State, params: Params) -> None:
     """Run what is due again and again, until Ctrl-C. What cannot be used now may be usable when more has arrived."""
-    told = ""
+    seconds, told = params.watch, ""
+    assert seconds is not None
     while True:
         try:
-            _run_due(steps, state, quiet=bool(told))
+            if _run_due(steps, state, quiet=bool(told)):
+                _report(steps, params.workflow)
             news = f"waiting for new files, every {seconds:g} s; Ctrl-C ends"
         except InputError as error:
             news = f"waiting: {error}"
@@ -312,7 +324,9 @@ def _keep_watch(steps: Sequence[Step], state: State, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> None:
+def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
+    """Run the steps that need it; how many did."""
+    due = 0
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.name}"
         try:
@@ -329,6 +343,8 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> None:
         except InputError as error:
             raise InputError(f"step {step.name}: {error}") from error
         state.note(step, mark, ended=True)
+        due += 1
+    return due
 
 
 def _placed(step: Step, params: Any, state: State, mark: str) -> Any:

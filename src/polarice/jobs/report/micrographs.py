@@ -103,13 +103,13 @@ def _gallery(done: Pairs, folder: Path) -> list[Picture]:
         item, outcome = shown[place]
         try:
             link = os.path.relpath(outcome.thumbnail, folder)
-            pictures.append(Picture(_jpeg(outcome.thumbnail), Path(item.name).name, link))
+            pictures.append(Picture(small_jpeg(outcome.thumbnail), Path(item.name).name, link))
         except OSError:  # it was removed: the page can do without
             continue
     return pictures
 
 
-def _jpeg(path: str) -> bytes:
+def small_jpeg(path: str | os.PathLike[str]) -> bytes:
     """A picture's file as a small JPEG: micrographs are noise, which PNG cannot pack."""
     from PIL import Image
 
