@@ -234,7 +234,8 @@ class Picking:
         more = {DIRT: found.in_dirt.astype(np.int64)}
         write_coordinates(item.stem + CANDIDATES, Coordinates(found.xy_px, found.scores), more)
         figures = {CHANCE: found.chance, "candidates": float(len(found.scores))}
-        return Outcome({}, {**figures, **self._small(item, pixels, diameter_A / pixel_size_A)})
+        figures |= self._small(item, pixels, diameter_A / pixel_size_A)
+        return Outcome({}, figures, thumbnail=item.stem + PICTURE)  # drawn by _select
 
     def _others(self, item: Item, pixels: np.ndarray) -> Outcome:
         if not item.inputs:
@@ -248,7 +249,7 @@ class Picking:
         optics = Optics(**item.settings["optics"])
         diameter_px = (self.params.particle_diameter or 0) / (self.params.angpix or optics.pixel_size_A or 1)
         figures = {"candidates": float(len(found.xy_px)), **self._small(item, pixels, diameter_px or max(size) / 40)}
-        return Outcome({}, figures, remarks)
+        return Outcome({}, figures, remarks, item.stem + PICTURE)
 
     def _kernels(self, working: Working, optics: Optics, settings: Mapping[str, Any]) -> np.ndarray | None:
         if not self.params.templates:

@@ -15,7 +15,7 @@ from polarice.jobs.micrographs import RECORD
 from polarice.jobs.report.index import Chapter, Picture, write_index
 from polarice.jobs.report.micrographs import small_jpeg
 
-MOST_PICTURES = 12  # of each step
+MOST_PICTURES, SIDE_PX = 12, 290  # of each step
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _gallery(root: Path, records: Sequence[dict[str, Any]], to_reports: bool) ->
     files = [file for file in files if file.is_file()]
     places = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_PICTURES)).astype(int))
     return [
-        Picture(small_jpeg(files[k]), files[k].stem, os.path.relpath(files[k], root) if to_reports else "")
+        Picture(small_jpeg(files[k], SIDE_PX), files[k].stem, os.path.relpath(files[k], root) if to_reports else "")
         for k in places
     ]
 

@@ -109,12 +109,12 @@ def _gallery(done: Pairs, folder: Path) -> list[Picture]:
     return pictures
 
 
-def small_jpeg(path: str | os.PathLike[str]) -> bytes:
+def small_jpeg(path: str | os.PathLike[str], side_px: int = GALLERY_PX) -> bytes:
     """A picture's file as a small JPEG: micrographs are noise, which PNG cannot pack."""
     from PIL import Image
 
     picture = Image.open(path).convert("RGB")
-    picture.thumbnail((GALLERY_PX, GALLERY_PX))
+    picture.thumbnail((side_px, side_px))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=GALLERY_QUALITY, optimize=True)
     return stream.getvalue()
