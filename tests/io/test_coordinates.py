@@ -62,20 +62,22 @@ def test_one_file_of_many_micrographs_is_split(tmp_path):
     assert read_coordinates(files[1]).scores.tolist() == [2]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.txt", "x y\n1 2\n", "no column image_name"),
-        ("a.txt", "image_name x_coord y_coord\nm 1\n", "line 2"),
-        ("a.box", "1 2 3\n", "line 1.*not 4 numbers"),
-        ("a.box", "1 2 nan 4\n", "coordinate 1 is not a finite number"),
-        ("a.star", "data_\nloop_\n_rlnX\n1\n", "no column _rlnCoordinateX"),
-        ("a.json", "{}", "coordinates are read from"),
-    ],
-)
-def test_what_cannot_be_read(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=message):
+UNREADABLE = {  # file, what is in it: what is said
+    ("a.txt", "x y\n1 2\n"): "no column image_name",
+    ("a.txt", "image_name x_coord y_coord\nm 1\n"): "line 2",
+    ("a.box", "1 2 3\n"): "line 1.*not 4 numbers",
+    ("a.box", "1 2 nan 4\n"): "coordinate 1 is not a finite number",
+    ("a.star", "data_\nloop_\n_rlnX\n1\n"): "no column _rlnCoordinateX",
+    ("a.box", "1 2 3 4\n\udcff\udcfe"): "a.box: byte 9 is no text",
+    ("a.json", "{}"): "coordinates are read from",
+}
+
+
+@pytest.mark.parametrize("file", UNREADABLE)
+def test_what_cannot_be_read(tmp_path, file):
+    name, text = file
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=UNREADABLE[file]):
         read_coordinates(tmp_path / name)
 
 

@@ -19,8 +19,7 @@ from polarice.io.cryosparc import (
 from polarice.io.star import read_star
 from polarice.types import InputError
 
-DATA = Path(__file__).parents[3] / "shared/data"
-DATA = DATA if DATA.exists() else Path("/work/shared/data")
+DATA = Path(__file__).parents[2] / "../shared/data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 
 

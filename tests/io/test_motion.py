@@ -12,7 +12,7 @@ from polarice.io.motion import MovieFacts, read_motion, write_motion
 from polarice.io.star import read_star
 from polarice.types import InputError, Motion
 
-REAL = Path("/work/shared/data/metadata/em-testdata_movie_frameImage.star")
+REAL = Path(__file__).parents[2] / "../shared/data/metadata/em-testdata_movie_frameImage.star"
 
 
 def test_there_and_back(tmp_path):
@@ -29,7 +29,7 @@ def test_there_and_back(tmp_path):
     assert star.table("global_shift").numbers("rlnMicrographShiftX")[1] == pytest.approx(-motion.shifts_px[1, 0])
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="needs shared/data")
+@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data")
 def test_relions_polynomial_runs_through_relions_own_patches():
     """RELION wrote what each patch and frame did beside its polynomial: at its least squares, as we read it."""
     motion, shifts = read_motion(REAL), read_star(REAL).table("local_shift")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_mrc_of_every_mode(tmp_path, mode, nx):
     assert np.array_equal(read(path), FRAMES[..., :nx])
     with open_movie(path) as movie:
         assert movie.pixel_size_A == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("flags", "bytes_are"), [(0, np.uint8), (1, np.int8)])
+def test_bytes_are_what_the_stamp_of_serialem_says(tmp_path, flags, bytes_are):
+    counts = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    path = write_mrc(tmp_path / "a.mrc", counts.view(np.int8), 0)
+    assert read(path).dtype == np.int8  # MRC2014, no stamp
+    content = bytearray(path.read_bytes())
+    content[152:160] = struct.pack("<ii", 1146047817, flags)
+    path.write_bytes(content)
+    assert np.array_equal(read(path), counts.view(bytes_are))
 
 
 def test_four_bit_files_are_for_movies_alone(tmp_path):

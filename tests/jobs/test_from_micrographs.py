@@ -12,35 +12,13 @@ import numpy as np
 import pytest
 
 from ctf.rings import micrograph
+from jobs.micrograph_tables import HEAD, table_text
 from jobs.runs import polarice
 from pick.test_search import places, scene
 from polarice.fourier import centred_fft2
 from polarice.io.coordinates import Coordinates, read_coordinates, write_coordinates
-from polarice.io.mrc import open_stack, read_header, write_stack
+from polarice.io.mrc import open_stack, read_header, write_image, write_stack
 from polarice.io.star import read_star
-
-HEAD = """
-# version 30001
-
-data_optics
-
-loop_
-_rlnOpticsGroupName #1
-_rlnOpticsGroup #2
-_rlnVoltage #3
-_rlnSphericalAberration #4
-_rlnAmplitudeContrast #5
-_rlnMicrographPixelSize #6
-g1 1 300.0 2.7 0.1 {pixel_A}
-
-# version 30001
-
-data_micrographs
-
-loop_
-_rlnMicrographName #1
-_rlnOpticsGroup #2
-"""
 
 
 def write_picture(path: Path, pixels: np.ndarray, pixel_A: float) -> None:
@@ -51,7 +29,7 @@ def write_picture(path: Path, pixels: np.ndarray, pixel_A: float) -> None:
 
 
 def table(names: list[str], pixel_A: float, path: str = "micrographs.star") -> None:
-    Path(path).write_text(HEAD.format(pixel_A=pixel_A) + "".join(f"{name} 1\n" for name in names) + "\n")
+    Path(path).write_text(table_text(names, pixel_A))
 
 
 def run(command: str):
@@ -263,6 +241,47 @@ def test_scaled_extraction_is_relions_but_for_nyquist(shells):
     one, other = (centred_fft2(images.astype(float))[:, 1:, 1:] for images in (ours, theirs))
     assert np.abs(one - other).max() < 1e-6 * np.abs(other).max()
     assert np.abs(ours - theirs).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--box 700", "640 x 640 pixels, less than --box 700"),
+        ("--box 638 --whole", "boxes of 638 px leave their micrograph; a smaller --box, or no --whole"),
+        ("--box 48 --min-score 0.5", "m0_pick.star: no scores (_rlnAutopickFigureOfMerit); leave out --min-score"),
+    ],
+)
+def test_extract_says_why_nothing_is_left(shells, options, message):
+    picked(shells)
+    table(list(shells), 4.0)
+    ended = polarice(f"extract micrographs.star --coords picks --threads 1 {options}")
+    assert ended.code == 2 and message in ended.err
+
+
+def test_pick_says_why_there_are_none(shells):
+    table(list(shells), 4.0)
+    ended = run("pick micrographs.star --blob --particle-diameter 145 --threads 1 --threshold 0.99")
+    assert "0 particles picked" in ended.out and "lower --threshold" in ended.err
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (1, 512)])
+def test_ctf_of_a_scrap_is_refused(tmp_path, monkeypatch, shape):
+    monkeypatch.chdir(tmp_path)
+    write_image("scrap.mrc", np.random.default_rng(0).standard_normal(shape).astype(np.float32), 1.5)
+    table(["scrap.mrc"], 1.5)
+    ended = polarice("ctf micrographs.star --threads 1")
+    assert ended.code == 2
+    assert f"scrap.mrc: {shape[1]} x {shape[0]} pixels are too few for Thon rings" in ended.err
+
+
+def test_reports_of_many_micrographs_stay_small(shells):
+    """Noise is shown as small JPEGs, each a link to its picture."""
+    run("pick micrographs.star --blob --particle-diameter 145 --threads 1")
+    page = Path("pick/report.html")
+    assert page.stat().st_size < 250_000
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 2
+    assert text.count('href="Mic/m0_autopick.png"') == 2  # gallery and table
 
 
 def test_extract_counts_and_tables(shells):

@@ -16,8 +16,8 @@ from polarice.io.micrographs import read_micrographs
 from polarice.io.star import read_star
 
 tifffile = pytest.importorskip("tifffile")
-DATA = Path("/work/shared/data")
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data")
+DATA = Path(__file__).parents[2] / "../shared/data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 FRAMES = np.random.default_rng(0).poisson(2, (3, 20, 24)).astype(np.uint8)
 
 
@@ -78,6 +78,7 @@ def test_pixel_sizes_that_contradict_are_refused_or_overruled(here, capsys):
     mrc(Path("a.mrc"), FRAMES[0], 1.5)
     mrc(Path("b.mrc"), FRAMES[0], 1.0)
     assert run("a.mrc", "b.mrc", "--o", "out") == 2
+    assert not Path("out").exists()
     assert "b.mrc states a pixel size of 1 A, a.mrc one of 1.5 A" in capsys.readouterr().err
     assert run("a.mrc", "b.mrc", "--pixel-size", 1.5, "--o", "out") == 0
     assert "warning: 1 file(s) state another pixel size, b.mrc 1 A; 1.5 A is used" in capsys.readouterr().err

@@ -10,35 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.micrograph_tables import HEAD
 from polarice.io.micrographs import read_micrographs, write_micrographs
 from polarice.jobs import load
 from polarice.jobs.micrographs import Farm, Item, Outcome, cells_of, items_of, stem_of, tell, treat
 from polarice.jobs.report.micrographs import MicrographReport, thumbnail_png, write_micrograph_report
 from polarice.types import InputError
-
-TABLE = """
-# version 30001
-
-data_optics
-
-loop_
-_rlnOpticsGroupName #1
-_rlnOpticsGroup #2
-_rlnVoltage #3
-_rlnSphericalAberration #4
-_rlnAmplitudeContrast #5
-_rlnMicrographPixelSize #6
-g1 1 300.0 2.7 0.1 1.5
-
-# version 30001
-
-data_micrographs
-
-loop_
-_rlnMicrographName #1
-_rlnOpticsGroup #2
-_rlnLabMade #3
-"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +41,7 @@ def made(folder: Path, contents: dict[str, bytes]):
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     rows = "".join(f"{name} 1 x{row}\n" for row, name in enumerate(contents))
-    (folder / "micrographs.star").write_text(TABLE + rows + "\n")
+    (folder / "micrographs.star").write_text(HEAD.format(pixel_A=1.5) + "_rlnLabMade #3\n" + rows + "\n")
     return read_micrographs(folder / "micrographs.star")
 
 

@@ -50,11 +50,15 @@ def test_a_movie_with_gain_and_defects_to_half_a_pixel(movie, monkeypatch):
     folder, made = movie
     monkeypatch.chdir(folder)
     options = ["--gainref", "gain.mrc", "--defect-file", "defects.txt", "--dose-per-frame", "0.5", "--save-noDW"]
+    options.append("--even-odd-split")
     assert run("movies.star", "--o", "out", *options, *PATCHES) == 0
     whole, local = rms_error_px(read_motion("out/a.star"), made.motion)
     assert whole < 0.5 and local < 0.7
     table = read_micrographs("out/micrographs.star")
     assert table.names == ("out/a.mrc",) and table.table.text("rlnMicrographMetadata").tolist() == ["out/a.star"]
+    assert table.table.text("rlnMicrographNameOdd").tolist() == ["out/a_ODD.mrc"]
+    halves = mrcfile.read("out/a_EVN.mrc") + mrcfile.read("out/a_ODD.mrc")
+    assert np.abs(halves - mrcfile.read("out/a.mrc")).max() < 1e-2
     image = mrcfile.read("out/a_noDW.mrc")
     assert image.mean() == pytest.approx(2.0 * FRAMES, rel=0.01)
     assert image[200:206, 100:180].mean() == pytest.approx(2.0 * FRAMES, rel=0.05)  # not dark any more

@@ -170,6 +170,12 @@ def test_watching_takes_what_arrives(ran, monkeypatch):
     assert ended.out.count("waiting for new files") == 1
 
 
+def test_a_page_tells_of_all_steps(ran):
+    assert "report: flow_report.html" in go().out
+    page = Path("flow_report.html").read_text()
+    assert "first → second" in page and "join a.star b.star --o first" in page
+
+
 def test_watching_begins_before_anything_is_there(ran, monkeypatch):
     def sleep(seconds: float) -> None:
         if Path("first").exists():
@@ -180,6 +186,31 @@ def test_watching_begins_before_anything_is_there(ran, monkeypatch):
     ended = go(CHAIN.replace("?.star", "*.dat"), "--watch 1")
     assert "waiting: step first: *.dat: no file is called so" in ended.out
     assert Path("second/joined.star").read_text() == "x!"
+
+
+def test_watching_waits_for_half_written_files(ran, monkeypatch):
+    """A file that has just changed is no input yet: not when it is the only one, and not beside others."""
+    for path in Path().glob("?.star"):
+        path.unlink()
+    Path("a.star").write_text("hal")
+    seen = []
+
+    def sleep(seconds: float) -> None:
+        seen.append(Path("second/joined.star").read_text() if ran else "")
+        match len(seen):
+            case 1:
+                settled(Path("a.star"), "half and half")
+            case 2:
+                Path("b.star").write_text("hal")
+            case 3:
+                settled(Path("b.star"), ", done")
+            case 4:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(workflow.time, "sleep", sleep)
+    ended = go(more="--watch 1")
+    assert seen == ["", "half and half!", "half and half!", "half and half, done!"]
+    assert "waiting: step first: ?.star: what is there may still be written" in ended.out
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,18 @@ def test_without_motion_it_is_the_sum(shape):
     assert np.abs(made.plain - frames.sum(0)).max() < 2e-3
 
 
+@pytest.mark.parametrize("dose", [None, Dose(1.0)])
+def test_even_and_odd_frames_add_up_and_their_noise_is_not_shared(dose):
+    frames = rng.poisson(20, (5, 120, 130)).astype(np.uint8)
+    made = sum_frames(expose(frames.copy(), find_hot=False)[0], still(5, (120, 130)), 1.5, dose, halves=True)
+    even, odd = made.halves
+    whole = made.plain if dose is None else made.weighted
+    assert np.abs(even + odd - whole).max() < 2e-3
+    assert abs(np.corrcoef(even.ravel(), odd.ravel())[0, 1]) < 0.05
+    if dose is None:
+        assert np.abs(even - frames[1::2].sum(0)).max() < 2e-3  # frames 2 and 4
+
+
 def test_whole_pixels_are_moved_back_exactly():
     base = rng.poisson(20, (640, 700)).astype(np.uint8)
     moves = np.array([[0, 0], [4, -3], [-7, 11]])

@@ -16,6 +16,8 @@ from polarice.ctf import frequency_grid
 from polarice.fourier import centred_fft2
 from polarice.types import InputError
 
+LEAST_PX = 64  # of a micrograph, along each side
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -36,9 +38,12 @@ class Spectrum:
 def spectrum_of(micrograph: np.ndarray, pixel_size_A: float, tile_px: int = 512) -> Spectrum:
     """The spectrum of a micrograph (ny, nx) from half-overlapping tiles under a Hann window.
 
-    A micrograph smaller than a tile takes tiles of its own shorter side. Raises InputError where pixels are not finite
-    or where no tile has any contrast.
+    A micrograph smaller than a tile takes tiles of its own shorter side. Raises InputError where that is less than
+    LEAST_PX, where pixels are not finite, or where no tile has any contrast.
     """
+    if min(micrograph.shape) < LEAST_PX:
+        ny, nx = micrograph.shape
+        raise InputError(f"{nx} x {ny} pixels are too few for Thon rings; at least {LEAST_PX} along each side")
     tile_px = min(tile_px, *micrograph.shape) // 2 * 2
     window = np.hanning(tile_px + 1)[:-1, None] * np.hanning(tile_px + 1)[:-1]
     total, count = np.zeros((tile_px, tile_px)), 0

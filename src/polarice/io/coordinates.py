@@ -153,8 +153,7 @@ def _cbox(path: Path) -> Coordinates:
 
 
 def _topaz(path: Path) -> Coordinates:
-    text = path.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in _text(path).splitlines() if line.strip()]
     comma = "," if "," in (lines or [""])[0] else None
     head = [word.strip() for word in lines[0].split(comma)] if lines else []
     if "image_name" not in head:
@@ -177,6 +176,14 @@ def _topaz(path: Path) -> Coordinates:
     return Coordinates(numbers[:, :2].reshape(-1, 2), numbers[:, 2] if "score" in place else None, names)
 
 
+def _text(path: Path) -> str:
+    """The file's text; InputError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start + 1} is no text; is this a file of coordinates?") from None
+
+
 def _stems(names: np.ndarray) -> np.ndarray:
     """Names without folder and ending; Topaz leaves endings off, and a dot in a name is no ending then."""
     return np.array(
@@ -187,7 +194,7 @@ def _stems(names: np.ndarray) -> np.ndarray:
 def _numbers(path: Path, least: int) -> np.ndarray:
     """Rows of at least so many numbers, (n, least)."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:

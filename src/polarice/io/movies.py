@@ -6,6 +6,7 @@ frame keeps the type of the file; of an EER file it is a fraction, the sum of a 
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import struct
@@ -25,6 +26,7 @@ from polarice.types import InputError
 MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".map")
 TIFF_ENDINGS = (".tif", ".tiff")
 EER_ENDING = ".eer"
+IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # words 39 and 40 of an MRC header: a stamp, and the flag of signed bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def open_movie(path: str | os.PathLike[str], events: Events | None = None) -> It
     if not path.exists():
         raise InputError(f"{path}: no such file; check the name and the folder")
     if ending in MRC_ENDINGS:
-        yield MrcMovie(path, read_header(path))
+        header = read_header(path)
+        unsigned = header.mode == 0 and _unsigned_bytes(path)
+        yield MrcMovie(path, read_header(path, unsigned) if unsigned else header)
     elif ending in TIFF_ENDINGS or ending == EER_ENDING:
         with _tiff(path) as pages:
             yield EerMovie(path, pages, events or Events()) if ending == EER_ENDING else TiffMovie(path, pages)
@@ -97,6 +101,17 @@ class MrcMovie:
         if self._header.mode == PACKED:
             return nibbles(section, self._header.nx)
         return section.astype(section.dtype.newbyteorder("="))
+
+
+def _unsigned_bytes(path: Path) -> bool:
+    """Whether bytes (mode 0) run from 0 to 255: the stamp that SerialEM and IMOD leave says so; else MRC2014 holds."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+        words = stream.read(160)[152:]
+    if len(words) < 8:
+        return False
+    order = "<" if struct.unpack("<i", words[:4])[0] == IMOD_STAMP else ">"
+    stamp, flags = struct.unpack(order + "ii", words)
+    return bool(stamp == IMOD_STAMP and not flags & IMOD_SIGNED)
 
 
 class TiffMovie:

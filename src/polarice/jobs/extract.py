@@ -90,7 +90,7 @@ def _extract_all(params: Params, comm: Comm) -> None:
     done = cells_of(outcomes).rows
     totals = {name: int(sum(outcomes[row].figures[name] for row in done)) for name in ("particles", *LOST)}
     if not totals["particles"]:
-        raise InputError(f"no particle could be extracted; see the coordinates of {items[done[0]].name}")
+        raise InputError(f"no particle could be extracted: {_why_none(params, totals)}")
     _write_particles(table, [items[row] for row in done if outcomes[row].figures["particles"]], params)
     report = MicrographReport(
         "extract", params, items, outcomes, text=_TEXT, numbers=[(name, f"{n:,}") for name, n in totals.items()]
@@ -98,6 +98,18 @@ def _extract_all(params: Params, comm: Comm) -> None:
     write_micrograph_report(params.o, report)
     tell(outcomes, params.o)
     print(", ".join(f"{n} {name}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
+
+
+def _why_none(params: Params, totals: dict[str, int]) -> str:
+    """What took the most of them, and the remedy."""
+    partly, wholly, low = (totals[name] for name in LOST)
+    if not any((partly, wholly, low)):
+        return "the files of coordinates are empty; pick with another --threshold"
+    if low >= max(partly, wholly):
+        return f"{low} have a score below --min-score {params.min_score:g}; lower it"
+    if partly >= wholly:
+        return f"{partly} boxes of {params.box} px leave their micrograph; a smaller --box, or no --whole"
+    return f"{wholly} lie wholly off their micrograph; are the coordinates those of a binned one?"
 
 
 LOST = ("partly off the edge", "wholly off the edge", "below the least score")
@@ -198,7 +210,13 @@ class Extraction:
         picture = read_picture(item.file)
         if not item.inputs:
             raise InputError(f"{item.name}: no coordinates belong to it")
-        chosen, lost, rows = self._chosen(read_coordinates(item.inputs[0]), picture.pixels.shape)
+        ny, nx = picture.pixels.shape
+        if self.params.box and self.params.box > min(nx, ny):
+            raise InputError(f"{item.file}: {nx} x {ny} pixels, less than --box {self.params.box}; take a smaller box")
+        found = read_coordinates(item.inputs[0])
+        if self.params.min_score is not None and found.scores is None and len(found.xy_px):
+            raise InputError(f"{item.inputs[0]}: no scores (_{SCORE}); leave out --min-score")
+        chosen, lost, rows = self._chosen(found, (ny, nx))
         figures = {"particles": float(len(rows)), **lost}
         if not len(rows):
             return Outcome({}, figures, ("no particles",))

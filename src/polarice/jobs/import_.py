@@ -15,7 +15,7 @@ from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, op
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
-from polarice.jobs.micrographs import Item, Outcome, claim_folder, tell
+from polarice.jobs.micrographs import Item, Outcome, check_folder, claim_folder, tell
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError
 
@@ -70,7 +70,7 @@ def run(params: Params) -> None:
         raise InputError(f"{tables[0]}: one table at a time, and no other files beside it")
     if not tables and (params.passthrough or params.to == "cs"):
         raise InputError("--passthrough and --to cs are for tables of particles")
-    claim_folder(params.o)
+    check_folder(params.o)
     if tables:
         _import_particles(tables[0], params)
     else:
@@ -100,11 +100,12 @@ def _import_images(files: list[Path], params: Params) -> None:
     kind = "movies" if usable and usable[0].frames > 1 else "micrographs"
     outcomes, usable = _alike(outcomes, usable, files)
     items = [Item(str(path), row, str(path), "") for row, path in enumerate(files)]
+    pixel_A, remark = _pixel_size(usable, params) if usable else (0.0, "")
+    groups = _groups(usable, params) if usable else np.zeros(0, int)
+    claim_folder(params.o)  # what is refused leaves none behind
     if usable:
-        pixel_A, remark = _pixel_size(usable, params)
         if remark:
             print(f"warning: {remark}", file=sys.stderr)
-        groups = _groups(usable, params)
         write_star(params.o / f"{kind}.star", _blocks(kind, usable, groups, pixel_A, params))
     write_job_json(params.o, "import", as_dict(params), command_line("import", params))
     text = [f"{len(usable)} {kind} of {usable[0].shape[1]} x {usable[0].shape[0]} pixels."] if usable else []
@@ -230,14 +231,23 @@ def _import_particles(path: Path, params: Params) -> None:
         optics, particles = cryosparc.tables_of_cs(rows, params.flip_y, str(path))
         if "blob/sign" in (rows.dtype.names or ()) and (rows["blob/sign"] < 0).any():
             print("warning: these particles are dark (blob/sign -1); invert the images for RELION", file=sys.stderr)
+        if "rlnMicrographName" not in particles:
+            lost = f"{path} has no location/* columns: no rlnMicrographName and no coordinates"
+            print(f"warning: {lost}; its passthrough table has them (--passthrough)", file=sys.stderr)
     else:
         if params.passthrough:
             raise InputError("--passthrough is for .cs tables")
         optics, particles = _relion_tables(path, params)
     if params.to == "cs":
-        rows = cryosparc.cs_of_tables(optics, particles, _shape(path, particles))
+        shape = _shape(path, particles)
+        if shape is None and "rlnMicrographName" in particles:
+            lost = "fractions of them cannot be told, so there are no location/* columns"
+            print(f"warning: the micrographs of {path} are not there: {lost}", file=sys.stderr)
+        rows = cryosparc.cs_of_tables(optics, particles, shape)
+        claim_folder(params.o)
         cryosparc.write_cs(params.o / "particles.cs", rows)
     else:
+        claim_folder(params.o)
         write_star(params.o / "particles.star", [Block("optics", table=optics), Block("particles", table=particles)])
     print(f"{len(particles)} particles in {params.o / ('particles.' + params.to)}")
 

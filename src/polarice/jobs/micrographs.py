@@ -278,7 +278,8 @@ def _safely(work: Work, item: Item) -> Outcome:
         outcome = work(item)
     except InputError as error:
         told = str(error)
-        outcome = Outcome(reason=told if item.file in told or item.name in told else f"{item.file}: {told}")
+        named = any(name in told for name in (item.file, item.name, *item.inputs))
+        outcome = Outcome(reason=told if named else f"{item.file}: {told}")
     except MemoryError:
         outcome = Outcome(reason=f"{item.file}: not enough memory")
     except Exception as error:
@@ -314,7 +315,12 @@ def _remember(item: Item, mark: str, outcome: Outcome) -> None:
 
 def claim_folder(folder: Path) -> None:
     """Make a job's folder. Raises InputError where that cannot be, and where another program's tables lie in it."""
+    check_folder(folder)
     make_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError where another program's tables lie in it; it need not be there."""
     tables = sorted(path.name for path in folder.glob("*.star"))
     if tables and not (folder / NAME).exists():
         raise InputError(f"{folder} holds {tables[0]}, which no job of polarice wrote; choose another folder with --o")

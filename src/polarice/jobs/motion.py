@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 RANKS = True
 SUMMARY = "align the frames of movies, weight them by dose, and sum them to micrographs"
 EARLY_DOSE = 4.0  # e/A^2: motion up to here counts as early, as in RELION
+HALVES = ("rlnMicrographNameEven", "rlnMicrographNameOdd")
 HEADER_AGREES = 0.02  # relative difference of pixel sizes that nobody minds
 
 
@@ -63,10 +64,11 @@ class Params(PerMicrograph):
     preexposure: float = option(0.0, "dose before the first frame", unit="e/A2", low=0)
     dose_weighting: bool = option(True, "weight frequencies by what radiation has left of them")
     save_noDW: bool = option(False, "write the sum without dose weights too")
+    even_odd_split: bool = option(False, "write the sums of even and of odd frames too, for denoisers")
     angpix: float | None = option(None, "pixel size of the movies, in the table's place", unit="A", low=0.01, high=100)
     bin_factor: float = option(1.0, "make pixels so much larger, by Fourier cropping", low=1, high=16)
-    patch_x: int | None = option(None, "patches along x; about one for 700 px", low=1, high=15)
-    patch_y: int | None = option(None, "patches along y; about one for 700 px", low=1, high=15)
+    patch_x: int | None = option(None, "patches along x; about one for 250 px, 7 at the most", low=1, high=15)
+    patch_y: int | None = option(None, "patches along y; about one for 250 px, 7 at the most", low=1, high=15)
     bfactor: float = option(0.0, "damp fast waves beyond the weights that the movie itself gives", unit="px2", low=0)
     eer_grouping: int = option(40, "raw frames to a fraction", low=1)
     eer_dose: float | None = option(
@@ -168,7 +170,7 @@ class Correct:
         frames = binned(exposure, alignment.factor, device)
         motion = align(frames, exposure.numbers, exposure.shape, alignment)
         group = max(1, round(params.dose_for_ps / (facts.dose_per_frame or 1))) if params.dose_for_ps else 0
-        made = sum_frames(exposure, motion, pixel_A, dose, group, device)
+        made = sum_frames(exposure, motion, pixel_A, dose, group, device, params.even_odd_split)
         columns = self._write(item, made, motion, facts, exposure)
         figures, moved = _figures(motion, facts, exposure)
         return Outcome(columns | moved, figures, tuple(remarks), item.stem + "_track.png")
@@ -235,6 +237,8 @@ class Correct:
         images = {"": made.plain if made.weighted is None else made.weighted}
         images |= {"_noDW": made.plain} if self.params.save_noDW else {}
         columns: dict[str, Any] = {"rlnMicrographNameNoDW": item.stem + "_noDW.mrc"} if self.params.save_noDW else {}
+        for ending, label, half in zip(("_EVN", "_ODD"), HALVES, made.halves, strict=False):
+            images[ending], columns[label] = half, f"{item.stem}{ending}.mrc"
         for ending, image in images.items():
             write_image(f"{item.stem}{ending}.mrc", _binned(image, self.params.bin_factor), pixel_A, dtype)
         if made.spectrum is not None:

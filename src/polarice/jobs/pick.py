@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,6 +89,8 @@ def _pick_all(params: Params, comm: Comm) -> None:
     write_micrograph_report(params.o, report)
     tell(outcomes, params.o)
     print(f"{sum(counts)} particles picked")
+    if not any(counts):
+        _tell_why_none(params, [outcomes[row] for row in done])
 
 
 _TEXT = (
@@ -96,6 +99,21 @@ _TEXT = (
     "Scores are correlations, from -1 to 1. Unless a threshold is given, it is, in each micrograph, where no more "
     "than one in ten is to be expected in a picture of the same power spectrum with nothing but chance in it.",
 )
+
+
+def _tell_why_none(params: Params, outcomes: Sequence[Outcome]) -> None:
+    """Where nothing is picked: what to look at."""
+    candidates = sum(int(outcome.figures.get("candidates", 0)) for outcome in outcomes)
+    dirty = sum(int(outcome.figures.get("on dirt", 0)) for outcome in outcomes)
+    if params.picks:
+        hint = f"{params.picks} has {candidates} coordinates; is --coordinate-scale right?"
+    elif dirty:
+        hint = f"{dirty} lie on dirt; --keep-dirt keeps them"
+    elif candidates:
+        hint = f"{candidates} candidates lie below the threshold; look at their scores, and lower --threshold"
+    else:
+        hint = "nothing of that size is there; check --particle-diameter (in Angstrom), --angpix, and --white"
+    print(f"hint: {hint}", file=sys.stderr)
 
 
 def _check(params: Params) -> None:
@@ -234,7 +252,8 @@ class Picking:
         more = {DIRT: found.in_dirt.astype(np.int64)}
         write_coordinates(item.stem + CANDIDATES, Coordinates(found.xy_px, found.scores), more)
         figures = {CHANCE: found.chance, "candidates": float(len(found.scores))}
-        return Outcome({}, {**figures, **self._small(item, pixels, diameter_A / pixel_size_A)})
+        figures |= self._small(item, pixels, diameter_A / pixel_size_A)
+        return Outcome({}, figures, thumbnail=item.stem + PICTURE)  # drawn by _select
 
     def _others(self, item: Item, pixels: np.ndarray) -> Outcome:
         if not item.inputs:
@@ -248,7 +267,7 @@ class Picking:
         optics = Optics(**item.settings["optics"])
         diameter_px = (self.params.particle_diameter or 0) / (self.params.angpix or optics.pixel_size_A or 1)
         figures = {"candidates": float(len(found.xy_px)), **self._small(item, pixels, diameter_px or max(size) / 40)}
-        return Outcome({}, figures, remarks)
+        return Outcome({}, figures, remarks, item.stem + PICTURE)
 
     def _kernels(self, working: Working, optics: Optics, settings: Mapping[str, Any]) -> np.ndarray | None:
         if not self.params.templates:

@@ -66,15 +66,16 @@ class Step:
     job: str
     options: Mapping[str, Any]  # as the file has them, {NAME} filled in
     update: int | None = None  # iterations from the classes of before, where only files have changed
+    patient: bool = False  # wait where all that is there may still be written
 
     @property
     def module(self) -> ModuleType:
         return jobs.load(self.job)
 
     def params(self) -> Any:
-        """The job's Params with every file there is now; InputError where a file is missing."""
+        """The job's Params with every file there is now; InputError where a file is missing, or is waited for."""
         known = {each.field: each for each in options_of(self.module.Params)}
-        values = {field: _files(known[field], value) for field, value in self.options.items()}
+        values = {field: _files(known[field], value, self.patient) for field, value in self.options.items()}
         return self._made(values)
 
     def checked(self) -> Step:
@@ -111,8 +112,9 @@ def run(params: Params) -> None:
             return
         if params.watch is None:
             _run_due(steps, state)
+            _report(steps, params.workflow)
         else:
-            _keep_watch(steps, state, params.watch)
+            _keep_watch([replace(step, patient=True) for step in steps], state, params)
 
 
 def read_steps(path: Path) -> list[Step]:
@@ -193,14 +195,14 @@ def _filled(value: Any, folders: Mapping[str, str]) -> Any:
         raise InputError(f"{value}: not the name of a step before this one: {error}; there are: {known}") from None
 
 
-def _files(each: Option, value: Any) -> Any:
+def _files(each: Option, value: Any, patient: bool) -> Any:
     """A path with * or ? in it becomes what is there: of one file the last by name, of several all that are at rest."""
     if not _names_files(each) or value is None:
         return value
     if each.count == 1:
-        return _matches(value)[-1] if _is_pattern(value) else value
+        return _matches(value, patient)[-1] if _is_pattern(value) else value
     values = value if isinstance(value, list) else [value]
-    return [path for item in values for path in (_matches(item) if _is_pattern(item) else [item])]
+    return [path for item in values for path in (_matches(item, patient) if _is_pattern(item) else [item])]
 
 
 def _is_pattern(value: Any) -> bool:
@@ -212,13 +214,19 @@ def _names_files(each: Option) -> bool:
     return each.kind is Path or (each.positional and each.kind is str and each.count is None)
 
 
-def _matches(pattern: str) -> list[str]:
-    """Files that match, by name, without those that may still be written. Raises InputError where there is none."""
+def _matches(pattern: str, patient: bool) -> list[str]:
+    """Files that match, by name, without those that may still be written where there are others.
+
+    Raises InputError where there is none, and where `patient`, none that is at rest.
+    """
     now = time.time()
     paths = sorted(glob.glob(pattern, recursive=True))
     if not paths:
         raise InputError(f"{pattern}: no file is called so")
-    return [path for path in paths if now - _changed(path) > SETTLED_S] or paths
+    rested = [path for path in paths if now - _changed(path) > SETTLED_S]
+    if patient and not rested:
+        raise InputError(f"{pattern}: what is there may still be written (changed within {SETTLED_S:g} s)")
+    return rested or paths
 
 
 def _changed(path: str) -> float:
@@ -290,12 +298,23 @@ def _file_mark(path: Path) -> Any:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _keep_watch(steps: Sequence[Step], state: State, seconds: float) -> None:
+def _report(steps: Sequence[Step], workflow: Path) -> None:
+    """A page about all steps, beside the workflow's file."""
+    from polarice.jobs.report.chain import Link, write_chain_report
+
+    links = [Link(step.name, step.job, command_line(step.job, step.params())) for step in steps]
+    page = write_chain_report(Path(f"{workflow.stem}_report.html").absolute(), workflow.stem, links)
+    print(f"report: {page.name}", flush=True)
+
+
+def _keep_watch(steps: Sequence[Step], state: State, params: Params) -> None:
     """Run what is due again and again, until Ctrl-C. What cannot be used now may be usable when more has arrived."""
-    told = ""
+    seconds, told = params.watch, ""
+    assert seconds is not None
     while True:
         try:
-            _run_due(steps, state, quiet=bool(told))
+            if _run_due(steps, state, quiet=bool(told)):
+                _report(steps, params.workflow)
             news = f"waiting for new files, every {seconds:g} s; Ctrl-C ends"
         except InputError as error:
             news = f"waiting: {error}"
@@ -305,7 +324,9 @@ def _keep_watch(steps: Sequence[Step], state: State, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> None:
+def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
+    """Run the steps that need it; how many did."""
+    due = 0
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.name}"
         try:
@@ -322,6 +343,8 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> None:
         except InputError as error:
             raise InputError(f"step {step.name}: {error}") from error
         state.note(step, mark, ended=True)
+        due += 1
+    return due
 
 
 def _placed(step: Step, params: Any, state: State, mark: str) -> Any:

@@ -36,11 +36,11 @@ START_BFACTOR_PX2 = 300.0  # of the first two turns, binned pixels: broad peaks
 FIRST_JERK_A = 5.0  # while frames are still being found
 FAINT = 1e-3  # rings with a smaller share of the greatest weight are left out
 RING = 1 / 256  # width of a ring, periods per pixel
-MAP_STEP, MAP_REACH = 0.5, 8.0  # of a patch's correlation map, binned pixels
-PATCH_PX = 700  # of the camera: patches are about so wide where their number is not given
+MAP_STEPS_PX = (0.5, 0.5, 0.25, 0.25, 0.125, 0.125)  # pitch of the patches' correlation maps, round by round, binned
+MAP_SIDE = 33  # samples: what is found in one round is looked at from nearer in the next
+PATCH_PX = 250  # of the camera: patches are about so wide where their number is not given; one motion is fitted to all
 MOST_PATCHES = 7
 OVERLAP = 1.2  # width of a patch, in its share of the frame
-ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -294,9 +294,9 @@ class _Patches:
         """(local (2, 6, 3), shifts (n, 2)) in binned pixels, with the widths of their priors."""
         local = torch.zeros((2, 5, 3))
         shifts = torch.as_tensor(self._start, dtype=torch.float32)
-        for turn in range(ROUNDS):
+        for turn, step_px in enumerate(MAP_STEPS_PX):
             now = self._moved(local, shifts)
-            problem = _Fit(self._maps(now), now, self._moved, sigma_px, jerk_px)
+            problem = _Fit(self._maps(now, step_px), step_px, now, self._moved, sigma_px, jerk_px)
             local, shifts = problem.solve(local, shifts, blur_px=2.0 if turn == 0 else 0.0)
             local = local * self._bends
         scale = float(max(1, int(self._numbers[-1]))) ** np.arange(1, 4)
@@ -308,7 +308,7 @@ class _Patches:
         """Displacement (patches, n, 2) against the windows' places."""
         return torch.einsum("pk,nj,akj->pna", self._space, self._time, local) + shifts - self._offset
 
-    def _maps(self, now: torch.Tensor) -> torch.Tensor:
+    def _maps(self, now: torch.Tensor, step_px: float) -> torch.Tensor:
         """Correlation of each patch and frame with the mean of its other frames: (patches, n, m, m), on the CPU."""
         fy, fx = _frequencies(*self._size, self._device)
         fy, fx = fy * (self._size[0] / self._full[0]), fx * (self._size[1] / self._full[1])  # of the whole transform
@@ -316,7 +316,7 @@ class _Patches:
         count[0] = 1
         if self._size[1] % 2 == 0:
             count[-1] = 1
-        steps = torch.arange(-MAP_REACH, MAP_REACH + MAP_STEP / 2, MAP_STEP, device=self._device)
+        steps = (torch.arange(MAP_SIDE, device=self._device) - MAP_SIDE // 2) * step_px
         across = torch.exp(2j * math.pi * fx[:, None] * steps) * count[:, None]
         down = torch.exp(2j * math.pi * steps[:, None] * fy[:, 0])
         maps = []
@@ -334,6 +334,7 @@ class _Fit:
     """Where the sum of the maps (patches, n, m, m) about displacements `now`, and the priors, are highest."""
 
     maps: torch.Tensor
+    step_px: float
     now: torch.Tensor
     moved: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of local motion and shifts
     sigma_px: float  # of the local motion
@@ -342,7 +343,7 @@ class _Fit:
     def solve(self, local: torch.Tensor, shifts: torch.Tensor, blur_px: float) -> tuple[torch.Tensor, torch.Tensor]:
         """From this start; blurred maps draw from farther away."""
         maps = self.maps.reshape(-1, 1, *self.maps.shape[2:])
-        maps = _blurred(maps, blur_px / MAP_STEP) if blur_px else maps
+        maps = _blurred(maps, blur_px / self.step_px) if blur_px else maps
         parameters = [local.clone().requires_grad_(), shifts.clone().requires_grad_()]
         engine = torch.optim.LBFGS(parameters, max_iter=60, history_size=20, line_search_fn="strong_wolfe")
 
@@ -357,7 +358,9 @@ class _Fit:
 
     def _cost(self, maps: torch.Tensor, local: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
         where = self.moved(local, shifts)
-        at = ((where - self.now) / MAP_REACH).reshape(-1, 1, 1, 2)
+        away = where - self.now
+        away = away - away.mean(1, keepdim=True)  # the others move, too: no frame, and no place, stands still
+        at = (away / (MAP_SIDE // 2 * self.step_px)).reshape(-1, 1, 1, 2)
         found = torch.nn.functional.grid_sample(maps, at, mode="bicubic", padding_mode="border", align_corners=True)
         bent = where - self.moved(torch.zeros_like(local), shifts)
         smooth = local.numel() / 2 * (bent**2).sum(-1).mean() / (2 * self.sigma_px**2)

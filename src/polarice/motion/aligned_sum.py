@@ -29,6 +29,7 @@ class AlignedSum:
     plain: np.ndarray  # every frame the same
     weighted: np.ndarray | None  # by dose, where one was given
     spectrum: np.ndarray | None  # (side, side // 2 + 1): power of sums over groups of frames, frequencies as rfft2 has
+    halves: tuple[np.ndarray, ...] = ()  # of the even frames and of the odd ones, from 1, weighted as the sum is
 
 
 def sum_frames(
@@ -38,24 +39,30 @@ def sum_frames(
     dose: Dose | None = None,
     spectrum_group: int = 0,
     device: torch.device | None = None,
+    halves: bool = False,
 ) -> AlignedSum:
     """Sum the frames of an exposure along `motion`.
 
     spectrum_group: frames that are summed before their power spectrum is taken (windowed by a Hann window, a mean over
-    tiles); 0: no spectrum. The weighted sum is scaled so that its mean is that of the plain one.
+    tiles); 0: no spectrum. The weighted sum is scaled so that its mean is that of the plain one. `halves` add up to the
+    weighted sum, or to the plain one where no dose is given: two pictures of one specimen with independent noise.
     """
     device = device or torch.device("cpu")
     side = min(TILE_PX, *(length - length % 2 for length in exposure.shape))
     weights = None if dose is None else torch.from_numpy(_weights(exposure, dose, side, pixel_size_A)).to(device)
     window = torch.from_numpy(_window(side)).to(device)
-    blank = [torch.zeros(exposure.shape, device=device) for _ in range(2 if dose is not None else 1)]
+    parities = [torch.from_numpy(exposure.numbers % 2 == parity).to(device) for parity in (1, 0)] if halves else []
+    kinds = 1 + (dose is not None) + len(parities)
+    blank = [torch.zeros(exposure.shape, device=device) for _ in range(kinds)]
     covered = torch.zeros(exposure.shape, device=device)
     spectrum = torch.zeros((side, side // 2 + 1), device=device) if spectrum_group else None
     gain = None if exposure.gain is None else torch.from_numpy(exposure.gain)
     tiles = list(_tiles(exposure.shape, side))
     for y, x in tiles:
         aligned = _aligned(exposure, gain, motion, (y, x, side), device)
-        sums = [aligned.sum(0)] if weights is None else [aligned.sum(0), (aligned * weights).sum(0)]
+        weighted = aligned if weights is None else aligned * weights
+        sums = [aligned.sum(0)] if weights is None else [aligned.sum(0), weighted.sum(0)]
+        sums += [weighted[parity].sum(0) for parity in parities]
         here = (slice(max(y, 0), y + side), slice(max(x, 0), x + side))
         inside = (slice(max(-y, 0), exposure.shape[0] - y), slice(max(-x, 0), exposure.shape[1] - x))
         for image, total in zip(blank, sums, strict=True):
@@ -65,7 +72,8 @@ def sum_frames(
             for start in range(0, len(aligned) - len(aligned) % spectrum_group or len(aligned), spectrum_group):
                 spectrum += _hann(aligned[start : start + spectrum_group].sum(0)).abs() ** 2 / len(tiles)
     plain, *rest = ((image / covered).cpu().numpy() for image in blank)
-    return AlignedSum(plain, rest[0] if rest else None, None if spectrum is None else spectrum.cpu().numpy())
+    first = rest.pop(0) if weights is not None else None
+    return AlignedSum(plain, first, None if spectrum is None else spectrum.cpu().numpy(), tuple(rest))
 
 
 def _weights(exposure: Exposure, dose: Dose, side: int, pixel_size_A: float) -> np.ndarray:

@@ -47,7 +47,8 @@ class MovieSimulation:
         spline = ndimage.spline_filter(self.contrast.astype(np.float64), order=3, mode="mirror")
         y, x = (grid.astype(np.float64) for grid in np.indices(self.contrast.shape))
         for frame in range(self.frames):
-            moved = self.motion.at(frame, x, y)  # at the frame's pixel: the difference is of second order
+            moved = self.motion.at(frame, x, y)
+            moved = self.motion.at(frame, x - moved[..., 0], y - moved[..., 1])  # motion is stated at the first frame's
             places = [y - moved[..., 1], x - moved[..., 0]]
             seen = ndimage.map_coordinates(spline, places, order=3, mode="mirror", prefilter=False)
             mean = np.maximum(self.dose_e_px * (1 + seen), 0)

@@ -16,13 +16,16 @@ import polarice
 from polarice.io.atomic import replacing
 from polarice.jobs.report.page import Cell, stylesheet, table
 
+JPEG = b"\xff\xd8"  # what such a file begins with
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG and what is to be said about it."""
+    """An image and what is to be said about it."""
 
-    png: bytes
+    image: bytes  # PNG or JPEG
     caption: str
+    link: str = ""  # of a small one: a file beside the page that shows more
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,19 @@ def chapter_html(place: int, chapter: Chapter) -> str:
 
 
 def _small(picture: Picture) -> str:
-    source = base64.b64encode(picture.png).decode()
-    return f'<li><img alt="" src="data:image/png;base64,{source}"><p><span>{escape(picture.caption)}</span></p></li>'
+    shown = f'<img alt="" src="{_source(picture)}">'
+    shown = f'<a href="{quote(picture.link)}">{shown}</a>' if picture.link else shown
+    return f"<li>{shown}<p><span>{escape(picture.caption)}</span></p></li>"
 
 
 def _picture(picture: Picture) -> str:
-    source = base64.b64encode(picture.png).decode()
     caption = escape(picture.caption)
     return (
-        f'<figure><img class="montage" alt="{caption}" src="data:image/png;base64,{source}">'
+        f'<figure><img class="montage" alt="{caption}" src="{_source(picture)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def _source(picture: Picture) -> str:
+    kind = "jpeg" if picture.image.startswith(JPEG) else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.image).decode()}"

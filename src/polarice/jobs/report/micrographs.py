@@ -21,7 +21,8 @@ from polarice.jobs.report.page import Cell, duration
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_THUMBNAILS, MOST_ROWS = 120, 2000
+MOST_THUMBNAILS, MOST_ROWS = 60, 2000  # the page stays below 3 MB; every picture is linked from the table
+GALLERY_PX, GALLERY_QUALITY = 360, 60  # longest side, and JPEG quality, of a picture in the gallery
 THUMBNAIL_PX = 256
 
 
@@ -43,9 +44,10 @@ def write_micrograph_report(folder: str | os.PathLike[str], report: MicrographRe
     """Write report.html into the job's folder, one file that fetches nothing; InputError where that cannot be."""
     done = [(i, o) for i, o in zip(report.items, report.outcomes, strict=True) if not o.reason]
     left_out = [(i, o) for i, o in zip(report.items, report.outcomes, strict=True) if o.reason]
+    gallery, table = _gallery(done, Path(folder)), _table(done, Path(folder))
     chapters = [
-        Chapter(f"{report.what.capitalize()}", report.text, _numbers(report, len(done)), gallery=_gallery(done)),
-        Chapter("Figures", pictures=[*report.pictures, *_charts(done)], tables=[_table(done)] if done else []),
+        Chapter(f"{report.what.capitalize()}", report.text, _numbers(report, len(done)), gallery=gallery),
+        Chapter("Figures", pictures=[*report.pictures, *_charts(done)], tables=[table] if done else []),
         _left_out(report, left_out),
         _remarks(done),
         Chapter("Parameters", tables=[_parameters(report.params)]),
@@ -93,17 +95,29 @@ def _numbers(report: MicrographReport, done: int) -> list[tuple[str, str]]:
     ]
 
 
-def _gallery(done: Pairs) -> list[Picture]:
-    """Thumbnails with names; of very many, some from everywhere."""
+def _gallery(done: Pairs, folder: Path) -> list[Picture]:
+    """Thumbnails with names, made smaller, each a link to its file; of very many, some from everywhere."""
     shown = [pair for pair in done if pair[1].thumbnail]
     pictures = []
     for place in np.unique(np.linspace(0, len(shown) - 1, min(len(shown), MOST_THUMBNAILS)).astype(int)):
         item, outcome = shown[place]
         try:
-            pictures.append(Picture(Path(outcome.thumbnail).read_bytes(), Path(item.name).name))
+            link = os.path.relpath(outcome.thumbnail, folder)
+            pictures.append(Picture(small_jpeg(outcome.thumbnail), Path(item.name).name, link))
         except OSError:  # it was removed: the page can do without
             continue
     return pictures
+
+
+def small_jpeg(path: str | os.PathLike[str], side_px: int = GALLERY_PX) -> bytes:
+    """A picture's file as a small JPEG: micrographs are noise, which PNG cannot pack."""
+    from PIL import Image
+
+    picture = Image.open(path).convert("RGB")
+    picture.thumbnail((side_px, side_px))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=GALLERY_QUALITY, optimize=True)
+    return stream.getvalue()
 
 
 def _charts(done: Pairs) -> list[Picture]:
@@ -125,14 +139,15 @@ def _charts(done: Pairs) -> list[Picture]:
     return [Picture(figure_png(figure), "Every figure over the rows of the table.")]
 
 
-def _table(done: Pairs) -> Rows:
+def _table(done: Pairs, folder: Path) -> Rows:
     names = list(dict.fromkeys(name for _, outcome in done for name in outcome.figures))
     heads: list[Cell] = ["row", "name", *(("n", name) for name in names), ("n", "seconds")]
     rows: list[list[Cell]] = []
     for item, outcome in done[:MOST_ROWS]:
         numbers = [f"{outcome.figures[name]:.4g}" if name in outcome.figures else "" for name in names]
         numbers.append(f"{outcome.seconds:.1f}")
-        rows.append([str(item.row + 1), ("v", item.name), *(("n", number) for number in numbers)])
+        name = ("v", item.name, os.path.relpath(outcome.thumbnail, folder)) if outcome.thumbnail else ("v", item.name)
+        rows.append([str(item.row + 1), name, *(("n", number) for number in numbers)])
     return Rows(heads, rows)
 
 

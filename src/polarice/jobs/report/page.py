@@ -9,6 +9,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import polarice
 from polarice.jobs.report import LeftOut, Report, charts
@@ -216,16 +217,21 @@ def _again(report: Report) -> str:
     return "\n".join(parts)
 
 
-Cell = str | tuple[str, str]  # text, or its CSS class and text
+Cell = str | tuple[str, str] | tuple[str, str, str]  # text; or its CSS class and text; and a file beside the page
 
 
 def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
     """An HTML table of escaped text; without a head where all heads are empty."""
 
     def line(tag: str, cells: Sequence[Cell]) -> str:
-        pairs = [("", cell) if isinstance(cell, str) else cell for cell in cells]
-        return "<tr>" + "".join(f'<{tag} class="{name}">{escape(text)}</{tag}>' for name, text in pairs) + "</tr>"
+        return "<tr>" + "".join(_cell(tag, cell) for cell in cells) + "</tr>"
 
     head = line("th", heads) + "\n" if any(heads) else ""
     body = "\n".join(line("td", row) for row in rows)
     return f'<div class="table"><table>\n{head}{body}\n</table></div>'
+
+
+def _cell(tag: str, cell: Cell) -> str:
+    name, text, *link = ("", cell) if isinstance(cell, str) else cell
+    shown = f'<a href="{quote(link[0])}">{escape(text)}</a>' if link else escape(text)
+    return f'<{tag} class="{name}">{shown}</{tag}>'

@@ -69,12 +69,14 @@ def picture(both: np.ndarray, curve: Curve, fit: Fit, resolution_A: float, title
     above.set(xlim=(centre - edge, centre + edge), ylim=(centre + edge, centre - edge), xticks=[], yticks=[])
     above.set_title(title, fontsize=8, color=INK)
     scale = np.maximum(_running(np.abs(curve.measured), 15), 1e-9)
-    below.plot(curve.s, np.clip(0.5 + curve.measured / scale / 4, -0.1, 1.1), color=COLOURS[0], linewidth=0.9)
-    below.plot(curve.s, curve.model, color=COLOURS[1], linewidth=0.7)
-    below.plot(curve.s, curve.agreement, color=COLOURS[2], linewidth=0.9)
+    measured = np.clip(0.5 + curve.measured / scale / 4, -0.1, 1.1)
+    below.plot(curve.s, measured, color=COLOURS[0], linewidth=0.9, label="spectrum")
+    below.plot(curve.s, curve.model, color=COLOURS[1], linewidth=0.7, label="CTF² as fitted")
+    below.plot(curve.s, curve.agreement, color=COLOURS[2], linewidth=0.9, label="agreement")
     below.axvline(1 / resolution_A, color=FAINT, linewidth=1)
     below.set(ylim=(-0.12, 1.12), xlim=(curve.s[0], curve.s[-1]), yticks=[0, 1])
-    below.set_xlabel("1/Å: spectrum, CTF², agreement", fontsize=7, color=INK)
+    below.set_xlabel("1/Å; the grey line: fit resolution", fontsize=7, color=INK)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     below.tick_params(labelsize=7)
     return figure
 
