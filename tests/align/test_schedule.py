@@ -31,15 +31,32 @@ def test_references_grow_to_all_of_them(k, iterations):
     assert counts[0] < 10 or iterations < 5
 
 
-def test_mini_batches_grow_to_every_particle():
+def test_mini_batches_grow_and_the_last_two_take_every_particle():
     batches = [step.batch for step in steps(schedule())]
-    assert batches[0] == 2000  # the fewest; the seven first classes would do with 700
-    assert all(step.batch >= 100 * step.references for step in steps(schedule()))
+    assert batches[0] == 1000  # the fewest; the seven first classes would do with 350
+    assert all(step.batch >= 50 * step.references for step in steps(schedule()))
     assert batches == sorted(batches)
-    assert batches[-4:] == [100_000] * 4
-    assert sum(batches) < 12 * 100_000  # thirty iterations for the price of twelve
+    assert batches[-3] < 0.2 * 100_000
+    assert batches[-2:] == [100_000] * 2
+    assert sum(batches) < 4.5 * 100_000  # thirty iterations
     assert {step.batch for step in steps(schedule(growing=False))} == {100_000}
-    assert {step.batch for step in steps(schedule(particles=1500))} == {1500}
+    assert {step.batch for step in steps(schedule(particles=900))} == {900}
+
+
+def test_what_is_remembered_is_of_particles_not_looked_at_again():
+    """Nothing while classes grow; then 0.8 of their share; of none where all are looked at."""
+    plan = steps(schedule())
+    assert {step.memory for step in plan[:18]} == {0.0}
+    assert [step.memory for step in plan[18:]] == pytest.approx([0.8 * (1 - s.batch / 100_000) for s in plan[18:]])
+    assert plan[-2].memory == plan[-1].memory == 0
+    assert {step.memory for step in steps(schedule(growing=False))} == {0.0}
+
+
+def test_fine_poses_are_looked_for_beside_the_grid():
+    between = [step.between_px for step in steps(schedule())]
+    assert between == [0.0] * 22 + [0.75] * 8
+    still = Schedule(100, 30, 1000, 8, 60, offset_range_px=0.0, offset_step_px=1.0)
+    assert {step.between_px for step in steps(still)} == {0.0}
 
 
 def test_resolution_and_shifts_end_at_their_limits():
@@ -47,7 +64,7 @@ def test_resolution_and_shifts_end_at_their_limits():
     assert plan[0].ramp_px == 8
     assert plan[18].ramp_px == plan[-1].ramp_px == 60
     assert (plan[0].shift_range_px, plan[0].shift_step_px) == (5.0, 2.0)
-    assert (plan[-1].shift_range_px, plan[-1].shift_step_px) == (1.0, 0.5)
+    assert (plan[-1].shift_range_px, plan[-1].shift_step_px) == (1.0, 1.0)
     assert plan[-1].balance == 0
     assert not plan[-1].settling
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from polarice.align.peak import between_angles, between_shifts
 from polarice.align.polar import PolarBasis
 from polarice.align.search import Level, Search
 from polarice.align.sums import Sums
@@ -212,6 +213,23 @@ class _Problem:
             table[found] = peak + total.log()
         return table.view(len(self.field), -1).softmax(dim=1)
 
+    def best_pose(self, weights: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+        """Angle (image,) rad and whole shift (image, 2) px: of the best cell, or beside it where the search says so.
+
+        weights (image, angle): log weights of each image's best pair, `best` (image,) shift * references + reference.
+        """
+        level, reach_px = self.search.levels[-1], self.search.between_px
+        shift, reference = best // len(self.references), best % len(self.references)
+        psi = weights.argmax(dim=1)
+        shift_px = self.centre_px + level.shifts_px[shift]
+        if reach_px == 0:
+            return psi * (2 * torch.pi / weights.shape[1]), shift_px
+        psi_rad = between_angles(weights, psi) * (2 * torch.pi / weights.shape[1])
+        moved = self.basis.moved(self.field, level.shifts_px[shift])
+        turned = self.basis.turned(self.references.conjugate, reference, psi_rad)
+        beside = between_shifts(self.basis, moved, turned, (shift_px, self.search.shift_sigma_px))
+        return psi_rad, shift_px + beside.clamp(-reach_px, reach_px)
+
     def _blocks(self, compared: _Compared) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs and their weights, for a block of references at a time."""
         n_refs, rows = len(self.references), len(compared.rows)
@@ -305,8 +323,9 @@ def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Poste
     table[pairs] = pair_peak
     peak, best = table.view(n, -1).max(dim=1)
     best_pair = pairs == best[image] + image * of_image
-    psi = torch.zeros_like(best)
-    psi[image[best_pair]] = weights[best_pair].argmax(dim=1)
+    of_best = torch.empty_like(weights[:n])
+    of_best[image[best_pair]] = weights[best_pair]
+    psi_rad, shift_px = problem.best_pose(of_best, best)
 
     near = pair_peak > peak[image] - math.log(of_image * n_psi / LOST_MASS)
     pairs, image, cells = pairs[near], image[near], weights[near]
@@ -318,8 +337,8 @@ def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Poste
     significant = torch.zeros_like(total).index_add_(0, image, (cells > SIGNIFICANT).sum(dim=1).to(total.dtype))
     posterior = Posterior(
         class_of=best % n_refs,
-        psi_rad=psi * (2 * torch.pi / n_psi),
-        shift_px=problem.centre_px + problem.search.shifts_px[best // n_refs],
+        psi_rad=psi_rad,
+        shift_px=shift_px,
         log_likelihood=peak + total.log(),
         max_probability=1 / total,
         significant=significant.to(torch.int64),

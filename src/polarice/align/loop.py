@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polarice.align.images import Clock, ParticleImages
-from polarice.align.model import M, Prior
+from polarice.align.model import M
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import soft_mask
 from polarice.align.schedule import RESOLUTION_MARGIN_RINGS, Schedule, Step, shift_grid
@@ -100,7 +100,7 @@ def fit(
             sums = comm.sum(sums.light())
             assignment = assignment.put(used, comm.join(assignment.take(mine)))
             since = clock.add("communication", since)
-        model = model.maximize(sums, Prior(settings.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
+        model = model.maximize(sums, step.prior(settings.tau2_fudge))
         changed = changes(state.assignment.pose, assignment.pose, used)
         if settings.centre_classes and step.settling:
             model, assignment = _centred(model, assignment, used)
@@ -188,8 +188,12 @@ def _resolved_px(model: M) -> int:
 
 
 def _basis(images: ParticleImages, now: PolarBasis, step: Step, resolved_px: int) -> PolarBasis:
-    """The basis of this step: rings up to the ramp, but not far beyond what is resolved; none is given back."""
-    wanted = min(step.ramp_px, resolved_px + RESOLUTION_MARGIN_RINGS)
+    """The basis of this step: rings up to the ramp, but not far beyond what is resolved; none is given back.
+
+    The last iteration adds none: images stay prepared, and the rings that there are lie beyond what is resolved.
+    """
+    margin = RESOLUTION_MARGIN_RINGS if step.number < step.total else 0
+    wanted = min(step.ramp_px, resolved_px + margin)
     r_max = max(step.whole_rings(wanted), min(now.r_max, step.whole_rings(step.ramp_px)))
     slack = step.shift_range_px + step.shift_step_px + FARTHEST_FROM_CUT_PX
     same = r_max == now.r_max and slack <= now.slack_px
@@ -197,9 +201,9 @@ def _basis(images: ParticleImages, now: PolarBasis, step: Step, resolved_px: int
 
 
 def _search(model: M, step: Step, before: Assignment, rng: np.random.Generator) -> Search:
-    """The step's grid, moved at random within one grid step (but not in the last iteration)."""
-    last = step.number == step.total
-    perturbation = np.zeros(2) if last else rng.uniform(-0.5, 0.5, 2)
+    """The step's grid, moved at random within one grid step while poses are those of the grid."""
+    on_grid = step.between_px == 0 and step.number < step.total
+    perturbation = rng.uniform(-0.5, 0.5, 2) if on_grid else np.zeros(2)
     shifts = shift_grid(step.shift_range_px, step.shift_step_px, perturbation)
     finest = model.basis.n_theta
     count = finest if step.psi_step_deg is None else max(finest, 2 * math.ceil(180 / step.psi_step_deg))
@@ -207,7 +211,8 @@ def _search(model: M, step: Step, before: Assignment, rng: np.random.Generator) 
     cells = len(shifts) * len(model.weights) * count
     known = before.significant[before.pose.class_of >= 0]
     concentrated = len(known) > 0 and known.mean() < CONCENTRATED * cells
-    return Search.over(model.basis, shifts_px, count, model.shift_sigma_px, coarse_to_fine=bool(concentrated))
+    search = Search.over(model.basis, shifts_px, count, model.shift_sigma_px, coarse_to_fine=bool(concentrated))
+    return replace(search, between_px=step.between_px)
 
 
 def _centred(model: M, assignment: Assignment, used: np.ndarray) -> tuple[M, Assignment]:

@@ -21,6 +21,7 @@ class Prior:
     tau2_fudge: float = 2.0
     balance: float = 0.0  # how fast classes are pulled to equal occupancy; 0: the prior is the class weights
     min_ssnr: float = 0.0  # the prior takes every ring to hold at least so much signal: else one at zero stays there
+    memory: float = 0.0  # share of the sums that the model was made of that stays beside the new ones
     min_shift_sigma_px: float = 0.5  # the width of the shift prior does not shrink below this
 
 

@@ -231,6 +231,15 @@ class PolarBasis:
         """The inverse of `harmonics`: (..., n_q) -> (..., n_theta)."""
         return torch.fft.irfft(harmonics, n=self.n_theta)
 
+    def turned(self, conjugate: Tensor, which: Tensor, psi_rad: Tensor) -> Tensor:
+        """Fields (image, ring, n_theta) of the references which (image,), each turned by psi_rad (image,).
+
+        conjugate (q, ring, reference): conjugates of their harmonics.
+        """
+        angle = torch.arange(len(conjugate), device=self.device)[:, None, None] * psi_rad
+        harmonics = conjugate.index_select(2, which) * torch.polar(torch.ones_like(angle), angle)
+        return self.field(harmonics.conj().permute(2, 1, 0))
+
     def shift_phases(self, shifts_px: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of 2 pi k.t / N for shifts (shift, 2) x then y: each (shift, ring, n_theta) float32."""
         kx, ky = self.frequency

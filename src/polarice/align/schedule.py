@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polarice.align.model import Prior
+
 GROWTH_SHARE = 0.6  # of the iterations, in which the number of references doubles stage by stage
 FIRST_REFERENCES = 5
-PARTICLES_PER_REFERENCE = 100  # of a mini-batch, at the least
-SMALLEST_BATCH = 2000
+PARTICLES_PER_REFERENCE = 50  # of a mini-batch, at the least
+SMALLEST_BATCH = 1000
+LARGEST_SHARE = 0.2  # of the particles, that mini-batches grow to
+MEMORY = 0.8  # of what the particles that are not looked at again have told before; none while classes grow
+BETWEEN_STEPS = 0.75  # of the shift grid's step: how far beside it the best shift is looked for
 GROWTH_SHIFT_SIGMA_PX = 2.0  # while averages are vague, images would all seem centred
 MIN_SSNR = 0.5  # granted to every ring while classes grow: an average that is zero on a ring aligns nothing there
 BALANCE = 0.5  # strength of the pull to equal occupancy, per iteration
@@ -31,11 +36,17 @@ class Step:
     shift_range_px: float
     shift_step_px: float
     psi_step_deg: float | None  # None: the ring's own sampling
+    between_px: float  # the best shift is looked for so far beside the grid's points, 0: only on them
+    memory: float  # share of the sums of earlier iterations that stays
     balance: float  # strength of the pull towards equal occupancy, 0 for none
     settling: bool  # averages are centred; not in the last three iterations
     min_ssnr: float  # signal that the prior grants every ring
     min_shift_sigma_px: float  # the shift prior stays at least so wide
     limit_px: int  # no ring lies beyond
+
+    def prior(self, tau2_fudge: float) -> Prior:
+        """What holds the references down in its maximization."""
+        return Prior(tau2_fudge, self.balance, self.min_ssnr, self.memory, self.min_shift_sigma_px)
 
     def whole_rings(self, rings: int) -> int:
         """So many rings or a few more: what is prepared for a basis then serves several iterations."""
@@ -63,15 +74,18 @@ class Schedule:
         last = number == self.iterations
         shift_range_px, shift_step_px = self._shifts(number, growth)
         references = self._references(number, growth)
+        batch = self._batch(number, references)
         return Step(
             number=number,
             total=self.iterations,
             references=references,
-            batch=self._batch(number, references),
+            batch=batch,
             ramp_px=self._ramp(number, growth),
             shift_range_px=shift_range_px,
             shift_step_px=shift_step_px,
             psi_step_deg=self.psi_step_deg,
+            between_px=min(self.offset_range_px, BETWEEN_STEPS * shift_step_px) if number >= self._fine else 0.0,
+            memory=MEMORY * (1 - batch / self.particles) if number > growth else 0.0,
             balance=0.0 if last else BALANCE,
             settling=number <= self.iterations - 3,
             min_ssnr=MIN_SSNR if number <= growth else 0.0,
@@ -81,8 +95,7 @@ class Schedule:
 
     def after(self, number: int, changed_class: float) -> int:
         """The iteration that follows: the next, or, once assignments have settled, the last but one."""
-        fine = self._growth + (self.iterations - self._growth) // 3 + 1  # the first with fine shifts
-        settled = changed_class < SETTLED and fine < number < self.iterations - 2
+        settled = changed_class < SETTLED and self._fine < number < self.iterations - 2
         return self.iterations - 1 if settled else number + 1
 
     @property
@@ -90,12 +103,17 @@ class Schedule:
         """The last iteration of growth; 0 where there is none."""
         return 0 if self.grown else max(1, round(GROWTH_SHARE * self.iterations))
 
+    @property
+    def _fine(self) -> int:
+        """The first iteration with fine shifts."""
+        return self._growth + (self.iterations - self._growth) // 3 + 1
+
     def _shifts(self, number: int, growth: int) -> tuple[float, float]:
-        """Range and step of the shift search: coarse and wide, then finer and nearer, the last two finest."""
+        """Range and step of the shift search: coarse and wide, then finer and nearer, in the last two nearest."""
         coarse = max(self.offset_step_px, min(2 * self.offset_step_px, self.offset_range_px))
         if number > max(growth, self.iterations - 2):
-            return min(self.offset_range_px, self.offset_step_px), self.offset_step_px / 2
-        if number > growth + (self.iterations - growth) // 3:
+            return min(self.offset_range_px, self.offset_step_px), self.offset_step_px
+        if number >= self._fine:
             return min(self.offset_range_px, 2 * self.offset_step_px), self.offset_step_px
         return self.offset_range_px, coarse
 
@@ -108,13 +126,12 @@ class Schedule:
         return stages[min(len(stages) - 1, (number - 1) * len(stages) // growth)]
 
     def _batch(self, number: int, references: int) -> int:
-        """All the particles, or mini-batches that grow with the references, and then to all in the last tenth."""
+        """All the particles, or mini-batches that grow with the references and on, and all in the last two."""
         first = max(SMALLEST_BATCH, PARTICLES_PER_REFERENCE * references)
-        full = max(1, self.iterations - max(1, self.iterations // 10))  # from here on, everything
-        if not self.growing_batches or number >= full:
+        if not self.growing_batches or number > self.iterations - 2:
             return self.particles
-        share = (number - 1) / full
-        return min(self.particles, round(first * max(1.0, 0.5 * self.particles / first) ** share))
+        share = (number - 1) / (self.iterations - 2)
+        return min(self.particles, round(first * max(1.0, LARGEST_SHARE * self.particles / first) ** share))
 
     def _ramp(self, number: int, growth: int) -> int:
         share = 1.0 if growth == 0 else min(1.0, (number - 1) / growth)

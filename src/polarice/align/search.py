@@ -40,6 +40,7 @@ class Search:
     shifts_px: Tensor  # (shift, 2) x, y
     levels: tuple[Level, ...]  # the last is the whole basis; those before it tell what need not be looked at there
     shift_sigma_px: float  # width of the Gaussian prior on the whole shift, per axis
+    between_px: float = 0.0  # the best pose is looked for up to so far beside the grid's points, 0: only on them
 
     @property
     def psi_count(self) -> int:

@@ -57,7 +57,11 @@ class Classification(ParticleJob):
         5.0, "shifts are searched this far from each particle's last centre, at first", unit="px", low=0
     )
     offset_step: float = option(
-        1.0, "step of the shifts; twice it at first, half of it in the last two iterations", unit="px", low=0.1, high=10
+        1.0,
+        "step of the shifts; twice it at first, and once poses are fine the best ones are found between the steps",
+        unit="px",
+        low=0.1,
+        high=10,
     )
     ref: Path | None = option(
         None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
@@ -251,7 +255,6 @@ def first_state(
 def _random_classes(
     images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise: torch.Tensor, params: Any, comm: Comm
 ) -> Averages:
-    from polarice.align.model import Prior
     from polarice.align.polar import PolarBasis
     from polarice.align.prepare import MASK_EDGE_PX
     from polarice.align.survey import random_sums
@@ -263,7 +266,7 @@ def _random_classes(
     basis = PolarBasis(preparation.box_px, radius_px, step.whole_rings(step.ramp_px), slack_px, images.device)
     empty = Averages.empty(basis, step.references, noise, FIRST_SHIFT_SIGMA_PX, preparation.mask_fraction)
     sums = random_sums(images, basis, step.references, empty.ring_noise, (rows, params.seed, SURVEY_BATCH), comm)
-    return empty.maximize(sums, Prior(params.tau2_fudge, step.balance, step.min_ssnr, step.min_shift_sigma_px))
+    return empty.maximize(sums, step.prior(params.tau2_fudge))
 
 
 def known_classes(images: ParticleImages, params: Any) -> Averages:

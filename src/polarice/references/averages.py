@@ -35,7 +35,7 @@ class Averages:
     weights: Tensor  # (K,) float64, sum 1: share of the images
     log_prior: Tensor  # (K,) float64: what the expectation adds to each class; log weights, or a pull to equal ones
     tau2: Tensor  # (K, ring) float64, the prior's variance
-    error: Tensor  # (K, ring) float64, variance that noise puts into num / den
+    error: Tensor  # (K, ring) float64, variance that noise puts into num / den; 0 where nothing is known yet
     ssnr: Tensor  # (K, ring) float64
     noise_power: Tensor  # (G, shell) float64, shells 0 .. N // 2
     shift_sigma_px: float
@@ -59,14 +59,15 @@ class Averages:
     def maximize(self, sums: Sums, prior: Prior) -> Averages:
         """The model that the sums speak for."""
         sums = sums.double()
-        numerator, denominator = _fields(self.basis, sums)
+        seen_numerator, seen_denominator = _fields(self.basis, sums)
+        numerator, denominator = self._remembered(seen_numerator, seen_denominator, prior.memory)
         error, ssnr = _signal_to_noise(numerator, denominator, self.mask_fraction)
         granted = torch.maximum(ssnr, _granted(ssnr).clamp_min(prior.min_ssnr))
         tau2 = prior.tau2_fudge * granted * error
         inverse = self.mask_fraction / tau2.clamp_min(1e-30)
         field = numerator / (denominator + inverse[..., None])
-        explained = (2 * field * numerator - denominator * field.square()).sum(dim=(0, 2))  # (ring,)
-        weights = sums.class_weight / sums.class_weight.sum()
+        explained = (2 * field * seen_numerator - seen_denominator * field.square()).sum(dim=(0, 2))  # (ring,)
+        weights = (sums.class_weight / sums.class_weight.sum() + prior.memory * self.weights) / (1 + prior.memory)
         return replace(
             self,
             field=field.float(),
@@ -78,6 +79,18 @@ class Averages:
             noise_power=noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction),
             shift_sigma_px=max(prior.min_shift_sigma_px, _shift_sigma_px(sums)),
         )
+
+    def _remembered(self, numerator: Tensor, denominator: Tensor, memory: float) -> tuple[Tensor, Tensor]:
+        """The sums (K, ring, angle), and beside them the share `memory` of those that this model was made of.
+
+        These are had from the model itself, its denominator taken to be round: den = f / error, and num by A's formula.
+        """
+        if memory == 0:
+            return numerator, denominator
+        known = self.error > 0
+        weight = memory * torch.where(known, self.mask_fraction / self.error, 0.0)[..., None]
+        prior = memory * torch.where(known, self.mask_fraction / self.tau2.clamp_min(1e-30), 0.0)[..., None]
+        return numerator + self.field * (weight + prior), denominator + weight
 
     @staticmethod
     def empty(basis: PolarBasis, k: int, noise_power: Tensor, shift_sigma_px: float, mask_fraction: float) -> Averages:
@@ -141,7 +154,7 @@ class Averages:
             weights=weights / weights.sum(),
             log_prior=self.log_prior[into] - self.log_prior[into].mean(),
             tau2=self.tau2[into],
-            error=self.error[into],
+            error=self.error[into] * copies[:, None],  # each has its part of the images
             ssnr=self.ssnr[into],
         )
 
