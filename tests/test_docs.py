@@ -126,7 +126,7 @@ def typed(tmp_path_factory):
 SMALLER = {  # of micrographs that are small and empty
     "ctf": "--res-max 10 --keep-ringless --threads 1",
     "pick": "--particle-diameter 40 --threshold -1 --keep-dirt --threads 1",
-    "extract": "--threads 1",
+    "extract": "--box 80 --threads 1",
 }
 
 

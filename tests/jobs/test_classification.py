@@ -141,7 +141,7 @@ def test_the_files_say_what_the_model_is(whole):
     last = read_history(whole / "out")[-1]
     assert last["resolution_limit_A"] == pytest.approx(width_A / rings)
     assert last["psi_step_deg"] == pytest.approx(360 / model.basis.n_theta)
-    assert (last["shift_range_px"], last["shift_step_px"]) == (1.0, 0.5)
+    assert (last["shift_range_px"], last["shift_step_px"]) == (1.0, 1.0)
     sampling = read_star(whole / f"out/{LAST}_sampling.star")["sampling_general"].pairs
     assert float(sampling["rlnPsiStep"]) == pytest.approx(2 * 360 / model.basis.n_theta, rel=1e-5)
 
@@ -321,7 +321,7 @@ def test_a_pose_in_the_table_is_where_the_search_begins(place: Any, same: bool):
     )
     SET.write_table(place, rlnOriginXAngst=-shift[:, 0] * PIXEL_A, rlnOriginYAngst=-shift[:, 1] * PIXEL_A)
     assert polarice(f"{RUN} --o out --offset-range 4").code == 0
-    finds_the_phantoms("out", 0.85)
+    finds_the_phantoms("out", 0.8)  # eight seeds give 0.83 to 0.98
     found = read_star(f"out/{LAST}_data.star").table("particles")
     centre = -np.stack([found.numbers(f"rlnOrigin{axis}Angst") for axis in "XY"], axis=1) / PIXEL_A
     assert np.sqrt(np.mean((centre - shift) ** 2)) < 2  # images are off by 0.9 px on their own

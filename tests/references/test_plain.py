@@ -11,6 +11,7 @@ import torch
 
 from polarice.align.images import Clock
 from polarice.align.polar import PolarBasis
+from polarice.cluster import SERIAL, Comm
 from polarice.references.aligned import AlignedImages, Triangle
 from polarice.references.plain import PlainAverages
 from polarice.references.posed import PosedImages
@@ -28,6 +29,7 @@ class Ready:
     rows: np.ndarray
     images: AlignedImages
     triangle: Triangle = TRIANGLE
+    comm: Comm = SERIAL
 
     def batches(self, *_: Any) -> Iterator[tuple[np.ndarray, AlignedImages]]:
         for part in np.array_split(np.arange(len(self.rows)), 3):
