@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -180,6 +181,22 @@ def test_the_hub_hands_on_what_a_rank_says():
     told.ranks[1].sendall(b"failed " + json.dumps("stack.mrcs is cut off;\ncopy it again").encode() + b"\n")
     assert told.ranks[0].recv(16) == b"stop\n"
     assert told.end() == "polarice class2d: error: rank 1 on node0: stack.mrcs is cut off;\ncopy it again\n"
+
+
+def test_the_hub_ends_a_job_whose_rank_0_never_comes(tmp_path):
+    """A rank was lost before it said anything: rank 0, the hub's parent, waits for it in MPI's own start."""
+    rank_0 = tmp_path / "rank0"
+    rank_0.write_text('#!/bin/sh\nexec 3<&0\n"$@" <&3 &\nwait\n')
+    rank_0.chmod(0o755)
+    words = [str(rank_0), sys.executable, "-I", "-S", hub.__file__, "class2d", "3", "token", "0.5"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    with socket.create_connection(("localhost", int(process.stdout.readline()))) as rank_1:
+        rank_1.sendall(b"hello token 1 node0 1001\n")
+        assert rank_1.recv(16) == b"stop\n"
+    said = process.communicate(timeout=20)[1]
+    assert said.startswith("polarice class2d: error: not all of 3 ranks have come within 0 s")
+    assert process.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("kind", ["pipe", "file"])

@@ -3,7 +3,7 @@
 A process of its own, started by rank 0 as a script without any package, in a session of its own: a launcher that kills
 all ranks as soon as one is gone does not keep it from telling. It ends with the last rank.
 
-    hub.py JOB RANKS TOKEN      prints its port; rank 0 holds its standard input
+    hub.py JOB RANKS TOKEN [S]  prints its port; rank 0 holds its standard input; within S seconds rank 0 is here
     a rank says                 hello TOKEN RANK HOST PID, then: bye, or: failed MESSAGE (a JSON string)
     the hub says                stop
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import socket
 import stat
 import sys
@@ -21,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 KEEP_ALIVE = (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 4))  # a node that is off is missed after 7 s
+GATHER_S = 300.0  # until rank 0 comes, when MPI has started on all: they load PyTorch, some from a slow file system
 GRACE_S = 2.0  # for the others to end, after which the connections are closed
 LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "prted", "orted")
 LAUNCHER_S = 5.0  # that a launcher may take to end
@@ -81,8 +83,10 @@ class Voice:
 class Hub:
     """The connections and what was said on them."""
 
-    def __init__(self, job: str, ranks: int, token: str) -> None:
+    def __init__(self, job: str, ranks: int, token: str, gather_s: float = GATHER_S) -> None:
         self.job, self.ranks, self.token = job, ranks, token
+        self.gather_s, self.deadline = gather_s, time.monotonic() + gather_s
+        self.begun, self.parent = False, os.getppid()  # whether rank 0, the parent, has come
         self.listener = socket.create_server(("", 0), backlog=1024)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
@@ -96,7 +100,11 @@ class Hub:
     def run(self) -> None:
         """Until all have said goodbye, or one has failed."""
         while self.gone < self.ranks:
-            for key, _ in self.selector.select():
+            events = self.selector.select(None if self.begun else max(0.0, self.deadline - time.monotonic()))
+            if not events and not self.begun:
+                self.give_up()
+                return
+            for key, _ in events:
                 if key.fileobj is self.listener:
                     self.accept()
                 elif key.fileobj is sys.stdin:
@@ -106,6 +114,16 @@ class Hub:
                 elif (message := self.hear(key.fileobj)) is not None:  # type: ignore[arg-type]
                     self.end(message)
                     return
+
+    def give_up(self) -> None:
+        """End a job that has not begun: rank 0 and others wait, in MPI's start, for one that is lost."""
+        self.end(
+            f"polarice {self.job}: error: not all of {self.ranks} ranks have come within {self.gather_s:.0f} s: one "
+            "was lost before it began, or cannot be reached; start again\n"
+        )
+        if os.getppid() == self.parent > 1:
+            with suppress(OSError):
+                os.kill(self.parent, signal.SIGTERM)
 
     def accept(self) -> None:
         connection, _ = self.listener.accept()
@@ -126,6 +144,7 @@ class Hub:
                 token, rank, host, process = rest.split(" ")
                 if token == self.token:
                     self.who[connection] = (int(rank), host, process)
+                    self.begun |= int(rank) == 0
             elif connection in self.who and word == "bye":
                 self.leave(connection)
                 return None
@@ -180,7 +199,7 @@ class Hub:
 
 
 if __name__ == "__main__":
-    hub = Hub(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    hub = Hub(sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(float, sys.argv[4:5]))
     print(hub.listener.getsockname()[1], flush=True)
     sys.stdout.close()
     os.close(1)
