@@ -36,9 +36,9 @@ def test_mini_batches_grow_and_the_last_two_take_every_particle():
     assert batches[0] == 1000  # the fewest; the seven first classes would do with 350
     assert all(step.batch >= 50 * step.references for step in steps(schedule()))
     assert batches == sorted(batches)
-    assert batches[-3] < 0.2 * 100_000
+    assert batches[-3] < 0.3 * 100_000
     assert batches[-2:] == [100_000] * 2
-    assert sum(batches) < 4.5 * 100_000  # thirty iterations
+    assert sum(batches) < 5.2 * 100_000  # thirty iterations
     assert {step.batch for step in steps(schedule(growing=False))} == {100_000}
     assert {step.batch for step in steps(schedule(particles=900))} == {900}
 
