@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from polarice.align.expect import PRUNED_MASS, expect
 from polarice.align.images import Clock
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
-from polarice.align.store import PolarStore
+from polarice.align.store import PolarStore, Room
 from polarice.align.sums import Sums
 from polarice.align.sweep import Sweep, batch_size
 from polarice.align.workers import in_turn
@@ -78,10 +77,10 @@ def same(a: tuple[Assignment, Sums], b: tuple[Assignment, Sums], tolerance: floa
 def test_threads_change_the_order_of_sums_alone(workers):
     where = searched(scene(48, 4000.0, n=40), True)
     rows = np.arange(40)
-    alone = swept(where, PolarStore(rows, 1 << 30))
-    together = swept(where, PolarStore(rows, 1 << 30), workers=workers)
+    alone = swept(where, PolarStore(rows, Room()))
+    together = swept(where, PolarStore(rows, Room()), workers=workers)
     same(alone, together, 1e-6)
-    again = swept(where, PolarStore(rows, 1 << 30), workers=workers)
+    again = swept(where, PolarStore(rows, Room()), workers=workers)
     same(together, again, 0.0)
 
 
@@ -89,7 +88,11 @@ def test_what_is_kept_gives_the_bits_of_what_is_made_anew(tmp_path):
     where = searched(scene(48, 4000.0, n=40), True)
     rows = np.arange(40)
     each = 4 * where.basis.r_max * where.basis.n_theta
-    for store in (PolarStore(rows, 40 * each), PolarStore(rows, 0, tmp_path), PolarStore(rows, 17 * each)):
+    for store in (
+        PolarStore(rows, Room(40 * each)),
+        PolarStore(rows, Room(0, tmp_path)),
+        PolarStore(rows, Room(17 * each)),
+    ):
         first = swept(where, store)
         second = swept(where, store)  # nothing is prepared but what had no room
         same(first, second, 0.0)
@@ -100,7 +103,7 @@ def test_a_store_keeps_what_fits_and_forgets_what_moved():
     basis = scene(48, 0.0, n=1).basis
     each = 4 * basis.r_max * basis.n_theta
     rows = np.array([7, 2, 9, 4])
-    store = PolarStore(rows, 3 * each)
+    store = PolarStore(rows, Room(3 * each))
     store.suit(basis)
     kept, streamed = store.parted(np.array([2, 4, 9]))
     assert kept.tolist() == [2, 9]
@@ -119,7 +122,7 @@ def test_a_store_keeps_what_fits_and_forgets_what_moved():
 def test_where_memory_is_short_batches_are_halved(monkeypatch):
     where = searched(scene(48, 4000.0, n=20), True)
     rows = np.arange(20)
-    whole = swept(where, PolarStore(rows, 1 << 30), batch=20)
+    whole = swept(where, PolarStore(rows, Room()), batch=20)
     seen = []
 
     def short_of_memory(basis, references, batch, search, noise_power):
@@ -129,7 +132,7 @@ def test_where_memory_is_short_batches_are_halved(monkeypatch):
         return expect(basis, references, batch, search, noise_power)
 
     monkeypatch.setattr("polarice.align.sweep.expect", short_of_memory)
-    halved = swept(where, PolarStore(rows, 1 << 30), batch=20)
+    halved = swept(where, PolarStore(rows, Room()), batch=20)
     assert seen == [20, 10, 5, 5, 10, 5, 5]
     same(whole, halved, 1e-5)
 
@@ -157,6 +160,6 @@ def test_work_comes_back_in_order_and_its_errors_too():
 
 def test_scratch_folder_that_is_not_there(tmp_path):
     where = scene(48, 0.0, n=1)
-    store = PolarStore(np.arange(4), 0, Path(tmp_path / "nowhere"))
+    store = PolarStore(np.arange(4), Room(0, tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError):
         store.suit(where.basis)

@@ -11,6 +11,7 @@ import torch
 from align.phantoms import Blobs, ctf_parameters, particle_images
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
+from polarice.align.store import Room
 from polarice.references.latent import LatentGrid
 from polarice.references.manifold import Manifold, ManifoldPrior
 from polarice.references.mapping import MapState, Placement, Plan, expected, fit, pca_start
@@ -41,7 +42,7 @@ def scene() -> tuple[PosedImages, Pose2D, Pose2D, np.ndarray]:
         psi_deg=psi + PSI_SD_DEG * rng.standard_normal(N),
         shift_px=shift + SHIFT_SD_PX * rng.standard_normal((N, 2)),
     )
-    return PosedImages(images, PolarBasis(BOX, RADIUS_PX, 14, 2.0), np.arange(N), 1 << 30), truth, off, species
+    return PosedImages(images, PolarBasis(BOX, RADIUS_PX, 14, 2.0), np.arange(N), Room()), truth, off, species
 
 
 def blank(images: PosedImages) -> Manifold:
@@ -112,7 +113,7 @@ def test_a_sweep_never_lowers_the_posterior(scene):
 def test_streamed_chunks_are_the_kept_ones(scene):
     images, _, off, _ = scene
     small: ParticleImages = images.images
-    streamed = PosedImages(small, images.basis, images.rows, 0)
+    streamed = PosedImages(small, images.basis, images.rows, Room(0))
     for (rows, a), (again, b) in zip(
         images.batches(off, 256, Clock()), streamed.batches(off, 256, Clock()), strict=True
     ):

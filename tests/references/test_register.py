@@ -9,6 +9,7 @@ import torch
 from align.phantoms import Blobs, ctf_parameters, particle_images
 from polarice.align.images import Clock
 from polarice.align.polar import PolarBasis
+from polarice.align.store import Room
 from polarice.references.plain import PlainAverages
 from polarice.references.posed import PosedImages
 from polarice.references.register import register, register_basis
@@ -92,7 +93,7 @@ def test_particles_follow_their_classes():
     to_class = psi - alpha[label]
     pose = Pose2D(label.astype(np.int32), to_class, shift - turned(u[label], to_class))
     basis = register_basis(BOX, RADIUS_PX, 16, torch.device("cpu"))
-    posed = PosedImages(images, basis, np.arange(n), 1 << 30)
+    posed = PosedImages(images, basis, np.arange(n), Room())
     scale = basis.weight.double()[None] / 0.49
     plain = PlainAverages.of(posed, pose, label, (5, scale, images.preparation.mask_fraction), Clock())
     field = posed.triangle.field(plain.vector.float())
@@ -113,7 +114,7 @@ def test_a_plain_average_is_the_particle():
     parameters = ctf_parameters(n, 0.0)
     images = particle_images(seen_through(clean, parameters), RADIUS_PX, parameters)
     basis = PolarBasis(BOX, RADIUS_PX, 16, 1.0)
-    posed = PosedImages(images, basis, np.arange(n), 1 << 30)
+    posed = PosedImages(images, basis, np.arange(n), Room())
     label = np.where(np.arange(n) < 50, 1, -1)
     scale = basis.weight.double()[None] / 1e-4
     plain = PlainAverages.of(

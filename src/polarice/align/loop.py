@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Generic
 
 import numpy as np
@@ -19,7 +18,7 @@ from polarice.align.polar import PolarBasis
 from polarice.align.prepare import soft_mask
 from polarice.align.schedule import RESOLUTION_MARGIN_RINGS, Schedule, Step, shift_grid
 from polarice.align.search import Search
-from polarice.align.store import PolarStore
+from polarice.align.store import PolarStore, Room
 from polarice.align.sweep import Sweep, batch_size
 from polarice.cluster import SERIAL, Comm, part
 from polarice.types import Assignment, Pose2D
@@ -39,8 +38,7 @@ class Settings:
     seed: int = 0
     batch_bytes: int = 64 << 20  # memory of one batch's weights
     workers: int = 1  # threads that each work on a batch
-    store_bytes: int = 1 << 30  # memory for polar fields that are kept between iterations
-    scratch: Path | None = None  # folder for a file that keeps them all instead
+    room: Room = Room()  # for polar fields
     centre_classes: bool = True
 
 
@@ -83,7 +81,7 @@ def fit(
     Every rank of `comm` compares those of its own part of the rows, and knows what all have found.
     """
     own = part(images.particles.stack_of[rows], comm.rank, comm.size)
-    store = PolarStore(rows[own], settings.store_bytes, settings.scratch)
+    store = PolarStore(rows[own], settings.room)
     while (number := schedule.after(state.number, state.changed_class)) <= schedule.iterations:
         step, clock = schedule.step(number), Clock()
         rng = np.random.default_rng([settings.seed, 2, number])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,14 @@ from torch import Tensor
 from polarice.align.polar import PolarBasis
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where what is kept between iterations may lie."""
+
+    memory_bytes: int = 1 << 30
+    scratch: Path | None = None  # folder for a file that holds all instead
+
+
 class PolarStore:
     """Room for the fields of the first `capacity` of some rows, in memory or in a scratch file.
 
@@ -20,10 +29,9 @@ class PolarStore:
     goes on keeps the same ones.
     """
 
-    def __init__(self, rows: np.ndarray, room_bytes: int, scratch: Path | None = None) -> None:
-        """rows: all that will ever be used, in the order of the disk; scratch: folder for a file that holds all."""
-        self._rows, self._room_bytes = rows, room_bytes
-        self._scratch = scratch
+    def __init__(self, rows: np.ndarray, room: Room) -> None:
+        """rows: all that will ever be used, in the order of the disk."""
+        self._rows, self._room = rows, room
         self._basis: PolarBasis | None = None
         self._fields = torch.empty(0)
         self._slot = np.full(int(rows.max(initial=-1)) + 1, -1, np.int64)
@@ -36,12 +44,12 @@ class PolarStore:
         shape = (basis.r_max, basis.n_theta)
         each = 4 * shape[0] * shape[1]
         capacity = len(self._rows)
-        if self._scratch is None:
-            capacity = min(capacity, self._room_bytes // each)
+        if self._room.scratch is None:
+            capacity = min(capacity, self._room.memory_bytes // each)
             self._fields = torch.empty(0)  # give the room back first
             self._fields = torch.empty(capacity, *shape, device=basis.device)
         else:
-            self._fields = mapped(self._scratch, capacity * each).view(capacity, *shape)
+            self._fields = mapped(self._room.scratch, capacity * each).view(capacity, *shape)
         self._basis = basis
         self._slot[:] = -1
         self._slot[self._rows[:capacity]] = np.arange(capacity)

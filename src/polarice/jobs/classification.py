@@ -26,7 +26,7 @@ from polarice.jobs.intake import (
     with_copies,
 )
 from polarice.jobs.params import option
-from polarice.jobs.resources import batch_bytes, device_of, store_bytes, threads_of
+from polarice.jobs.resources import batch_bytes, device_of, room_of, threads_of
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -170,8 +170,7 @@ class _Run:
             seed=params.seed,
             batch_bytes=batch_bytes(params, self.images.device, workers),
             workers=workers,
-            store_bytes=store_bytes(params, self.images.device, len(self.comm.node_ranks)),
-            scratch=params.scratch,
+            room=room_of(params, self.images.device, len(self.comm.node_ranks)),
             centre_classes=params.center_classes,
         )
         return fit(self.images, self.state, self.schedule, self.order, settings, self.comm)

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarice.cluster import SERIAL, Comm
 from polarice.jobs.intake import Looked, last_ring
-from polarice.jobs.resources import batch_bytes, store_bytes, threads_of
+from polarice.jobs.resources import batch_bytes, room_of, store_bytes, threads_of
 from polarice.types import InputError, Pose2D
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def posed_images(images: ParticleImages, looked: Looked, params: Any, comm: Comm
 
     basis, device = posed_basis(images, params), images.device
     workers = threads_of(params) if device.type == "cpu" else 1
-    room = store_bytes(params, device, len(comm.node_ranks))
-    return PosedImages(images, basis, looked.order, room, params.scratch, workers, comm)
+    room = room_of(params, device, len(comm.node_ranks))
+    return PosedImages(images, basis, looked.order, room, workers, comm)
 
 
 def plan_of(posed: PosedImages, params: Any) -> Plan:
@@ -89,6 +89,7 @@ def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
     Where all particles have one class, or come from a map, they share a frame already.
     """
     from polarice.align.images import Clock
+    from polarice.align.store import Room
     from polarice.references.plain import PlainAverages
     from polarice.references.posed import PosedImages
     from polarice.references.register import register, register_basis
@@ -104,7 +105,7 @@ def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
     plan = posed_basis(images, params)
     basis = register_basis(plan.box_px, plan.radius_px, plan.r_max, images.device)
     workers = threads_of(params) if images.device.type == "cpu" else 1
-    posed = PosedImages(replace(images, progress=int), basis, some, 0, None, workers, comm)
+    posed = PosedImages(replace(images, progress=int), basis, some, Room(0), workers, comm)
     noise = looked.noise_power[:, 1 : basis.r_max + 1]
     scale = basis.weight.double() / basis.weight.double().new_tensor(noise)
     how = (len(classes), scale, images.preparation.mask_fraction)

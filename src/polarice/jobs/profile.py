@@ -37,13 +37,13 @@ def write_profile(folder: Path, images: ParticleImages, turn: Turn[Averages], ba
 
     from polarice.align.images import Clock
     from polarice.align.model import Prior
-    from polarice.align.store import PolarStore
+    from polarice.align.store import PolarStore, Room
     from polarice.align.sweep import Sweep
 
     state, rows = turn.state, np.sort(turn.used[:IMAGES])
     device = images.device.type
     sweep = Sweep(images, state.model, turn.search, batch)
-    store = PolarStore(rows, 4 * len(rows) * state.model.basis.r_max * state.model.basis.n_theta)
+    store = PolarStore(rows, Room(4 * len(rows) * state.model.basis.r_max * state.model.basis.n_theta))
 
     def one_pass() -> Clock:
         clock = Clock()

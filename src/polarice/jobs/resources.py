@@ -12,6 +12,8 @@ from polarice.types import InputError
 if TYPE_CHECKING:
     import torch
 
+    from polarice.align.store import Room
+
 CARDS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 
 
@@ -75,6 +77,13 @@ def batch_bytes(params: Any, device: torch.device, workers: int) -> int:
 
     default = 64 << 20 if device.type == "cpu" else torch.cuda.mem_get_info(device)[1] // 8
     return default if params.memory is None else min(default, int(params.memory * (1 << 30)) // (2 * workers))
+
+
+def room_of(params: Any, device: torch.device, ranks: int = 1) -> Room:
+    """Where prepared images are kept: in memory, or in a file below --scratch."""
+    from polarice.align.store import Room
+
+    return Room(store_bytes(params, device, ranks), params.scratch)
 
 
 def store_bytes(params: Any, device: torch.device, ranks: int = 1) -> int:

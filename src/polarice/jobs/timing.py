@@ -110,7 +110,7 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
 
     `fresh` prepares the images, `kept` finds them prepared. The flops are those of the matrix products, counted.
     """
-    from polarice.align.store import PolarStore
+    from polarice.align.store import PolarStore, Room
     from polarice.align.sweep import Sweep, batch_size
     from polarice.jobs.checkpoint import read_checkpoint
     from polarice.jobs.intake import disk_order, open_particles
@@ -126,7 +126,7 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     rows = disk_order(table.particles)
     fresh, kept = [], []
     for _ in range(repeat):
-        store = PolarStore(rows, 4 * len(rows) * model.basis.r_max * model.basis.n_theta)
+        store = PolarStore(rows, Room(4 * len(rows) * model.basis.r_max * model.basis.n_theta))
         fresh.append(_pass(sweep, state, rows, store))
         kept.append(_pass(sweep, state, rows, store))
     with counted_products() as products:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from polarice.align.expect import PolarImages
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
-from polarice.align.store import mapped
+from polarice.align.store import Room, mapped
 from polarice.align.workers import in_turn
 from polarice.cluster import SERIAL, Comm, part
 from polarice.references.aligned import AlignedImages, Triangle
@@ -36,13 +35,11 @@ class PosedImages:
         images: ParticleImages,
         basis: PolarBasis,
         rows: np.ndarray,
-        room_bytes: int,
-        scratch: Path | None = None,
+        room: Room,
         workers: int = 1,
         comm: Comm = SERIAL,
     ) -> None:
-        """rows: those used by all ranks, in the order of the disk; scratch: folder for a file that holds all; workers:
-        threads."""
+        """rows: those used by all ranks, in the order of the disk; workers: threads."""
         self.images, self.rows, self.triangle, self.comm = images, rows, Triangle(basis), comm
         self.own = self.share(rows)
         self.even = images.even_harmonics(basis)
@@ -50,12 +47,12 @@ class PosedImages:
         basis.prepare()
         self.triangle.vectors(torch.zeros(1, basis.r_max, basis.n_q, dtype=torch.complex64, device=basis.device))
         own = len(self.own)
-        capacity = min(own, room_bytes // (4 * self._width))
+        capacity = min(own, room.memory_bytes // (4 * self._width))
         capacity -= capacity % CHUNK if capacity < own else 0
-        if scratch is None:
+        if room.scratch is None:
             self._block = torch.empty(capacity, self._width, device=basis.device)
         else:
-            self._block = mapped(scratch, 4 * own * self._width).view(own, self._width)
+            self._block = mapped(room.scratch, 4 * own * self._width).view(own, self._width)
         self._of: Pose2D | None = None  # the poses that the block was made for
 
     def __len__(self) -> int:
