@@ -80,7 +80,7 @@ def test_ctf_fits_what_it_can_and_names_the_rest(rings):
 
 
 def test_another_program_s_tables_are_not_written_over(rings):
-    for job in ("ctf", "pick --particle-diameter 100", "extract --box 64"):
+    for job in ("ctf", "pick --particle-diameter 100", "extract --box 64 --coords theirs"):
         shutil.rmtree("theirs", ignore_errors=True)
         Path("theirs").mkdir()
         Path("theirs/micrographs.star").write_text("theirs")
@@ -93,7 +93,7 @@ def test_optics_that_are_no_numbers_are_told(rings):
     text = Path("micrographs.star").read_text()
     Path("micrographs.star").write_text(re.sub(r"\b300(\.0*)?\b", "nan", text))
     assert Path("micrographs.star").read_text() != text
-    for job in ("ctf", "pick --particle-diameter 100", "extract --box 64"):
+    for job in ("ctf", "pick --particle-diameter 100", "extract --box 64 --coords theirs"):
         ended = polarice(f"{job} micrographs.star --o out")
         assert ended.code == 2 and "has a value that is no number; correct data_optics" in ended.err
 

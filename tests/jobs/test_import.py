@@ -107,6 +107,7 @@ def test_particles_of_relion_to_cryosparc_and_back(here):
     assert run(source, "--to", "cs", "--o", "cs") == 0
     assert len(read_cs("cs/particles.cs")) == 5
     assert run("cs/particles.cs", "--o", "star") == 0
+    assert run("cs/particles.cs", "--o", "star") == 0  # again, into the same folder
     first, again = (read_star(path).table("particles") for path in (source, "star/particles.star"))
     same = ("rlnDefocusU", "rlnDefocusAngle", "rlnOriginXAngst", "rlnOriginYAngst", "rlnAngleTilt", "rlnAnglePsi")
     for label in same:

@@ -81,6 +81,14 @@ def read_micrographs(path: str | os.PathLike[str], kind: str = "micrographs") ->
     return MicrographTable(kind, names, files, groups, optics_of, table, optics_table, star.path)
 
 
+def require_pixel_sizes(table: MicrographTable) -> None:
+    """Raise InputError where a micrograph's optics group states no pixel size."""
+    for number in np.unique(table.optics_of):
+        if table.optics[number].pixel_size_A <= 0:
+            name = table.optics[number].name
+            raise InputError(f"{table.path}: optics group {name} has no pixel size; give it with --angpix")
+
+
 def found(name: str, table: Path) -> str:
     """Where the file of this name lies: seen from the working directory, from the table, or from a folder above it."""
     beside = table.absolute().parent

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarice.cluster import Comm
-from polarice.io.micrographs import MicrographTable, read_micrographs, write_micrographs
+from polarice.io.micrographs import MicrographTable, read_micrographs, require_pixel_sizes, write_micrographs
 from polarice.jobs.micrographs import (
     Farm,
     Item,
     Outcome,
     PerMicrograph,
+    begin,
     cells_of,
-    claim_folder,
+    end,
     items_of,
     on_ranks,
-    tell,
     treat,
 )
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import option
 from polarice.types import InputError, Optics
 
 if TYPE_CHECKING:
@@ -70,15 +70,13 @@ def run(params: Params) -> None:
 
 def _fit_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+    from polarice.jobs.report.micrographs import MicrographReport
 
     _check(params)
     table = read_micrographs(params.micrographs)
     _check_optics(table, params.angpix)
     items = _items(table, params)
-    claim_folder(params.o)
-    write_job_json(params.o, "ctf", as_dict(params), command_line("ctf", params), inputs=[params.micrographs])
+    begin("ctf", params, [params.micrographs])
     outcomes = treat(items, Fitting(params), Farm.of("ctf", params, comm=comm))
     cells = cells_of(outcomes)
     kept = _kept(cells.rows, outcomes, params)
@@ -86,16 +84,8 @@ def _fit_all(params: Params, comm: Comm) -> None:
     columns = {label: [values[of_row[row]] for row in kept] for label, values in cells.columns.items()}
     write_micrographs(params.o / "micrographs.star", table.take(np.array(kept, int)), columns)
     ringless = len(cells.rows) - len(kept)
-    report = MicrographReport(
-        "ctf",
-        params,
-        items,
-        outcomes,
-        text=_TEXT,
-        numbers=[("without rings, left out of micrographs.star", f"{ringless:,}")] if ringless else [],
-    )
-    write_micrograph_report(params.o, report)
-    tell(outcomes, params.o)
+    numbers = [("without rings, left out of micrographs.star", f"{ringless:,}")] if ringless else []
+    end(MicrographReport("ctf", params, items, outcomes, text=_TEXT, numbers=numbers))
     if ringless:
         print(f"{ringless} without Thon rings are not in micrographs.star; --keep-ringless keeps them")
 
@@ -120,8 +110,8 @@ def _check_optics(table: MicrographTable, angpix: float | None) -> None:
         optics = table.optics[number]
         if optics.voltage_kV <= 0:
             raise InputError(f"{table.path}: optics group {optics.name} has no _rlnVoltage; add it to data_optics")
-        if not angpix and optics.pixel_size_A <= 0:
-            raise InputError(f"{table.path}: optics group {optics.name} has no pixel size; give it with --angpix")
+    if not angpix:
+        require_pixel_sizes(table)
 
 
 def _items(table: MicrographTable, params: Params) -> list[Item]:

@@ -11,20 +11,20 @@ import numpy as np
 
 from polarice.cluster import Comm
 from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_coordinates
-from polarice.io.micrographs import MicrographTable, found, read_micrographs
+from polarice.io.micrographs import MicrographTable, found, read_micrographs, require_pixel_sizes
 from polarice.jobs.micrographs import (
     Farm,
     Item,
     Outcome,
     PerMicrograph,
+    begin,
     cells_of,
-    claim_folder,
+    end,
     items_of,
     on_ranks,
-    tell,
     treat,
 )
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import option
 from polarice.jobs.pick import COORDINATES
 from polarice.types import InputError
 
@@ -78,25 +78,21 @@ def run(params: Params) -> None:
 
 def _extract_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+    from polarice.jobs.report.micrographs import MicrographReport
 
     _check(params)
     table = read_micrographs(params.micrographs)
+    _check_table(table, params)
+    begin("extract", params, [params.micrographs, params.coords])
     items = _items(table, params)
-    inputs = [path for path in (params.micrographs, params.coords) if path is not None]
-    write_job_json(params.o, "extract", as_dict(params), command_line("extract", params), inputs=inputs)
     outcomes = treat(items, Extraction(params), Farm.of("extract", params, comm=comm))
     done = cells_of(outcomes).rows
     totals = {name: int(sum(outcomes[row].figures[name] for row in done)) for name in ("particles", *LOST)}
     if not totals["particles"]:
         raise InputError(f"no particle could be extracted: {_why_none(params, totals)}")
     _write_particles(table, [items[row] for row in done if outcomes[row].figures["particles"]], params)
-    report = MicrographReport(
-        "extract", params, items, outcomes, text=_TEXT, numbers=[(name, f"{n:,}") for name, n in totals.items()]
-    )
-    write_micrograph_report(params.o, report)
-    tell(outcomes, params.o)
+    numbers = [(name, f"{n:,}") for name, n in totals.items()]
+    end(MicrographReport("extract", params, items, outcomes, text=_TEXT, numbers=numbers))
     print(", ".join(f"{n} {name}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
 
 
@@ -132,21 +128,21 @@ def _check(params: Params) -> None:
         raise InputError("--white-dust, --black-dust and --bg-radius are parts of the normalisation; drop --no-norm")
 
 
-def _items(table: MicrographTable, params: Params) -> list[Item]:
-    """Every micrograph with its file of coordinates; InputError where nothing says where the particles are."""
-    claim_folder(params.o)
-    if params.coords is not None:
-        files = coordinate_files(params.coords, table.names, params.o)
-    elif COORDINATES in table.table:
-        files = [found(name, table.path) for name in table.table.text(COORDINATES).tolist()]
-    else:
+def _check_table(table: MicrographTable, params: Params) -> None:
+    if params.coords is None and COORDINATES not in table.table:
         raise InputError(
             f"{table.path} names no coordinates (_{COORDINATES}); give --coords, or the table of polarice pick"
         )
-    for number in np.unique(table.optics_of):
-        if not params.angpix and table.optics[number].pixel_size_A <= 0:
-            name = table.optics[number].name
-            raise InputError(f"{table.path}: optics group {name} has no pixel size; give it with --angpix")
+    if not params.angpix:
+        require_pixel_sizes(table)
+
+
+def _items(table: MicrographTable, params: Params) -> list[Item]:
+    """Every micrograph with its file of coordinates."""
+    if params.coords is not None:
+        files = coordinate_files(params.coords, table.names, params.o)
+    else:
+        files = [found(name, table.path) for name in table.table.text(COORDINATES).tolist()]
     shared = [label for label in FROM_MICROGRAPH if label in table.table]
     values = {label: table.table.numbers(label).tolist() for label in shared}
     groups = table.optics_table.integers("rlnOpticsGroup")[table.optics_of].tolist()

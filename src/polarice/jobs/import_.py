@@ -15,8 +15,8 @@ from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, op
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
-from polarice.jobs.micrographs import Item, Outcome, check_folder, claim_folder, tell
-from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.jobs.micrographs import Item, Outcome, begin, check_folder, end
+from polarice.jobs.params import argument, option
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def _files(inputs: tuple[str, ...]) -> list[Path]:
 
 
 def _import_images(files: list[Path], params: Params) -> None:
-    from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+    from polarice.jobs.report.micrographs import MicrographReport
 
     outcomes, usable = _look(files)
     kind = "movies" if usable and usable[0].frames > 1 else "micrographs"
@@ -102,15 +101,13 @@ def _import_images(files: list[Path], params: Params) -> None:
     items = [Item(str(path), row, str(path), "") for row, path in enumerate(files)]
     pixel_A, remark = _pixel_size(usable, params) if usable else (0.0, "")
     groups = _groups(usable, params) if usable else np.zeros(0, int)
-    claim_folder(params.o)  # what is refused leaves none behind
+    begin("import", params)  # what is refused leaves no folder behind
     if usable:
         if remark:
             print(f"warning: {remark}", file=sys.stderr)
         write_star(params.o / f"{kind}.star", _blocks(kind, usable, groups, pixel_A, params))
-    write_job_json(params.o, "import", as_dict(params), command_line("import", params))
     text = [f"{len(usable)} {kind} of {usable[0].shape[1]} x {usable[0].shape[0]} pixels."] if usable else []
-    write_micrograph_report(params.o, MicrographReport("import", params, items, outcomes, kind, text))
-    tell(outcomes, params.o, kind)
+    end(MicrographReport("import", params, items, outcomes, kind, text))
     if not usable:
         raise InputError("no file could be used")
 
@@ -244,10 +241,10 @@ def _import_particles(path: Path, params: Params) -> None:
             lost = "fractions of them cannot be told, so there are no location/* columns"
             print(f"warning: the micrographs of {path} are not there: {lost}", file=sys.stderr)
         rows = cryosparc.cs_of_tables(optics, particles, shape)
-        claim_folder(params.o)
+        begin("import", params, [path, *params.passthrough])
         cryosparc.write_cs(params.o / "particles.cs", rows)
     else:
-        claim_folder(params.o)
+        begin("import", params, [path, *params.passthrough])
         write_star(params.o / "particles.star", [Block("optics", table=optics), Block("particles", table=particles)])
     print(f"{len(particles)} particles in {params.o / ('particles.' + params.to)}")
 

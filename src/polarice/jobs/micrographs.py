@@ -6,8 +6,11 @@
     def fit_all(params, comm):
         table = read_micrographs(params.micrographs)
         items = items_of(table, params.o)
+        begin("ctf", params, [params.micrographs])
         outcomes = treat(items, Fit(params, ...), Farm.of("ctf", params, comm=comm))
-        done = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
+        rows, columns = cells_of(outcomes)
+        write_micrographs(params.o / "micrographs.star", table.take(np.array(rows)), columns)
+        end(MicrographReport("ctf", params, items, outcomes))
 
 `work` is a picklable object that is called with an `Item`: it reads the files, writes its results below `item.stem`
 and hands back an `Outcome`. Every outcome is kept in `STEM_polarice.json` beside the results, written last: a
@@ -37,15 +40,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable
-from polarice.jobs.params import argument, as_dict, option
+from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.jobs.provenance import NAME, fingerprint
 from polarice.jobs.resources import take_card
 from polarice.types import InputError
+
+if TYPE_CHECKING:
+    from polarice.jobs.report.micrographs import MicrographReport
 
 RECORD = "_polarice.json"  # behind the stem
 _ELSEWHERE = ("o", "workers", "threads", "device")  # parameters that say where and how fast, not what
@@ -205,6 +211,23 @@ class _Share:
                 bar.set_postfix_str(f"{failed} left out" if failed else "", refresh=False)
                 bar.update(min(comm.size, self.total - bar.n))
         comm.collect(len(mine))
+
+
+def begin(job: str, params: Any, inputs: Iterable[Path | None] = ()) -> None:
+    """Make the job's folder, and say in its job.json what is done there. Raises InputError as `claim_folder` does."""
+    from polarice.jobs.provenance import write_job_json
+
+    claim_folder(params.o)
+    given = [path for path in inputs if path is not None]
+    write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given)
+
+
+def end(report: MicrographReport) -> None:
+    """Write the report, and tell on the screen what was done."""
+    from polarice.jobs.report.micrographs import write_micrograph_report
+
+    write_micrograph_report(report.params.o, report)
+    tell(report.outcomes, report.params.o, report.what)
 
 
 def _handed_out(comm: Comm) -> _Share | None:

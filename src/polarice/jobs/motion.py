@@ -20,14 +20,14 @@ from polarice.jobs.micrographs import (
     Item,
     Outcome,
     PerMicrograph,
+    begin,
     cells_of,
-    claim_folder,
+    end,
     items_of,
     on_ranks,
-    tell,
     treat,
 )
-from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.jobs.params import argument, option
 from polarice.types import InputError, Motion
 
 if TYPE_CHECKING:
@@ -90,20 +90,15 @@ def run(params: Params) -> None:
 
 def _correct_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+    from polarice.jobs.report.micrographs import MicrographReport
 
     table = read_micrographs(params.micrographs, "movies")
     check(params, table.optics, "rlnMicrographDoseRate" in table.table)
-    references = [str(path) for path in (params.gainref, params.defect_file) if path is not None]
-    farm = Farm.of("motion", params, "movies", references, comm)
+    references = [path for path in (params.gainref, params.defect_file) if path is not None]
+    farm = Farm.of("motion", params, "movies", map(str, references), comm)
     items = items_of(table, params.o)
-    claim_folder(params.o)
-    command = command_line("motion", params)
-    write_job_json(params.o, "motion", as_dict(params), command, inputs=[table.path, *references])
+    begin("motion", params, [params.micrographs, *references])
     outcomes = treat(items, Correct(params, farm.threads), farm)
-    report = MicrographReport("motion", params, items, outcomes, "movies", TEXT)
-    write_micrograph_report(params.o, report)
     rows, columns = cells_of(outcomes)
     kept = table.take(np.array(rows))
     pixel_A = [(params.angpix or group.pixel_size_A) * params.bin_factor for group in table.optics]
@@ -111,7 +106,7 @@ def _correct_all(params: Params, comm: Comm) -> None:
     optics |= {"rlnMicrographOriginalPixelSize": [params.angpix] * len(pixel_A)} if params.angpix else {}
     kept = replace(kept, table=kept.table.without("rlnMicrographMovieName"))
     write_micrographs(params.o / "micrographs.star", kept, columns, "micrographs", optics)
-    tell(outcomes, params.o, "movies")
+    end(MicrographReport("motion", params, items, outcomes, "movies", TEXT))
 
 
 TEXT = (

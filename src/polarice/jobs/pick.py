@@ -12,20 +12,20 @@ import numpy as np
 
 from polarice.cluster import Comm
 from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, write_coordinates
-from polarice.io.micrographs import MicrographTable, read_micrographs, write_micrographs
+from polarice.io.micrographs import MicrographTable, read_micrographs, require_pixel_sizes, write_micrographs
 from polarice.jobs.micrographs import (
     Farm,
     Item,
     Outcome,
     PerMicrograph,
+    begin,
     cells_of,
-    claim_folder,
+    end,
     items_of,
     on_ranks,
-    tell,
     treat,
 )
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import option
 from polarice.types import InputError, Optics
 
 if TYPE_CHECKING:
@@ -71,23 +71,21 @@ def run(params: Params) -> None:
 
 def _pick_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.report.micrographs import MicrographReport, write_micrograph_report
+    from polarice.jobs.report.micrographs import MicrographReport
 
     _check(params)
     table = read_micrographs(params.micrographs)
+    if not params.angpix and not params.picks:
+        require_pixel_sizes(table)
+    begin("pick", params, [params.micrographs, params.templates, params.picks])
     items = _items(table, params)
-    inputs = [path for path in (params.micrographs, params.templates, params.picks) if path is not None]
-    write_job_json(params.o, "pick", as_dict(params), command_line("pick", params), inputs=inputs)
     outcomes = treat(items, Picking(params), _farm(params, comm))
     done = cells_of(outcomes).rows
     outcomes = [o if o.reason else _select(item, o, params) for item, o in zip(items, outcomes, strict=True)]
     counts = [int(outcomes[row].figures["picked"]) for row in done]
     _write_tables(table, done, items, params.o)
     numbers = [("picked", f"{sum(counts):,}"), ("picked in a micrograph, median", f"{np.median(counts):.0f}")]
-    report = MicrographReport("pick", params, items, outcomes, text=_TEXT, numbers=numbers)
-    write_micrograph_report(params.o, report)
-    tell(outcomes, params.o)
+    end(MicrographReport("pick", params, items, outcomes, text=_TEXT, numbers=numbers))
     print(f"{sum(counts)} particles picked")
     if not any(counts):
         _tell_why_none(params, [outcomes[row] for row in done])
@@ -135,11 +133,6 @@ def _farm(params: Params, comm: Comm) -> Farm:
 
 
 def _items(table: MicrographTable, params: Params) -> list[Item]:
-    for number in np.unique(table.optics_of):
-        if not params.angpix and not params.picks and table.optics[number].pixel_size_A <= 0:
-            name = table.optics[number].name
-            raise InputError(f"{table.path}: optics group {name} has no pixel size; give it with --angpix")
-    claim_folder(params.o)
     items = items_of(table, params.o)
     if all(label in table.table for label in DEFOCUS):
         labels = (*DEFOCUS, *(label for label in ("rlnPhaseShift",) if label in table.table))
