@@ -47,7 +47,7 @@ class Systems:
             lower.append(torch.linalg.cholesky(torch.baddbmm(block, coupling[-1], coupling[-1].mT, alpha=-1)))
         plain = Factors(lower, coupling, self.border[:, :0, None], self.border[:, :1, None])
         border = plain.down(self.border[:, 1:, None])
-        corner = (self.border[:, :1, None] - border.square().sum(dim=1, keepdim=True)).sqrt()
+        corner = torch.linalg.cholesky(self.border[:, :1, None] - border.mT @ border)
         return Factors(lower, coupling, border, corner)
 
 
