@@ -83,7 +83,7 @@ def test_files_that_are_no_tables(place, content, message):
 def test_tables_that_are_not_there(place):
     assert_refused(polarice(RUN.replace("particles.star", "gone.star")), "gone.star: no such file")
     Path("folder.star").mkdir()
-    assert_refused(polarice(RUN.replace("particles.star", "folder.star")), "folder.star cannot be read")
+    assert_refused(polarice(RUN.replace("particles.star", "folder.star")), "folder.star cannot be read: it is a folder")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def naming_source(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name and the folder") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} cannot be read: it is a folder; name the file in it that is meant") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise InputError(f"{path}: the gzip file is damaged or cut off; copy it again") from None
     except OSError as error:
