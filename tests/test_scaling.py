@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from jobs.runs import polarice
-from polarice.bench.scaling import DataSet, Rates, largest_node
+from polarice.bench import link
+from polarice.bench.scaling import DataSet, Params, Rates, _devices, largest_node
+from polarice.bench.scaling_links import told
 from polarice.bench.scaling_model import (
     ETHERNET_10,
+    ROUNDS,
     Disks,
     Network,
     Work,
@@ -22,6 +25,7 @@ from polarice.bench.scaling_model import (
     sums_bytes,
     total_s,
 )
+from polarice.bench.scaling_runs import time_sums as sums_of_ranks
 from polarice.cluster import SERIAL
 from polarice.jobs.scaling import cold_bytes_per_s, steps, time_sums
 
@@ -38,9 +42,9 @@ def test_one_node_does_all_the_work_and_sends_nothing():
 
 
 def test_four_nodes_share_images_and_send_sums():
-    sent = 2 * 1e6 * 0.75 / 1e6 + 4 * 0.01 + 1e6 * 1e-8
+    sent = 2 * 1e6 * 0.75 / 1e6 + 2 * ROUNDS * 0.01 + 1e6 * 1e-8
     assert reduce_s(1e6, 4, SLOW, 1e-8) == pytest.approx(sent)
-    half = 2 * 5e5 * 0.75 / 1e6 + 4 * 0.01 + 5e5 * 1e-8
+    half = 2 * 5e5 * 0.75 / 1e6 + 2 * ROUNDS * 0.01 + 5e5 * 1e-8
     assert compute_s(WORK, 4, SLOW, 1e-8) == pytest.approx(25 / 4 + 0.3 + sent + half)
     bound = total_s(WORK, 4, SLOW, 1e-8, Disks(1e8, 2e8)) - compute_s(WORK, 4, SLOW, 1e-8)
     assert bound == pytest.approx(1e9 / 2e8 + 3)  # the file system gives two nodes' worth
@@ -95,8 +99,35 @@ def test_the_command_leaves_figures_a_page_and_a_picture(tmp_path, monkeypatch):
     for each in told["runs"]:
         assert each["images"] == 120 and 0 < each["compute_s"] < each["total_s"] < each["command_s"]
     assert len(told["check"]) == len(told["runs"]) - 1
-    assert "| 1     |" in (tmp_path / "out/scaling.md").read_text()
+    page = (tmp_path / "out/scaling.md").read_text()
+    assert "| 1     | cpu |" in page and "No GPU is here" in page
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_nodes_are_as_far_apart_as_asked(tmp_path):
+    """A sum of V bytes sends V each way: 1 MB at 5 MB/s, and messages of 5 ms."""
+    if why := link.missing():
+        pytest.skip(f"no two nodes: {why}")
+    with link.two_nodes(5e6, 0.005, tmp_path) as launch:
+        small, large = sums_of_ranks(launch, [400, 1_000_000])
+    assert 0.005 < small < 0.2 and 0.2 < large < 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_measured_over_networks_is_told():
+    each = {
+        "network": "100 Mbit/s", "latency_s": 2e-4, "sums_s": [0.1, 0.1, 0.2, 0.7], "stages_s": {"communication": 1.5},
+        "predicted_sums_s": [0.1, 0.1, 0.25, 0.5], "compute_s": 10.0, "predicted_compute_s": 9.0, "total_s": 20.0,
+        "predicted_total_s": 21.0, "compute_error": -0.1, "total_error": 0.05,
+    }  # fmt: skip
+    cells = [cell.strip() for cell in told([each]).splitlines()[-1].strip("|").split("|")]
+    assert cells == ["100 Mbit/s", "0.2", "200 (250), 700 (500)", "1.50", "10.00 (9.00, -10 %)", "20.00 (21.00, +5 %)"]
+
+
+def test_a_card_is_measured_beside_the_processor_where_there_is_one():
+    cpu, card = {"device": "cpu"}, {"device": "NVIDIA H100"}
+    assert _devices(Params(), cpu) == ["cpu"] and _devices(Params(), card) == ["cpu", "cuda"]
+    assert _devices(Params(device="cpu"), card) == ["cpu"] and _devices(Params(device="cuda"), card) == ["cuda"]
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
-from polarice.bench.measure import last_lines, measure
+from polarice.bench import scaling_links
+from polarice.bench.folder import heading, make_folder, simulated, write_json, write_text
 from polarice.bench.results import markdown, number
 from polarice.bench.scaling_model import (
     ETHERNET_10,
     FABRIC_100,
+    ROUNDS,
     Disks,
     Network,
     Work,
@@ -28,15 +25,14 @@ from polarice.bench.scaling_model import (
     sums_bytes,
     total_s,
 )  # fmt: skip
+from polarice.bench.scaling_runs import VOLUMES, fastest, launch_words, time_sums
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError
 
 SUMMARY = "time one job on 1, 2, ... ranks, and predict it on more nodes"
 NODES = (*range(1, 13), 20, 50, 100, 200, 500, 1000)
-VOLUMES = (4_000, 64_000, 1_000_000, 4_000_000, 16_000_000)
 ASKED_NODES, ASKED_COMPUTE, ASKED_TOTAL = 12, 0.95, 0.9
 NODE_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # cores
-COMPUTE = ("preparation", "expectation", "maximization", "communication")
 HARMONICS_PER_RING = 2.5  # 2 pi P / N of a mask of 0.8 of the box: the last ring's harmonics over its number
 
 
@@ -77,7 +73,13 @@ class Params:
     node_cores: tuple[int, ...] = option((2, 64), "cores of the nodes that are predicted", low=1, high=4096)
     passes: bool = option(True, "time the engine on the boxes and classes of the predicted sets, 300 images of each")
     shared: float = option(2.0, "what a parallel file system gives all nodes together", unit="GB/s", low=0.001)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    links: tuple[int, ...] = option(
+        (), "the job on two nodes played on this machine too, over networks of so many Mbit/s; needs root", low=1
+    )
+    latency: float = option(0.2, "latency of these networks", unit="ms", low=0, high=1000)
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "where to compute; auto: on the processor, and where there is a card on that as well"
+    )
     seed: int = option(1, "seed of everything random", low=0)
 
 
@@ -89,23 +91,25 @@ def run(params: Params) -> None:
     if params.ranks[0] != 1:
         raise InputError(f"--ranks {' '.join(map(str, params.ranks))}: what one rank takes comes first")
     if max(params.ranks) > 1:
-        _launch(params, 2)
+        launch_words(params.launcher, 2)
     make_folder(params.o, empty=False)
     where = machine(Place(params.threads, params.device))
     table = simulated(params, params.o / f"{params.particles}_of_{params.box}px", params.box, params.threads)
-    stack = table.with_name("particles.mrcs")
-    runs = [_fastest(params, table, stack, ranks) for ranks in params.ranks]
-    sums = {ranks: _sums(params, ranks) for ranks in params.ranks if ranks > 1}
-    disk = cold_bytes_per_s(stack)
+    stack_bytes = table.with_name("particles.mrcs").stat().st_size
+    runs = [fastest(params, table, ranks, device) for device in _devices(params, where) for ranks in params.ranks]
+    sums = {ranks: time_sums(launch_words(params.launcher, ranks)) for ranks in params.ranks if ranks > 1}
+    disk = cold_bytes_per_s(table.with_name("particles.mrcs"))
     told = {
         "command": command_line("bench scaling", params), "parameters": as_dict(params), "machine": where,
         "runs": runs, "sums": {"bytes": VOLUMES, "seconds": sums}, "disk_bytes_per_s": disk,
     }  # fmt: skip
-    told["check"] = checked(params, runs, sums, stack.stat().st_size, disk)
+    here = _work(params, runs[0], stack_bytes, disk)
     pack = fitted_reduction(VOLUMES, next(iter(sums.values())))[1] if sums else 0.0
+    told["check"] = checked(runs[: len(params.ranks)], here, sums, disk)
+    told["links"] = scaling_links.over_links(params, table, here, pack, disk)
     engine = _engines(params) if params.passes else []
     told["engine"] = engine
-    rates = Rates(pack, Disks(disk, 1e9 * params.shared), start_s(runs[0], stack.stat().st_size, disk))
+    rates = Rates(pack, Disks(disk, 1e9 * params.shared), start_s(runs[0], stack_bytes, disk))
     sets = [(*each, network) for each in zip(MISSION, engine, strict=False) for network in (ETHERNET_10, FABRIC_100)]
     told["start_s"] = rates.start_s
     told["predicted"] = [predicted(*each, cores, rates) for each in sets for cores in params.node_cores]
@@ -113,6 +117,13 @@ def run(params: Params) -> None:
         {"data": each[0].name, "network": each[2].name, "cores": largest_node(*each, rates)} for each in sets
     ]
     _write(params, told)
+
+
+def _devices(params: Params, where: dict[str, Any]) -> list[str]:
+    """Where the job runs: as said, or on the processor and on the card that there is."""
+    if params.device != "auto":
+        return [params.device]
+    return ["cpu"] if where["device"] == "cpu" else ["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -129,94 +140,30 @@ def start_s(one: dict[str, Any], stack_bytes: int, disk: float) -> float:
     return max(0.0, float(one["command_s"]) - float(one["compute_s"]) - stack_bytes / disk)
 
 
-def _launch(params: Params, ranks: int) -> list[str]:
-    """Words that start so many ranks; mpirun is looked for beside this Python first. InputError where it is missing."""
-    if ranks == 1:
-        return []
-    words = params.launcher.format(ranks=ranks).split()
-    beside = Path(sys.executable).with_name(words[0])
-    found = str(beside) if beside.exists() else shutil.which(words[0])
-    if found is None:
-        raise InputError(f"{words[0]} is not there; pip install 'polarice[mpi]', or --ranks 1, or another --launcher")
-    return [found, *words[1:]]
-
-
-def _fastest(params: Params, table: Path, stack: Path, ranks: int) -> dict[str, Any]:
-    """The fastest of a few runs from a cold cache, and how the others did."""
-    found = [_one_run(params, table, stack, ranks, attempt) for attempt in range(params.repeat)]
-    best = min(found, key=lambda each: float(each["compute_s"]))
-    total = min(float(each["total_s"]) for each in found)
-    cpu = min(float(each["cpu_s"]) for each in found)
-    print(f"{ranks} ranks: compute {best['compute_s']:.2f} s, in all {total:.2f} s, busiest {cpu:.2f} s", flush=True)
-    return best | {"total_s": total, "cpu_s": cpu, "all_compute_s": [each["compute_s"] for each in found]}
-
-
-def _one_run(params: Params, table: Path, stack: Path, ranks: int, attempt: int) -> dict[str, Any]:
-    from polarice.jobs.report.history import read_history
-    from polarice.jobs.scaling import forget_cached
-
-    out = params.o / f"ranks{ranks}_{attempt + 1}"
-    shutil.rmtree(out, ignore_errors=True)
-    forget_cached(stack)
-    words = [params.job, str(table), "--o", str(out), "--k", str(params.k), "--iter", str(params.iter)]
-    words += ["--particle-diameter", f"{DIAMETER_A:g}", "--threads", str(params.threads), "--seed", str(params.seed)]
-    command = [*_launch(params, ranks), sys.executable, "-m", "polarice", *words, "--device", params.device]
-    log = params.o / f"{out.name}.log"
-    log.unlink(missing_ok=True)
-    usage = measure(command, log)
-    if usage.exit_code != 0:
-        raise InputError(f"the run on {ranks} ranks failed; the end of {log}:\n{last_lines(log)}")
-    history, own = read_history(out), json.loads((out / "usage.json").read_text())
-    stages: dict[str, float] = {}
-    for row in history:
-        for stage, seconds in row["seconds"].items():
-            stages[stage] = stages.get(stage, 0.0) + seconds
-    return {
-        "ranks": ranks,
-        "compute_s": sum(stages.get(stage, 0.0) for stage in COMPUTE),
-        "total_s": own["wall_s"],
-        "cpu_s": max(own["cpu_s"]),
-        "command_s": usage.wall_s,
-        "stages_s": stages,
-        "waited_s": own["waited_s"],
-        "images": own["images"],
-        "joules": own["joules"],
-        "images_per_joule": own["images_per_joule"],
-        "estimated_energy": bool(own["estimated"]),
-    }
-
-
-def _sums(params: Params, ranks: int) -> list[float]:
-    """Seconds of sums of VOLUMES over so many ranks here."""
-    words = [*_launch(params, ranks), sys.executable, "-m", "polarice.jobs.scaling", *map(str, VOLUMES)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise InputError(f"sums over {ranks} ranks failed: {done.stderr.strip()[-500:]}")
-    return [float(each) for each in json.loads(done.stdout)]
-
-
-def checked(
-    params: Params, runs: Sequence[dict[str, Any]], sums: dict[int, list[float]], stack_bytes: int, disk: float
-) -> list[dict[str, Any]]:
-    """What the model says of the other runs, made of the run on one rank and of sums alone, beside what they took."""
+def _work(params: Params, one: dict[str, Any], stack_bytes: int, disk: float) -> Work:
+    """The job as the run on one rank shows it."""
     from polarice.jobs.scaling import steps
 
-    one = runs[0]
     images, share = steps(params.k, params.iter, params.particles, params.job == "class2d")
     weight = sum(n * s for n, s in zip(images, share, strict=True))
-    stages = one["stages_s"]
-    rings = params.box // 3
-    work = Work(
+    stages, rings = one["stages_s"], one["rings"]
+    return Work(
         name="here", images=images, share=share,
         image_s=(stages.get("preparation", 0.0) + stages["expectation"]) / weight,
         maximize_s=stages["maximization"] / sum(share),
         volume_bytes=sums_bytes(rings, round(HARMONICS_PER_RING * rings), params.k),
         stack_bytes=stack_bytes, constant_s=max(0.0, one["total_s"] - one["compute_s"] - stack_bytes / disk),
     )  # fmt: skip
+
+
+def checked(
+    runs: Sequence[dict[str, Any]], work: Work, sums: dict[int, list[float]], disk: float
+) -> list[dict[str, Any]]:
+    """What the model says of the other runs, made of the run on one rank and of sums alone, beside what they took."""
     found = []
     for each in runs[1:]:
         constant, slope = fitted_reduction(VOLUMES, sums[each["ranks"]])
-        here = Network("here", math.inf, constant / (2 * math.ceil(math.log2(each["ranks"]))))
+        here = Network("here", math.inf, constant / (ROUNDS * math.ceil(math.log2(each["ranks"]))))
         compute = compute_s(work, each["ranks"], here, slope)
         total = total_s(work, each["ranks"], here, slope, Disks(disk, disk))
         found.append({
@@ -300,23 +247,27 @@ def _write(params: Params, told: dict[str, Any]) -> None:
     """scaling.json, scaling.md, scaling.png."""
     from polarice.bench.scaling_picture import write_picture
 
-    one = told["runs"][0]
-    head = ("ranks", *(word for what in ("compute s", "in all s", "busiest rank's processor s")
+    head = ("ranks", "on", *(word for what in ("compute s", "in all s", "busiest rank's processor s")
                        for word in (what, "speed-up", "efficiency")), "images per J")  # fmt: skip
     rows = []
     for each in told["runs"]:
-        cells = [str(each["ranks"])]
+        one = next(run for run in told["runs"] if run["device"] == each["device"])
+        cells = [str(each["ranks"]), each["device"]]
         for name in ("compute_s", "total_s", "cpu_s"):
             faster = one[name] / each[name]
             cells += [f"{each[name]:.2f}", f"{faster:.2f}", f"{100 * faster / each['ranks']:.0f} %"]
         rows.append([*cells, f"{'about ' if each['estimated_energy'] else ''}{each['images_per_joule']:.3g}"])
     text = [markdown(head, rows).rstrip("\n"), NOTE]
+    if told["machine"]["device"] == "cpu":
+        text.append("No GPU is here, or none that PyTorch can use: a card was not measured beside the processor.")
     for each in told["check"]:
         text.append(
             f"The model of the run on one rank says {each['predicted_compute_s']:.2f} s of compute and "
             f"{each['predicted_total_s']:.2f} s in all on {each['ranks']}: off by {100 * each['compute_error']:+.0f} % "
             f"and {100 * each['total_error']:+.0f} %."
         )
+    if told["links"]:
+        text.append(scaling_links.told(told["links"]))
     if told["predicted"]:
         text.append(markdown(
             ("predicted", "cores of a node", "network", "MB of sums", "12 nodes: compute s", "efficiency", "in all s",
