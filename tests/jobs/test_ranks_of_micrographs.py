@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jobs.movie_sets import simulation, write_table
 from jobs.runs import wait_for
 from polarice.cluster import Comm
 from polarice.jobs.micrographs import Farm, Item, Outcome, on_ranks, treat
@@ -36,10 +40,17 @@ class Square:
         return Outcome({"rlnSquare": item.row**2})
 
 
-def body(folder: Path, comm: Comm) -> None:
+@dataclass(frozen=True)
+class Given:
+    """Parameters."""
+
+    o: Path
+
+
+def body(given: Given, comm: Comm) -> None:
     """What rank 0 does."""
     workers, seconds = os.environ["WORKERS"], os.environ["SECONDS_EACH"]
-    items = [Item(f"m{row}", row, __file__, str(folder / "job" / f"m{row}")) for row in range(ITEMS)]
+    items = [Item(f"m{row}", row, __file__, str(given.o / f"m{row}")) for row in range(ITEMS)]
     outcomes = treat(items, Square(float(seconds)), Farm({"a": 1}, workers=int(workers), comm=comm))
     print(*(outcome.columns.get("rlnSquare", outcome.reason) for outcome in outcomes))
 
@@ -102,6 +113,47 @@ def test_a_killed_rank_ends_all_with_its_processes_and_what_is_missing_is_done_t
     assert {row for row, by in made(tmp_path).items() if by == first.get(row)} == kept
 
 
+def test_movies_of_two_ranks_are_those_of_one(tmp_path):
+    """Real TIFF files; micrographs, motion and tables byte for byte, and what it took in the report."""
+    tifffile = pytest.importorskip("tifffile")
+    for number in range(3):
+        frames = np.stack(list(simulation(seed=number).counts()))
+        tifffile.imwrite(tmp_path / f"m{number}.tif", frames, compression="lzw", photometric="minisblack")
+    write_table(tmp_path / "movies.star", [f"m{number}.tif" for number in range(3)])
+    options = [
+        "movies.star",
+        "--o",
+        "job",
+        "--dose-per-frame",
+        "0.5",
+        "--patch-x",
+        "3",
+        "--patch-y",
+        "3",
+        "--threads",
+        "1",
+        "--price",
+        "2",
+    ]
+    found = []
+    for ranks in (1, 2):
+        launch = [str(MPIRUN), "-n", str(ranks)] if ranks > 1 else []
+        words = [*launch, sys.executable, "-m", "polarice", "motion", *options]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("3 of 3 movies done") == 1
+        told = json.loads((tmp_path / "job/usage.json").read_text())
+        assert (told["ranks"], told["count"], told["what"]) == (ranks, 3, "movies")
+        assert told["joules"] > 0 and told["per_joule"] == pytest.approx(3 / told["joules"])
+        assert told["cost_of_each"] == pytest.approx(2 * told["wall_s"] / 3600 / 3)
+        page = (tmp_path / "job/report.html").read_text()
+        assert "movies per joule" in page and "cost of a thousand movies" in page
+        files = [*(tmp_path / "job").glob("m?.mrc"), *(tmp_path / "job").glob("*.star")]
+        found.append({path.name: path.read_bytes() for path in files})
+        shutil.rmtree(tmp_path / "job")
+    assert len(found[0]) == 3 + 3 + 1 and found[0] == found[1]
+
+
 @pytest.mark.parametrize(("cards", "seen"), [("4,7", "7"), ("3", "3"), (None, None)])
 def test_ranks_on_a_node_take_its_cards_in_turn(monkeypatch, tmp_path, cards, seen):
     @dataclass(frozen=True)
@@ -121,4 +173,4 @@ def test_ranks_on_a_node_take_its_cards_in_turn(monkeypatch, tmp_path, cards, se
 if __name__ == "__main__":
     if int(os.environ["PMI_RANK"]) > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    on_ranks("square", Path(os.environ["FOLDER"]), body)
+    on_ranks("square", Given(Path(os.environ["FOLDER"]) / "job"), body)  # type: ignore[type-var]

@@ -118,7 +118,7 @@ def test_a_watch_counts_from_its_making():
     class Traffic:
         bytes, seconds = 1000, 0.5
 
-    usage = Watch(SERIAL, torch.device("cpu")).usage(Traffic(), 10, 0.25, None)
+    usage = Watch(SERIAL, None).usage(Traffic(), 10, 0.25, None)
     assert (usage.ranks, usage.nodes, usage.bytes_read, usage.waited_s) == (1, 1, 1000, 0.25)
     assert 0 <= usage.wall_s < 60 and usage.cost_per_million is None
 

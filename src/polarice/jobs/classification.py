@@ -26,7 +26,7 @@ from polarice.jobs.intake import (
     with_copies,
 )
 from polarice.jobs.params import option
-from polarice.jobs.resources import batch_bytes, device_of, room_of, threads_of
+from polarice.jobs.resources import batch_bytes, card_of, device_of, room_of, threads_of
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -78,7 +78,7 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
     with world(job) as comm, ExitStack() as held:
         params = comm.once(lambda: settled(job, params, iterations))
         device = device_of(params, comm)
-        watch = Watch(comm, device)
+        watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
         comm.once(lambda: _require_suitable(params, images))
 

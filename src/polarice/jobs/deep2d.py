@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def run(params: Params) -> None:
     """Both jobs, or what is left of them. Raises InputError for what cannot be used."""
     from polarice.jobs import resume
 
-    with world("deep2d") as comm:
-        params = comm.once(lambda: _begun(params))
+    with world("deep2d") as comm, ExitStack() as held:
+        params = comm.once(lambda: _begun(params, held))
         first, second = parts_of(params)
         try:
             print(f"1/2  align2d with {first.k} references, in {first.o}", flush=True)
@@ -48,8 +49,8 @@ def run(params: Params) -> None:
         comm.once(lambda: print(f"report of both: {_write_page(params, first, second)}"))
 
 
-def _begun(params: Params) -> Params:
-    """The parameters of a run that begins or goes on, whose folder is made."""
+def _begun(params: Params, held: ExitStack) -> Params:
+    """The parameters of a run that begins or goes on; its folder is this process's until `held` is closed."""
     from polarice.jobs import resume
 
     if params.continue_ is not None:
@@ -58,7 +59,7 @@ def _begun(params: Params) -> Params:
         resume.require_free("deep2d", params.o)
         params = replace(params, iter=params.iter or MAP_ITERATIONS, align_iter=params.align_iter or ALIGN_ITERATIONS)
         _require_enough(params)
-    resume.claim("deep2d", params, [params.particles])
+    resume.claim("deep2d", params, [params.particles], held)
     return params
 
 

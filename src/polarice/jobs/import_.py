@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from polarice.cluster import SERIAL
 from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, open_movie
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
+from polarice.jobs.alone import alone
 from polarice.jobs.micrographs import Item, Outcome, begin, check_folder, end
 from polarice.jobs.params import argument, option
+from polarice.jobs.usage import Items, Watch, write_usage
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -71,10 +74,11 @@ def run(params: Params) -> None:
     if not tables and (params.passthrough or params.to == "cs"):
         raise InputError("--passthrough and --to cs are for tables of particles")
     check_folder(params.o)
-    if tables:
-        _import_particles(tables[0], params)
-    else:
-        _import_images(files, params)
+    with alone(params.o):
+        if tables:
+            _import_particles(tables[0], params)
+        else:
+            _import_images(files, params)
 
 
 def _files(inputs: tuple[str, ...]) -> list[Path]:
@@ -95,6 +99,7 @@ def _files(inputs: tuple[str, ...]) -> list[Path]:
 def _import_images(files: list[Path], params: Params) -> None:
     from polarice.jobs.report.micrographs import MicrographReport
 
+    watch = Watch(SERIAL, None)
     outcomes, usable = _look(files)
     kind = "movies" if usable and usable[0].frames > 1 else "micrographs"
     outcomes, usable = _alike(outcomes, usable, files)
@@ -107,6 +112,7 @@ def _import_images(files: list[Path], params: Params) -> None:
             print(f"warning: {remark}", file=sys.stderr)
         write_star(params.o / f"{kind}.star", _blocks(kind, usable, groups, pixel_A, params))
     text = [f"{len(usable)} {kind} of {usable[0].shape[1]} x {usable[0].shape[0]} pixels."] if usable else []
+    write_usage(params.o, Items(**vars(watch.spent(None)), count=len(files), what=kind))
     end(MicrographReport("import", params, items, outcomes, kind, text))
     if not usable:
         raise InputError("no file could be used")

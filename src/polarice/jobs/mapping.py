@@ -13,7 +13,7 @@ import numpy as np
 
 from polarice.cluster import Comm, part, world
 from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings, with_copies
-from polarice.jobs.resources import device_of
+from polarice.jobs.resources import card_of, device_of
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration
@@ -37,7 +37,7 @@ def map_particles(job: str, params: Any) -> None:
     with world(job) as comm, ExitStack() as held:
         params = comm.once(lambda: settled(job, params, ITERATIONS))
         device = device_of(params, comm)
-        watch = Watch(comm, device)
+        watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
         comm.once(lambda: require_poses(table))
         warn_of_few(len(table.particles), params.classes)

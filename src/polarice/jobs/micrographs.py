@@ -45,16 +45,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable
+from polarice.jobs.alone import alone
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.jobs.provenance import NAME, fingerprint
-from polarice.jobs.resources import take_card
+from polarice.jobs.resources import first_card, take_card
+from polarice.jobs.usage import Items, Spent, Watch, items_of_last_run, write_usage
 from polarice.types import InputError
 
 if TYPE_CHECKING:
     from polarice.jobs.report.micrographs import MicrographReport
 
 RECORD = "_polarice.json"  # behind the stem
-_ELSEWHERE = ("o", "workers", "threads", "device")  # parameters that say where and how fast, not what
+_ELSEWHERE = ("o", "workers", "threads", "device", "price")  # parameters that say where and how fast, not what
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class PerMicrograph:
     workers: int | None = option(None, "micrographs side by side; one for each thread", low=1, high=1024)
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    price: float | None = option(None, "price of a node for an hour; the report then states what they cost", low=0)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class Farm:
     threads: int = 1  # of each process
     what: str = "micrographs"  # they are called so
     comm: Comm = SERIAL
+    device: str = "cpu"
+    price: float | None = None
+    folder: Path | None = None  # where usage.json goes
 
     @staticmethod
     def of(job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL) -> Farm:
@@ -113,7 +119,8 @@ class Farm:
         threads = params.threads or len(os.sched_getaffinity(0))
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [fingerprint(path) for path in inputs]}
-        return Farm(settings, workers, max(1, threads // workers), what, comm)
+        each = max(1, threads // workers)
+        return Farm(settings, workers, each, what, comm, params.device, params.price, params.o)
 
 
 def items_of(table: MicrographTable, folder: Path) -> list[Item]:
@@ -161,7 +168,8 @@ def on_ranks(job: str, params: P, body: Callable[[P, Comm], None]) -> None:
     """Run the body on rank 0 of all that were started; the others do their share of what it treats."""
     with world(job) as comm:
         if comm.rank == 0:
-            body(params, comm)
+            with alone(params.o):
+                body(params, comm)
             comm.once(lambda: None)
             return
         while (share := _handed_out(comm)) is not None:
@@ -182,7 +190,9 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     share = _Share([items[row] for row in missing], [marks[row] for row in missing], work, plain, len(items))
     if farm.comm.size > 1:
         farm.comm.once(lambda: share)
-    share.done(farm.comm)
+    spent = share.done(farm.comm)
+    if farm.folder is not None:
+        write_usage(farm.folder, Items(**vars(spent), count=len(missing), what=farm.what))
     return [_recall(item, mark) or Outcome(reason="not done") for item, mark in zip(items, marks, strict=True)]
 
 
@@ -196,11 +206,12 @@ class _Share:
     farm: Farm
     total: int  # items, those done before among them
 
-    def done(self, comm: Comm) -> None:
-        """Do this rank's items; when it comes back, all ranks have."""
+    def done(self, comm: Comm) -> Spent:
+        """Do this rank's items; when it comes back, all ranks have: what they took."""
         from tqdm import tqdm
 
         take_card(comm)
+        watch = Watch(comm, first_card(self.farm.device))
         mine, failed = range(comm.rank, len(self.items), comm.size), 0
         before = self.total - len(self.items)
         quiet = True if comm.rank else None  # None: where nobody looks
@@ -210,7 +221,7 @@ class _Share:
                 failed += bool(outcome.reason)
                 bar.set_postfix_str(f"{failed} left out" if failed else "", refresh=False)
                 bar.update(min(comm.size, self.total - bar.n))
-        comm.collect(len(mine))
+        return watch.spent(self.farm.price)
 
 
 def begin(job: str, params: Any, inputs: Iterable[Path | None] = ()) -> None:
@@ -226,7 +237,8 @@ def end(report: MicrographReport) -> None:
     """Write the report, and tell on the screen what was done."""
     from polarice.jobs.report.micrographs import write_micrograph_report
 
-    write_micrograph_report(report.params.o, report)
+    numbers = [*report.numbers, *items_of_last_run(report.params.o).lines()]
+    write_micrograph_report(report.params.o, replace(report, numbers=numbers))
     tell(report.outcomes, report.params.o, report.what)
 
 

@@ -37,12 +37,30 @@ def device_of(params: Any, comm: Comm = SERIAL) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def card_of(device: torch.device) -> int | None:
+    """Number of the CUDA card that a device is; None where it is none."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def take_card(comm: Comm) -> None:
     """Let this rank, and processes that it starts, see one of its node's cards; before torch has looked at them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = named.split(",") if named else [str(card) for card, _ in enumerate(CARDS.glob("*"))]
     if comm.size > 1 and cards:
         os.environ["CUDA_VISIBLE_DEVICES"] = cards[comm.node_ranks.index(comm.rank) % len(cards)]
+
+
+def first_card(device: str) -> int | None:
+    """The card that a job works on whose --device is this: the first that it sees; None where it takes none."""
+    if device == "cpu" or not any(CARDS.glob("*")):
+        return None
+    import torch
+
+    return 0 if torch.cuda.is_available() else None
 
 
 def threads_of(params: Any) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from polarice.io.atomic import naming_target
+from polarice.jobs.alone import alone
 from polarice.jobs.params import as_dict, command_line, from_dict, options_of
 from polarice.jobs.provenance import NAME, changed_inputs, read_job_json, write_job_json
 from polarice.types import InputError
@@ -166,7 +165,7 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
         raise InputError(f"{folder}: cannot make this folder ({error.strerror}); choose another with --o") from error
     try:
         if held is not None:
-            held.enter_context(_alone_in(folder))
+            held.enter_context(alone(folder))
         if params.continue_ is None:
             require_free(job, folder)  # another process may have come in between
         for path in folder.iterdir():
@@ -181,25 +180,6 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
                 folder.rmdir()
         raise
     return new
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep the folder locked, where its file system can; InputError where another process has locked it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(
-            f"{folder}: another process is at work there; wait for its end, or choose another folder with --o"
-        ) from None
-    except OSError:  # some network file systems do not lock
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def abandon(folder: Path, new: bool) -> None:

@@ -4,36 +4,58 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from polarice.cluster import Comm
 from polarice.io.atomic import replacing
 from polarice.jobs.energy import Meter, cpu_seconds
 
-if TYPE_CHECKING:
-    import torch
-
 USAGE_NAME = "usage.json"
 
 
 @dataclass(frozen=True)
-class Usage:
-    """One run, from its start or from where it went on; sums over the ranks unless said otherwise."""
+class Spent:
+    """Time and energy of a run, from its start or from where it went on; sums over the ranks unless said otherwise."""
 
     ranks: int
     nodes: int
-    images: int  # compared with the classes, in all iterations together
     wall_s: float
-    cpu_s: tuple[float, ...]  # processor time of each rank
-    waited_s: float  # for images, mean over the ranks
-    bytes_read: int
-    read_s: float  # that the readers took, beside the engine
+    cpu_s: tuple[float, ...]  # processor time of each rank and of the processes that it started
     joules: float
     measured: tuple[str, ...]
     estimated: tuple[str, ...]
     price: float | None  # of a node for an hour
+
+    @property
+    def about(self) -> str:
+        """What stands before an estimate."""
+        return "about " if self.estimated else ""
+
+    def cost(self, count: int) -> float | None:
+        """Of each of `count` things that were done; None where no price was said."""
+        return None if self.price is None else self.price * self.nodes * self.wall_s / 3600 / max(1, count)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(what, figure) for the report."""
+        sources = [*self.measured, *(f"estimate: {each}" for each in self.estimated)]
+        return [
+            ("ranks", f"{self.ranks} on {self.nodes} node{'s' if self.nodes > 1 else ''}"),
+            ("wall clock", f"{self.wall_s:.1f} s"),
+            ("processor time", f"{sum(self.cpu_s):.1f} s, {max(self.cpu_s):.1f} s of the busiest rank"),
+            ("energy", f"{self.about}{self.joules:.0f} J ({'; '.join(sources)})"),
+        ]
+
+
+@dataclass(frozen=True)
+class Usage(Spent):
+    """Of a job that compares images."""
+
+    images: int  # compared with the classes, in all iterations together
+    waited_s: float  # for images, mean over the ranks
+    bytes_read: int
+    read_s: float  # that the readers took, beside the engine
 
     @property
     def images_per_joule(self) -> float:
@@ -42,7 +64,7 @@ class Usage:
     @property
     def cost_per_million(self) -> float | None:
         """Images compared."""
-        return None if self.price is None else self.price * self.nodes * self.wall_s / 3600 * 1e6 / max(1, self.images)
+        return None if (each := self.cost(self.images)) is None else 1e6 * each
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -52,16 +74,12 @@ class Usage:
     def lines(self) -> list[tuple[str, str]]:
         """(what, figure) for the report."""
         rate = self.bytes_read / 1e6 / self.read_s if self.read_s else 0.0
-        sources = [*self.measured, *(f"estimate: {each}" for each in self.estimated)]
         found = [
-            ("ranks", f"{self.ranks} on {self.nodes} node{'s' if self.nodes > 1 else ''}"),
-            ("wall clock", f"{self.wall_s:.1f} s"),
-            ("processor time", f"{sum(self.cpu_s):.1f} s, {max(self.cpu_s):.1f} s of the busiest rank"),
+            *super().lines(),
             ("images compared", f"{self.images:,}"),
             ("read from stacks", f"{self.bytes_read / 1e9:.3f} GB, {rate:.0f} MB/s for each reader"),
             ("waited for images", f"{self.waited_s:.2f} s"),
-            ("energy", f"{'about ' if self.estimated else ''}{self.joules:.0f} J ({'; '.join(sources)})"),
-            ("images per joule", f"{'about ' if self.estimated else ''}{self.images_per_joule:.3g}"),
+            ("images per joule", f"{self.about}{self.images_per_joule:.3g}"),
         ]
         if self.cost_per_million is not None:
             found.append(
@@ -70,35 +88,65 @@ class Usage:
         return found
 
 
-def write_usage(folder: Path, usage: Usage) -> None:
+@dataclass(frozen=True)
+class Items(Spent):
+    """Of a job that treats one micrograph, or movie, after another."""
+
+    count: int  # made in this run, not before
+    what: str  # what they are called
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"per_joule": self.count / max(self.joules, 1e-9), "cost_of_each": self.cost(self.count)}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(what, figure) for the report."""
+        found = [*super().lines(), (f"{self.what} made in this run", f"{self.count:,}")]
+        if self.count:
+            found.append((f"{self.what} per joule", f"{self.about}{self.count / max(self.joules, 1e-9):.3g}"))
+            if (cost := self.cost(self.count)) is not None:
+                found.append((f"cost of a thousand {self.what}", f"{1e3 * cost:.3g}, at {self.price:g} an hour"))
+        return found
+
+
+def write_usage(folder: Path, usage: Usage | Items) -> None:
     """usage.json."""
     with replacing(folder / USAGE_NAME, "w") as stream:
         json.dump(usage.as_dict(), stream, indent=2)
 
 
+def items_of_last_run(folder: Path) -> Items:
+    """What usage.json of a job over micrographs says."""
+    told = json.loads((folder / USAGE_NAME).read_text(encoding="utf-8"))
+    return Items(**{each.name: told[each.name] for each in fields(Items)})
+
+
 class Watch:
     """Begun with a job, read at its end."""
 
-    def __init__(self, comm: Comm, device: torch.device) -> None:
+    def __init__(self, comm: Comm, card: int | None) -> None:
+        """card: number of the CUDA card that this rank works on; None for none."""
         self._comm, self._since, self._cpu_s = comm, time.perf_counter(), cpu_seconds()
         self._first_of_node = comm.rank == comm.node_ranks[0]
-        self._meter = Meter(self._first_of_node, device.index if device.type == "cuda" else None)
+        self._meter = Meter(self._first_of_node, card)
 
     def usage(self, traffic: Any, images: int, waited_s: float, price: float | None) -> Usage:
         """Of all ranks, each of which calls this; traffic (bytes, seconds) and waited_s are this one's."""
+        spent = self.spent(price)
+        bytes_read, read_s, waited_s = self._comm.sum((traffic.bytes, traffic.seconds, waited_s))
+        waited_s /= self._comm.size
+        return Usage(**vars(spent), images=images, waited_s=waited_s, bytes_read=bytes_read, read_s=read_s)
+
+    def spent(self, price: float | None) -> Spent:
+        """By all ranks, each of which calls this."""
         energy = self._meter.energy()
-        own = (float(self._first_of_node), traffic.bytes, traffic.seconds, waited_s, energy.joules)
-        nodes, bytes_read, read_s, waited_s, joules = self._comm.sum(own)
+        nodes, joules = self._comm.sum((float(self._first_of_node), energy.joules))
         told = self._comm.collect((energy.measured, energy.estimated, cpu_seconds() - self._cpu_s))
-        return Usage(
+        return Spent(
             ranks=self._comm.size,
             nodes=int(nodes),
-            images=images,
             wall_s=time.perf_counter() - self._since,
             cpu_s=tuple(seconds for _, _, seconds in told),
-            waited_s=waited_s / self._comm.size,
-            bytes_read=bytes_read,
-            read_s=read_s,
             joules=joules,
             measured=_once(each for measured, _, _ in told for each in measured),
             estimated=_once(each for _, estimated, _ in told for each in estimated),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,8 @@ def search(params: Any) -> None:
     """
     from polarice.jobs import resume
 
-    with world("sml") as comm:
-        params, table, classes, large = comm.once(lambda: _begun(params))
+    with world("sml") as comm, ExitStack() as held:
+        params, table, classes, large = comm.once(lambda: _begun(params, held))
         try:
             for place, number in enumerate(large.tolist()):
                 many = np.count_nonzero(table.particles.pose.class_of == number)
@@ -48,8 +49,9 @@ def search(params: Any) -> None:
         comm.once(lambda: _join(params, table, classes, large))
 
 
-def _begun(params: Any) -> tuple[Any, ParticleTable, np.ndarray, np.ndarray]:
-    """The parameters of a run that begins or goes on, its table, all classes, and those that are mapped."""
+def _begun(params: Any, held: ExitStack) -> tuple[Any, ParticleTable, np.ndarray, np.ndarray]:
+    """The parameters of a run that begins or goes on, its table, all classes, and those that are mapped; the folder is
+    this process's until `held` is closed."""
     from polarice.io.particles import read_particles
     from polarice.jobs import resume
     from polarice.jobs.mapping import ITERATIONS, require_poses
@@ -68,7 +70,7 @@ def _begun(params: Any) -> tuple[Any, ParticleTable, np.ndarray, np.ndarray]:
             f"{params.particles}: no class holds {LEAST_PER_NODE * params.classes} particles, {LEAST_PER_NODE} for "
             f"each of {params.classes} nodes; ask for fewer with --k"
         )
-    resume.claim("sml", params, [table.path, *table.particles.stacks])
+    resume.claim("sml", params, [table.path, *table.particles.stacks], held)
     return params, table, classes, large
 
 

@@ -37,6 +37,7 @@ from typing import Any
 
 from polarice import jobs
 from polarice.io.atomic import replacing
+from polarice.jobs.alone import alone
 from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
 from polarice.jobs.provenance import fingerprint
 from polarice.types import InputError
@@ -44,7 +45,7 @@ from polarice.types import InputError
 SUMMARY = "run a chain of jobs from one file, again only what has changed"
 STATE = ".{stem}_done.json"  # beside the workflow's file
 SETTLED_S = 10.0  # files that changed more recently may still be written
-_ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch")  # say where and how fast, not what
+_ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch", "price")  # say where and how fast, not what
 _NOT_OPTIONS = ("job", "name", "update")
 _RESERVED = ("o", "continue_")
 
@@ -110,11 +111,12 @@ def run(params: Params) -> None:
         if params.dry_run:
             _tell_plan(steps, state)
             return
-        if params.watch is None:
-            _run_due(steps, state)
-            _report(steps, params.workflow)
-        else:
-            _keep_watch([replace(step, patient=True) for step in steps], state, params)
+        with alone(params.workflow.absolute(), "with it; wait for its end"):
+            if params.watch is None:
+                _run_due(steps, state)
+                _report(steps, params.workflow)
+            else:
+                _keep_watch([replace(step, patient=True) for step in steps], state, params)
 
 
 def read_steps(path: Path) -> list[Step]:
