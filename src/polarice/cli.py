@@ -25,13 +25,14 @@ from polarice.types import InputError
 BENCHES = {
     "bench class2d": "polarice.bench.class2d",
     "bench engine": "polarice.bench.engine",
+    "bench kills": "polarice.bench.kills",
     "bench scaling": "polarice.bench.scaling",
     "bench sml": "polarice.bench.sml",
 }
 CLUSTERS = {f"cluster {name}": f"polarice.jobs.batch.{name}" for name in ("slurm", "pbs", "local")}
 COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS)
 GROUPS = {  # commands of two words
-    "bench": "time Polarice beside other programs, its engine alone, its maps, or several ranks",
+    "bench": "time Polarice beside other programs, its engine alone, its maps, or several ranks; kill these",
     "cluster": "write a batch script for a job, for Slurm, PBS or this machine, and submit it",
 }
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jobs.runs import wait_for
+from jobs.runs import polarice, wait_for
 from jobs.sets import ParticleSet
+from polarice.bench.kills import SAME_AVERAGES, Campaign, ranks_in
 from polarice.cli import main
 from polarice.io.mrc import open_stack
 from polarice.jobs.checkpoint import checkpoints
@@ -50,19 +48,6 @@ def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, st
         process.terminate()  # the launcher ends its ranks
         raise
     return process.returncode, out, err
-
-
-def ranks_of(folder: Path) -> dict[int, int]:
-    """Process numbers of the ranks that work in `folder`."""
-    found = {}
-    for each in Path("/proc").glob("[0-9]*"):
-        try:
-            words, variables = (each / "cmdline").read_bytes().split(b"\0"), (each / "environ").read_bytes()
-            if os.readlink(each / "cwd") == str(folder) and b"-c" in words and b"PMI_RANK=" in variables:
-                found[int(variables.partition(b"PMI_RANK=")[2].split(b"\0")[0])] = int(each.name)
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def state(folder: Path, number: int) -> dict[str, np.ndarray]:
@@ -115,14 +100,14 @@ def test_three_ranks_give_what_one_gives(alone, place):
 def test_a_rank_that_is_killed_ends_all_and_another_number_goes_on(alone, place):
     process = start(RUN, place, 4)
     wait_for(lambda: 1 in checkpoints(place / "out"), 60)
-    victim = ranks_of(place)[2]
+    victim = ranks_in(place)[2]
     os.kill(victim, signal.SIGKILL)
     since = time.monotonic()
     code, _, err = ended(process)
     assert time.monotonic() - since < 10
     assert code != 0
     assert f"polarice class2d: error: rank 2 on {os.uname().nodename}: process {victim} was killed" in err
-    assert ranks_of(place) == {}
+    assert ranks_in(place) == {}
     code, _, err = ended(start(GO_ON, place, 2))
     assert code == 0, err
     assert_same_answer(place, alone)
@@ -165,11 +150,11 @@ def test_deep2d_goes_on_where_a_killed_rank_left_its_map(tmp_path):
     assert code == 0, err
     process = start(BOTH, other, 3)
     wait_for(lambda: (other / "out/sml/job.json").exists() or process.poll() is not None, 60)
-    victim = ranks_of(other)[1]
+    victim = ranks_in(other)[1]
     os.kill(victim, signal.SIGKILL)
     code, _, err = ended(process)
     assert code != 0 and f"polarice deep2d: error: rank 1 on {os.uname().nodename}: process {victim} was killed" in err
-    assert ranks_of(other) == {}
+    assert ranks_in(other) == {}
     aligned = max(path.stat().st_mtime_ns for path in (other / "out/align2d").iterdir())
     code, out, err = ended(start("deep2d --continue out", other, 2))
     assert code == 0 and out.count("report of both:") == 1, err
@@ -197,7 +182,7 @@ def test_a_file_that_one_rank_cannot_read_ends_all(place):
     assert f"polarice class2d: error: rank 2 on {os.uname().nodename}: " in err
     assert "stack.mrcs is cut off: its header says 120 sections of 24 x 24 pixels" in err and "Traceback" not in err
     assert "to go on: polarice class2d --continue out" not in err  # nothing had been done
-    assert ranks_of(place) == {}
+    assert ranks_in(place) == {}
 
 
 def test_what_is_wrong_is_said_once(place):
@@ -212,30 +197,23 @@ def test_a_command_for_one_process_refuses_several(monkeypatch, capsys):
     assert "works in one process, and 2 were started; start it without mpirun or srun" in capsys.readouterr().err
 
 
-def begun(process: subprocess.Popen[str], folder: Path) -> bool:
-    """Whether the run is at work, or has ended."""
-    return process.poll() is not None or ((folder / "out/job.json").exists() and bool(ranks_of(folder)))
-
-
 @pytest.mark.slow
 def test_a_dozen_kills_lose_nothing(alone, place):
     """Any rank of two to four, at any moment; runs that escape end as if nothing had been, and another one begins."""
-    rng = random.Random(1)
-    line, kills, done = RUN, 0, 0
-    while kills < KILLS or line == GO_ON:
-        process = start(line, place, rng.choice((2, 3, 4)))
-        wait_for(partial(begun, process, place), 60)
-        time.sleep(rng.uniform(0, 3))
-        there = ranks_of(place) if kills < KILLS else {}
-        for victim in rng.sample(sorted(there), min(1, len(there))):
-            os.kill(there[victim], signal.SIGKILL)
-        code, _, err = ended(process, 60)
-        killed = code != 0 and "iterations are done" not in err  # the last kill may have come after the last file
-        kills += killed
-        before, done = done, max(checkpoints(place / "out"), default=0)
-        assert done >= before, "an iteration that was done has been lost"
-        line = GO_ON if killed and (place / "out/job.json").exists() else RUN
-        if not killed:
-            assert_same_answer(place, alone)
-            shutil.rmtree(place / "out")
-            done = 0
+    campaign = Campaign(place, RUN.split(), lambda words, ranks: start(" ".join(words), place, ranks), 4, 6.0, 1)
+    found = campaign.kills(KILLS, lambda out: assert_same_answer(out.parent, alone))
+    assert len(found) == KILLS
+    for each in found:
+        assert each.kept, "an iteration that was done has been lost"
+        assert (each.named or not each.begun) and each.left == 0 and each.ended_s < 10
+
+
+def test_the_command_leaves_figures_and_a_verdict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "bench kills --o out --kills 1 --ranks 2 --particles 60 --box 24 --k 2 --iter 2 --seed 3"
+    assert polarice(line).code == 0
+    told = json.loads((tmp_path / "out/kills.json").read_text())
+    assert len(told["kills"]) == 1 and told["kills"][0]["kept"] and told["kills"][0]["left"] == 0
+    assert len(told["ends"]) >= 2 and all(each["particles_in_other_classes"] == 0 for each in told["ends"])
+    assert max(each["averages"] for each in told["ends"]) < SAME_AVERAGES
+    assert "Nothing was lost." in (tmp_path / "out/kills.md").read_text()
