@@ -24,12 +24,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from polarice.align.expect import SIGNIFICANT, References
 from polarice.align.polar import PolarBasis
 from polarice.align.sums import Additive
+from polarice.cluster import SERIAL, Comm
 from polarice.references.aligned import AlignedImages, Triangle, power_vectors
 from polarice.references.banded import Factors
 from polarice.references.latent import LatentGrid
@@ -258,9 +260,9 @@ class Manifold:
             log_prior=self.weights.log().float(),
         )
 
-    def maximize(self, sums: NodeSums, prior: ManifoldPrior) -> Manifold:
-        """The model that the sums speak for."""
-        solved = self._solved(sums)
+    def maximize(self, sums: NodeSums, prior: ManifoldPrior, comm: Comm = SERIAL) -> Manifold:
+        """The model that the sums (of all ranks) speak for; every rank solves some rings, and gets all."""
+        solved = self._solved(sums, comm)
         model = replace(
             self,
             coefficients=solved.coefficients,
@@ -339,14 +341,17 @@ class Manifold:
         ]
         return torch.cat(parts)
 
-    def _solved(self, sums: NodeSums) -> _Solution:
+    def _solved(self, sums: NodeSums, comm: Comm) -> _Solution:
         """The coefficients' equations: one factor for each ring serves all of its harmonics."""
-        right = self.grid.project(sums.numerator.double())  # and, ring by ring, what solves them
+        own = self._own_rings(comm)
+        first, last = self.triangle.bounds[own.start], self.triangle.bounds[own.stop]
+        right = self.grid.project(sums.numerator[:, first:last].double())  # and, ring by ring, what solves them
         probes = _probes(self.grid.m, right.device)
         count = probes.shape[1]
-        traces, products = [], []
-        for block, factors in self._factors(sums, count + 2 * self.basis.n_q):
-            rings = list(itertools.pairwise(self.triangle.bounds[block.start : block.stop + 1]))
+        traces, products = [right.new_empty(0)], [right.new_empty(0)]
+        for block, factors in self._factors(sums, count + 2 * self.basis.n_q, own):
+            ends = [end - first for end in self.triangle.bounds[block.start : block.stop + 1]]
+            rings = list(itertools.pairwise(ends))
             most = max(b - a for a, b in rings)
             padded = right.new_zeros(len(rings), self.grid.m, count + most)
             padded[..., :count] = probes
@@ -358,15 +363,28 @@ class Manifold:
             padded *= found
             traces.append(padded[..., :count].sum(dim=(1, 2)))
             products.append(padded[..., count:].sum(dim=(1, 2)))
-        mean = torch.cat(traces) / (self.grid.m - 1)
-        return _Solution(right, self.mask_fraction * self.basis.weight.double() * mean, torch.cat(products))
+        trace, product = torch.cat(traces), torch.cat(products)
+        if comm.size > 1:
+            trace, product = comm.join((trace, product))
+            right = comm.join(right.T.float()).T.double()  # single precision is half to send, and enough
+        spread = self.mask_fraction * self.basis.weight.double() * trace / (self.grid.m - 1)
+        return _Solution(right, spread, product)
 
-    def _factors(self, sums: NodeSums, columns: int) -> Iterator[tuple[slice, Factors]]:
-        """Cholesky factors of Phi' D_r Phi + lambda_r I', for as many rings at a time as fit with their columns."""
+    def _own_rings(self, comm: Comm) -> slice:
+        """The rings whose equations this rank solves: as much of the work as any other's."""
+        bounds = self.triangle.bounds
+        work = np.asarray(bounds) + PROBES * np.arange(len(bounds))
+        edges = np.rint(np.interp(work[-1] * np.arange(comm.size + 1) / comm.size, work, np.arange(len(work))))
+        return slice(int(edges[comm.rank]), int(edges[comm.rank + 1]))
+
+    def _factors(self, sums: NodeSums, columns: int, rings: slice | None = None) -> Iterator[tuple[slice, Factors]]:
+        """Cholesky factors of Phi' D_r Phi + lambda_r I', for as many rings (of `rings`, or all) at a time as fit with
+        their columns."""
+        rings = rings or slice(0, self.basis.r_max)
         round_power = sums.denominator[..., 0].double() / math.sqrt(self.basis.n_theta)
         size = max(1, RING_BLOCK_BYTES[self.basis.device.type] // (8 * self.grid.m * (self.grid.bandwidth + columns)))
-        for start in range(0, self.basis.r_max, size):
-            block = slice(start, min(start + size, self.basis.r_max))
+        for start in range(rings.start, rings.stop, size):
+            block = slice(start, min(start + size, rings.stop))
             systems = self.grid.gram(round_power[:, block])
             least = SMALLEST_SHIFT / self.grid.m * systems.trace()
             yield block, systems.shifted(torch.maximum(self._penalty[block], least), 1e-30).factors()

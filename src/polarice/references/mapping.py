@@ -134,7 +134,7 @@ def fit(images: PosedImages, state: MapState, plan: Plan) -> Iterator[MapTurn]:
             start = replace(before, assignment=replace(before.assignment, pose=moved))
         placement, sums = expected(images, model, start, (plan.batch, ramp[number - 1]), clock)
         since = time.perf_counter()
-        fitted = model.maximize(sums, plan.prior)
+        fitted = model.maximize(sums, plan.prior, images.comm)
         _ = fitted.vectors  # made now, and counted here
         clock.add("maximization", since)
         state = replace(state, number=number, model=fitted, placement=placement)
