@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.runs import polarice
 from polarice.bench import link
-from polarice.bench.scaling import DataSet, Params, Rates, _devices, largest_node
+from polarice.bench.scaling import Params, _devices
 from polarice.bench.scaling_links import told
 from polarice.bench.scaling_model import (
     ETHERNET_10,
@@ -25,9 +26,11 @@ from polarice.bench.scaling_model import (
     sums_bytes,
     total_s,
 )
+from polarice.bench.scaling_predict import DataSet, Rates, largest_node
 from polarice.bench.scaling_runs import time_sums as sums_of_ranks
 from polarice.cluster import SERIAL
 from polarice.jobs.scaling import cold_bytes_per_s, steps, time_sums
+from polarice.jobs.timing import time_map
 
 WORK = Work(
     name="w", images=[1000, 2000], share=[0.5, 1.0], image_s=0.01, maximize_s=0.2, volume_bytes=1e6, stack_bytes=1e9,
@@ -50,6 +53,17 @@ def test_four_nodes_share_images_and_send_sums():
     assert bound == pytest.approx(1e9 / 2e8 + 3)  # the file system gives two nodes' worth
 
 
+def test_what_nodes_divide_among_them_falls_with_their_number():
+    more = replace(WORK, once_s=8.0, divided_s=4.0)
+    assert compute_s(more, 4, SLOW, 0.0) - compute_s(WORK, 4, SLOW, 0.0) == pytest.approx(2 + 1.5 * 1)
+
+
+def test_a_map_is_timed():
+    found = time_map(24, 20)
+    assert all(found[name] > 0 for name in ("image_ms", "prepare_ms", "divided_s", "maximize_s"))
+    assert found["rings"] == 12 and found["bytes"] > 4 * 20 * 12
+
+
 def test_efficiency_falls_with_nodes():
     nodes = [1, 2, 12, 100]
     found = efficiency([compute_s(WORK, n, ETHERNET_10, 0.0) for n in nodes], nodes)
@@ -58,8 +72,8 @@ def test_efficiency_falls_with_nodes():
 
 def test_the_largest_node_has_enough_to_compute():
     """Nothing but images and a start: one node needs (0.9 * 12 - 1) / 0.1 = 98 times the start to compute."""
-    data = DataSet("d", 120_000, 64, 2, 4, False)
-    engine = {"image_ms": 10.0, "maximize_s": 0.0, "rings": 8, "harmonics": 20}
+    data = DataSet("align2d", 120_000, 64, 2, 4)
+    engine = {"image_ms": 10.0, "maximize_s": 0.0, "divided_s": 0.0, "prepare_ms": 0.0, "bytes": 1e3}
     weight = sum(n * s for n, s in zip(*steps(2, 4, 120_000, False), strict=True))
     at_eight = 10e-3 * weight / 8
     fast, disks = Network("fast", 1e15, 0.0), Disks(1e15)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from polarice.bench import scaling_links
+from polarice.bench import scaling_links, scaling_predict
 from polarice.bench.folder import heading, make_folder, simulated, write_json, write_text
-from polarice.bench.results import markdown, number
+from polarice.bench.results import markdown
 from polarice.bench.scaling_model import (
     ETHERNET_10,
     FABRIC_100,
@@ -19,40 +19,16 @@ from polarice.bench.scaling_model import (
     Network,
     Work,
     compute_s,
-    efficiency,
     fitted_reduction,
-    look_s,
     sums_bytes,
     total_s,
 )  # fmt: skip
+from polarice.bench.scaling_predict import HARMONICS_PER_RING, MISSION, Rates, engines, largest_node, predicted
 from polarice.bench.scaling_runs import VOLUMES, fastest, launch_words, time_sums
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError
 
 SUMMARY = "time one job on 1, 2, ... ranks, and predict it on more nodes"
-NODES = (*range(1, 13), 20, 50, 100, 200, 500, 1000)
-ASKED_NODES, ASKED_COMPUTE, ASKED_TOTAL = 12, 0.95, 0.9
-NODE_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # cores
-HARMONICS_PER_RING = 2.5  # 2 pi P / N of a mask of 0.8 of the box: the last ring's harmonics over its number
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One of those that are predicted."""
-
-    name: str
-    particles: int
-    box_px: int
-    k: int
-    iterations: int
-    growing_batches: bool
-
-
-MISSION = (
-    DataSet("16,306 of 250 px, align2d K = 50", 16_306, 250, 50, 25, False),
-    DataSet("57,001 of 160 px, class2d K = 300", 57_001, 160, 300, 30, True),
-    DataSet("35,407 of 160 px, class2d K = 300", 35_407, 160, 300, 30, True),
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +47,7 @@ class Params:
     repeat: int = option(3, "runs of each; the fastest is stated, and the spread", low=1, high=100)
     launcher: str = option("mpirun -n {ranks}", "what starts the ranks")
     node_cores: tuple[int, ...] = option((2, 64), "cores of the nodes that are predicted", low=1, high=4096)
-    passes: bool = option(True, "time the engine on the boxes and classes of the predicted sets, 300 images of each")
+    passes: bool = option(True, "time the engine and maps on the boxes and classes of the predicted sets")
     shared: float = option(2.0, "what a parallel file system gives all nodes together", unit="GB/s", low=0.001)
     links: tuple[int, ...] = option(
         (), "the job on two nodes played on this machine too, over networks of so many Mbit/s; needs root", low=1
@@ -107,8 +83,8 @@ def run(params: Params) -> None:
     pack = fitted_reduction(VOLUMES, next(iter(sums.values())))[1] if sums else 0.0
     told["check"] = checked(runs[: len(params.ranks)], here, sums, disk)
     told["links"] = scaling_links.over_links(params, table, here, pack, disk)
-    engine = _engines(params) if params.passes else []
-    told["engine"] = engine
+    engine = engines(params) if params.passes else []
+    told["engine"] = [{"data": each.name, **times} for each, times in zip(MISSION, engine, strict=False)]
     rates = Rates(pack, Disks(disk, 1e9 * params.shared), start_s(runs[0], stack_bytes, disk))
     sets = [(*each, network) for each in zip(MISSION, engine, strict=False) for network in (ETHERNET_10, FABRIC_100)]
     told["start_s"] = rates.start_s
@@ -124,15 +100,6 @@ def _devices(params: Params, where: dict[str, Any]) -> list[str]:
     if params.device != "auto":
         return [params.device]
     return ["cpu"] if where["device"] == "cpu" else ["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What was measured here and holds for all nodes."""
-
-    pack_s_per_byte: float  # of sums
-    disks: Disks
-    start_s: float  # interpreter, libraries, folder, report: the same on any number of nodes
 
 
 def start_s(one: dict[str, Any], stack_bytes: int, disk: float) -> float:
@@ -173,69 +140,6 @@ def checked(
     return found
 
 
-def _engines(params: Params) -> list[dict[str, Any]]:
-    """For each of MISSION; those of one box and K are measured once."""
-    made: dict[tuple[int, int], dict[str, Any]] = {}
-    for each in MISSION:
-        if (each.box_px, each.k) not in made:
-            made[each.box_px, each.k] = _engine(params, each)
-    return [made[each.box_px, each.k] for each in MISSION]
-
-
-def _engine(params: Params, data: DataSet) -> dict[str, Any]:
-    """The engine's time per image on one thread for a data set's box and classes, and the rings of its references."""
-    from polarice.bench.engine import Params as EngineParams
-    from polarice.bench.engine import _finished_run
-    from polarice.jobs.timing import time_passes
-
-    few = EngineParams(o=params.o / "engine", particles=max(300, data.k), iter=5, snr=params.snr, device=params.device)
-    times = time_passes(replace(_finished_run(few, data.box_px, data.k, params.threads), threads=1), 21, 3)
-    stages = times["kept"]["stages_ms"]
-    return {
-        "image_ms": times["kept"]["best_ms"] - stages.get("maximization", 0.0),
-        "maximize_s": stages.get("maximization", 0.0) * few.particles / 1e3,
-        "rings": times["rings"], "harmonics": round(HARMONICS_PER_RING * times["rings"]),
-    }  # fmt: skip
-
-
-def predicted(
-    data: DataSet, engine: dict[str, Any], network: Network, cores: int, rates: Rates, nodes: Sequence[int] = NODES
-) -> dict[str, Any]:
-    """Times and efficiencies on so many nodes of so many cores."""
-    from polarice.jobs.scaling import steps
-
-    images, share = steps(data.k, data.iterations, data.particles, data.growing_batches)
-    work = Work(
-        name=data.name, images=images, share=share, image_s=engine["image_ms"] / 1e3 / cores,
-        maximize_s=engine["maximize_s"] / min(cores, 8),
-        volume_bytes=sums_bytes(engine["rings"], engine["harmonics"], data.k),
-        stack_bytes=4.0 * data.particles * data.box_px**2, constant_s=rates.start_s,
-    )  # fmt: skip
-    compute = [compute_s(work, each, network, rates.pack_s_per_byte) for each in nodes]
-    total = [total_s(work, each, network, rates.pack_s_per_byte, rates.disks) for each in nodes]
-    return {
-        "data": data.name, "cores": cores, "network": network.name, "volume_bytes": work.volume_bytes,
-        "nodes": nodes, "compute_s": compute, "total_s": total, "start_s": rates.start_s,
-        "look_s": [look_s(work, each, rates.disks) for each in nodes],
-        "compute_efficiency": efficiency(compute, nodes), "total_efficiency": efficiency(total, nodes),
-    }  # fmt: skip
-
-
-def largest_node(data: DataSet, engine: dict[str, Any], network: Network, rates: Rates) -> int:
-    """Cores of the largest nodes of which ASKED_NODES are as efficient as asked; 0 where one core is too many.
-
-    The start is the same on any node, so that there has to be enough to compute: with N nodes, an efficiency e and a
-    start of s seconds, one node must have (e N - 1) s / (1 - e) to compute, which is 98 s for 12 nodes and 90 %.
-    """
-    found = 0
-    for cores in NODE_SIZES:
-        last = predicted(data, engine, network, cores, rates, (1, ASKED_NODES))
-        if last["compute_efficiency"][1] < ASKED_COMPUTE or last["total_efficiency"][1] < ASKED_TOTAL:
-            break
-        found = cores
-    return found
-
-
 NOTE = (
     "Compute: preparation, expectation, maximization and messages, waiting for other ranks among them, by the clock of "
     "rank 0. In all: from the first rank's start to the end of the report, stacks read from a cold cache. Where other "
@@ -260,6 +164,10 @@ def _write(params: Params, told: dict[str, Any]) -> None:
     text = [markdown(head, rows).rstrip("\n"), NOTE]
     if told["machine"]["device"] == "cpu":
         text.append("No GPU is here, or none that PyTorch can use: a card was not measured beside the processor.")
+    for each in told["runs"]:
+        busiest = max(each["each_cpu_s"]) * each["ranks"] / sum(each["each_cpu_s"]) - 1
+        if each["ranks"] > 1:
+            text.append(f"The busiest of {each['ranks']} ranks takes {100 * busiest:.0f} % more than the mean.")
     for each in told["check"]:
         text.append(
             f"The model of the run on one rank says {each['predicted_compute_s']:.2f} s of compute and "
@@ -269,34 +177,10 @@ def _write(params: Params, told: dict[str, Any]) -> None:
     if told["links"]:
         text.append(scaling_links.told(told["links"]))
     if told["predicted"]:
-        text.append(markdown(
-            ("predicted", "cores of a node", "network", "MB of sums", "12 nodes: compute s", "efficiency", "in all s",
-             "efficiency", "100 nodes: compute", "1000 nodes: compute"),
-            [_line(each) for each in told["predicted"]],
-        ).rstrip("\n"))  # fmt: skip
-    for each in told["largest_node"]:
-        size = f"of up to {each['cores']} cores" if each["cores"] else "of one core already"
-        text.append(
-            f"{each['data']}, {each['network']}: {ASKED_NODES} nodes {size} {'reach' if each['cores'] else 'miss'} "
-            f"{100 * ASKED_COMPUTE:.0f} % in compute and {100 * ASKED_TOTAL:.0f} % in all; {told['start_s']:.1f} s of "
-            "start and report are the same on any number of nodes."
-        )
+        text += scaling_predict.told(told["predicted"], told["largest_node"], told["start_s"])
     page = "\n\n".join(text)
     title = f"{params.job} on several ranks: {params.particles} particles of {params.box} px, K = {params.k}"
     write_json(params.o / "scaling.json", told)
     write_text(params.o / "scaling.md", f"{heading(title, told['machine'])}\n{page}\n\n    {told['command']}\n")
     write_picture(params.o / "scaling.png", told, title)
     print(f"\n{page}\n\n{params.o / 'scaling.md'}")
-
-
-def _line(each: dict[str, Any]) -> list[str]:
-    at = {nodes: place for place, nodes in enumerate(each["nodes"])}
-
-    def percent(name: str, nodes: int) -> str:
-        return f"{100 * each[f'{name}_efficiency'][at[nodes]]:.0f} %"
-
-    return [
-        each["data"], str(each["cores"]), each["network"], number(each["volume_bytes"] / 1e6, ".1f"),
-        number(each["compute_s"][at[12]], ".1f"), percent("compute", 12), number(each["total_s"][at[12]], ".1f"),
-        percent("total", 12), percent("compute", 100), percent("compute", 1000),
-    ]  # fmt: skip

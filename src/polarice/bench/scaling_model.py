@@ -1,9 +1,10 @@
 """How long a classification takes on so many nodes: measured compute, messages, files, and what stays the same.
 
-    compute(R) = sum over iterations of  images_i k_i/K c / R + m k_i/K + reduce(V k_i/K, R)
+    compute(R) = p / R + sum over iterations of  images_i k_i/K c / R + (m + d / R) k_i/K + reduce(V k_i/K, R)
     total(R)   = compute(R) + look(R) + constant
 
-c is the time per image of one node, m of a maximization, both with all K references; k_i of them there are in
+c is the time per image of one node, m of what every node does of a maximization and d of what they divide among them,
+with all K references, p that of preparing all images; k_i of them there are in
 iteration i, while classes grow. V is the volume of the sums. A reduction sends its volume twice but for an R-th of it,
 in ROUNDS log2 R messages, one after another; each rank packs it and takes it apart. `look` is the first look at the
 images, which the disks bound; later reading goes on beside the engine.
@@ -45,6 +46,8 @@ class Work:
     volume_bytes: float  # of the sums, all references
     stack_bytes: float
     constant_s: float  # start, and the report
+    once_s: float = 0.0  # for all images, on one node
+    divided_s: float = 0.0  # of a maximization, shared by the nodes
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ def reduce_s(volume_bytes: float, ranks: int, network: Network, pack_s_per_byte:
 
 def compute_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float) -> float:
     """Engine, maximization and messages of all iterations."""
-    total = 0.0
+    total = work.once_s / nodes
     for images, share in zip(work.images, work.share, strict=True):
-        total += math.ceil(images / nodes) * share * work.image_s + share * work.maximize_s
+        total += math.ceil(images / nodes) * share * work.image_s + share * (work.maximize_s + work.divided_s / nodes)
         total += reduce_s(share * work.volume_bytes, nodes, network, pack_s_per_byte)
     return total
 

@@ -6,13 +6,14 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from polarice.cluster import SERIAL
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from polarice.align.sweep import Sweep
     from polarice.references.averages import Averages
 
+T = TypeVar("T")
+MAP_RADIUS, MAP_IMAGES = 0.4, 256  # the particle's radius over the box; images that meet a map's nodes at once
 GEMM_SIDE, GEMM_REPEAT = {"cpu": 2048, "cuda": 8192}, 5
 SHIFT_STEP_PX = 2.0  # as in the first half of a run
 MOST_STEPS = 40  # radius of the largest disc of shifts
@@ -210,3 +213,48 @@ def _wait(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def time_map(box_px: int, k: int) -> dict[str, Any]:
+    """What a map of k nodes on a line takes on one thread, on all rings of a box; of random images, as none is known.
+
+    Preparation and expectation in ms per image; of a maximization, what is divided among ranks and what is not, in s;
+    bytes: what each rank sends and takes in an iteration, as one sum.
+    """
+    import torch
+
+    from polarice.align.polar import PolarBasis
+    from polarice.references.aligned import AlignedImages
+    from polarice.references.latent import LatentGrid
+    from polarice.references.manifold import Manifold, ManifoldPrior, expect_nodes
+
+    basis = PolarBasis(box_px, MAP_RADIUS * box_px, box_px // 2, 0.0, torch.device("cpu"))
+    basis.prepare()
+    empty = Manifold.empty(basis, LatentGrid.of(k), torch.ones(1, box_px // 2 + 1, dtype=torch.float64), 0.5)
+    model = replace(empty, coefficients=torch.randn(empty.coefficients.shape, dtype=torch.float64))
+    triangle, many = model.triangle, MAP_IMAGES
+    pixels = torch.randn(many, box_px, box_px)
+    with one_thread():
+        prepare_s, vectors = _timed(lambda: triangle.vectors(basis.harmonics(basis.sample(pixels))))
+        ones = torch.ones(many, basis.r_max, 1)
+        images = AlignedImages(vectors, ones, ones[..., 0], torch.zeros(many, dtype=torch.int64))
+        nodes = model.nodes()
+        expect_s, (_, sums) = _timed(lambda: expect_nodes(triangle, nodes, images))
+        whole_s, fitted = _timed(lambda: model.maximize(sums, ManifoldPrior()))
+        rest_s, _ = _timed(lambda: fitted.grid.images(fitted.coefficients, torch.float32))
+        divided_s, _ = _timed(lambda: model._solved(sums, SERIAL))
+    return {
+        "image_ms": 1e3 * expect_s / many, "prepare_ms": 1e3 * prepare_s / many, "divided_s": divided_s,
+        "maximize_s": max(0.0, whole_s - divided_s) + rest_s, "rings": basis.r_max,
+        "bytes": 4.0 * triangle.d * k + 4.0 * triangle.d * model.grid.m / 2,
+    }  # fmt: skip
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of the faster of two calls, and what it gave."""
+    best = math.inf
+    for _ in range(2):
+        since = time.perf_counter()
+        found = work()
+        best = min(best, time.perf_counter() - since)
+    return best, found
