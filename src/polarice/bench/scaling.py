@@ -41,10 +41,10 @@ class Params:
     box: int = option(128, "box of the simulated particles", unit="px", low=16, high=1024)
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
     k: int = option(50, "number of classes", low=1, high=100_000, flags=("-k", "--K"))
-    iter: int = option(8, "number of iterations", low=1, high=999)
+    iter: int = option(25, "number of iterations", low=1, high=999)
     ranks: tuple[int, ...] = option((1, 2), "numbers of ranks, the first of them 1", low=1, high=100_000)
     threads: int = option(1, "processor threads of a rank", low=1, high=1024, flags=("--j",))
-    repeat: int = option(3, "runs of each; the fastest is stated, and the spread", low=1, high=100)
+    repeat: int = option(2, "runs of each; the fastest is stated, and the spread", low=1, high=100)
     launcher: str = option("mpirun -n {ranks}", "what starts the ranks")
     node_cores: tuple[int, ...] = option((2, 64), "cores of the nodes that are predicted", low=1, high=4096)
     passes: bool = option(True, "time the engine and maps on the boxes and classes of the predicted sets")
@@ -104,7 +104,7 @@ def _devices(params: Params, where: dict[str, Any]) -> list[str]:
 
 def start_s(one: dict[str, Any], stack_bytes: int, disk: float) -> float:
     """What one rank's command takes beside computing and the first look at its images."""
-    return max(0.0, float(one["command_s"]) - float(one["compute_s"]) - stack_bytes / disk)
+    return max(0.0, float(one["total_s"]) - float(one["compute_s"]) - stack_bytes / disk)
 
 
 def _work(params: Params, one: dict[str, Any], stack_bytes: int, disk: float) -> Work:
@@ -119,7 +119,7 @@ def _work(params: Params, one: dict[str, Any], stack_bytes: int, disk: float) ->
         image_s=(stages.get("preparation", 0.0) + stages["expectation"]) / weight,
         maximize_s=stages["maximization"] / sum(share),
         volume_bytes=sums_bytes(rings, round(HARMONICS_PER_RING * rings), params.k),
-        stack_bytes=stack_bytes, constant_s=max(0.0, one["total_s"] - one["compute_s"] - stack_bytes / disk),
+        stack_bytes=stack_bytes, constant_s=start_s(one, stack_bytes, disk),
     )  # fmt: skip
 
 
@@ -142,8 +142,8 @@ def checked(
 
 NOTE = (
     "Compute: preparation, expectation, maximization and messages, waiting for other ranks among them, by the clock of "
-    "rank 0. In all: from the first rank's start to the end of the report, stacks read from a cold cache. Where other "
-    "programs share the cores, clocks tell of them as well; the busiest rank's processor time does not."
+    "rank 0. In all: the command, from its start to its end, the report included, stacks read from a cold cache. Where "
+    "other programs share the cores, clocks tell of them as well; the busiest rank's processor time does not."
 )
 
 
