@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.movie_sets import write_table
 from jobs.runs import Ended, polarice, wait_for
 from jobs.sets import ParticleSet
 from polarice.jobs.batch import clock, estimated_hours, local, remembered
@@ -120,3 +121,13 @@ def test_time_to_ask_for(place):
     slower = estimated_hours(["class2d", "particles.star", "--k=100000", "--iter", "900"], 1)
     assert slower > slow and slower % 0.25 == 0
     assert clock(25.51) == "25:30:36"
+
+
+def test_the_time_of_maps_and_of_micrographs_is_estimated(place):
+    words = ["particles.star", "--iter", "900"]
+    line, sheet = (estimated_hours(["sml", *words, "--k", k], 1) for k in ("2000000", "1000x2000"))
+    assert line == sheet > 0.25
+    assert estimated_hours(["deep2d", *words, "--k", "2000000", "--align-k", "100000", "--align-iter", "900"], 1) > line
+    assert estimated_hours(["motion", "movies.star"], 1) == 24  # the table is still to be made
+    write_table(place / "movies.star", [f"m{number}.tif" for number in range(40)])
+    assert estimated_hours(["motion", "movies.star"], 2) == 1.0  # 40 times 45 s, 4 times that to be safe

@@ -24,6 +24,9 @@ from polarice.jobs.params import argument, option, options_of
 from polarice.types import InputError
 
 MS_PER_IMAGE = 1.0  # of one core and iteration, at 128 px and 50 classes; K and box are scaled from there
+MS_PER_NODE = 7e-4  # the same of a map: of one node
+SECONDS_EACH = {"motion": 45.0, "ctf": 1.0, "pick": 3.0, "extract": 5.0}  # of a movie of 4k x 4k, a micrograph
+ITERATIONS = {"align2d": 25, "class2d": 30, "sml": 30, "deep2d": 30}  # where nothing is said
 MARGIN = 4.0  # a job that runs out of time is worse than one that waits a little longer
 OTHER_HOURS = 24.0  # of jobs that nothing is known of
 KEPT = 200  # submissions remembered
@@ -132,27 +135,50 @@ def going_on(words: Sequence[str]) -> str:
 
 
 def hours(batch: Any) -> float:
-    """Time to ask for: as said, or from the particles."""
-    if batch.hours is not None:
-        return float(batch.hours)
-    if batch.job[0] not in ("align2d", "class2d"):
-        return OTHER_HOURS
-    return estimated_hours(batch.job, batch.nodes * batch.node_cores)
+    """Time to ask for: as said, or estimated."""
+    return estimated_hours(batch.job, batch.nodes * batch.node_cores) if batch.hours is None else float(batch.hours)
 
 
 def estimated_hours(words: Sequence[str], cores: int) -> float:
-    """Of a classification on so many cores, with a margin; at least a quarter of an hour."""
+    """Of a job on so many cores, from its table of particles or micrographs, with a margin; at least a quarter of an
+    hour. OTHER_HOURS where nothing is known, or the table of micrographs is still to be made."""
+    job, table = words[0], _given(words, "--i") or next((word for word in words[1:] if word.endswith(".star")), "")
+    if table and job in ITERATIONS:
+        seconds = _of_particles(words, table)
+    elif job in SECONDS_EACH and Path(table or "-").exists():
+        seconds = _of_micrographs(job, table)
+    else:
+        return OTHER_HOURS
+    return max(0.25, math.ceil(4 * MARGIN * seconds / cores / 3600) / 4)
+
+
+def _of_micrographs(job: str, table: str) -> float:
+    """Seconds on one core."""
+    from polarice.io.micrographs import read_micrographs
+
+    return SECONDS_EACH[job] * len(read_micrographs(table, "movies" if job == "motion" else "micrographs").names)
+
+
+def _of_particles(words: Sequence[str], table: str) -> float:
+    """Seconds on one core."""
     from polarice.io.particles import read_particles
 
-    table = _given(words, "--i") or next((word for word in words[1:] if word.endswith(".star")), "")
-    if not table:
-        return OTHER_HOURS
     particles = read_particles(table, _given(words, "--image-dir") or None, need_ctf=False).particles
-    box_px = particles.optics[int(particles.optics_of[0])].box_px
-    classes, iterations = int(_given(words, "--k", "-k", "--K") or 100), int(_given(words, "--iter") or 30)
-    each_ms = MS_PER_IMAGE * (box_px / 128) ** 2 * max(0.5, (classes / 50) ** 0.7)
-    seconds = MARGIN * len(particles) * iterations * each_ms / 1e3 / cores
-    return max(0.25, math.ceil(4 * seconds / 3600) / 4)
+    size = (particles.optics[int(particles.optics_of[0])].box_px / 128) ** 2
+    classes = math.prod(int(each) for each in (_given(words, "--k", "-k", "--K") or "100").split("x"))
+    iterations = int(_given(words, "--iter") or ITERATIONS[words[0]])
+    if words[0] in ("align2d", "class2d"):
+        return _compared_s(len(particles) * iterations, size, classes)
+    seconds = MS_PER_NODE * size * classes * len(particles) * iterations / 1e3
+    if words[0] == "deep2d":
+        align_k, align_iter = (int(_given(words, f"--align-{name}") or 0) for name in ("k", "iter"))
+        seconds += _compared_s(len(particles) * (align_iter or ITERATIONS["align2d"]), size, align_k or 50)
+    return seconds
+
+
+def _compared_s(images: int, size: float, classes: int) -> float:
+    """Seconds to compare so many images of `size` times 128 px squared."""
+    return images * MS_PER_IMAGE * size * max(0.5, (classes / 50) ** 0.7) / 1e3
 
 
 def clock(hours: float) -> str:
