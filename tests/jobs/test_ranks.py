@@ -15,6 +15,7 @@ import pytest
 
 from jobs.runs import polarice, wait_for
 from jobs.sets import ParticleSet
+from polarice.bench import kills
 from polarice.bench.kills import SAME_AVERAGES, Campaign, ranks_in
 from polarice.cli import main
 from polarice.io.mrc import open_stack
@@ -190,6 +191,15 @@ def test_what_is_wrong_is_said_once(place):
     assert code != 0 and err.count("400 classes asked of 120 particles") == 1
 
 
+def test_ranks_that_mpi_does_not_find_are_no_job_of_one(place):
+    """As of srun without --mpi: every task would be alone, and do the whole job."""
+    tasks = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    words = [sys.executable, "-m", "polarice", *RUN.split()]
+    done = subprocess.run(words, cwd=place, env=os.environ | tasks, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not (place / "out").exists()
+    assert "2 ranks were started, and MPI knows of 1" in done.stderr and "srun --mpi=pmi2" in done.stderr
+
+
 def test_a_command_for_one_process_refuses_several(monkeypatch, capsys):
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setenv("PMI_SIZE", "2")
@@ -210,6 +220,7 @@ def test_a_dozen_kills_lose_nothing(alone, place):
 
 def test_the_command_leaves_figures_and_a_verdict(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kills, "_starter", lambda _, folder: lambda words, ranks: start(" ".join(words), folder, ranks))
     line = "bench kills --o out --kills 1 --ranks 2 --particles 60 --box 24 --k 2 --iter 2 --seed 3"
     assert polarice(line).code == 0
     told = json.loads((tmp_path / "out/kills.json").read_text())

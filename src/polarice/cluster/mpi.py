@@ -105,9 +105,14 @@ def _wait(request: Any) -> None:
 
 @contextmanager
 def joined_world(job: str, launch: Launch) -> Iterator[MPI]:
-    """All ranks, while the block runs; see `polarice.cluster.world`."""
+    """All ranks, while the block runs; see `polarice.cluster.world`. InputError where MPI does not find them all."""
     address = start_hub(job, launch.size) if launch.rank == 0 else None
     world = _loaded(launch)
+    if world.size != launch.size:
+        raise InputError(
+            f"{launch.size} ranks were started, and MPI knows of {world.size}: its library and what started them do "
+            "not speak the same language; try srun --mpi=pmi2 (srun --mpi=list names others), or mpirun of the same MPI"
+        )
     node: Any = world.Split_type(_shared())
     address = world.bcast(address)
     hosts = world.allgather(socket.gethostname())
