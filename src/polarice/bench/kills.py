@@ -77,8 +77,8 @@ class Campaign:
     def kills(self, count: int, compare: Callable[[Path], None]) -> list[Kill]:
         """Kill so often, going on each time; every run that comes to its end is handed to `compare`, and removed."""
         rng, found = random.Random(self.seed), list[Kill]()
-        out, done, words, ranks = self.folder / OUT, 0, self.words, self.ranks
-        while len(found) < count or words is not self.words:
+        out, done, words, ranks, whole = self.folder / OUT, 0, self.words, self.ranks, False
+        while len(found) < count or not whole:
             process = self.start(words, ranks)
             until = time.monotonic() + ENDED_S
             while len(ranks_in(self.folder)) < ranks and process.poll() is None and time.monotonic() < until:
@@ -100,6 +100,7 @@ class Campaign:
             over = process.returncode == 0 or "iterations are done" in said
             if not over and victim is None:
                 raise InputError(f"{self.folder}: a run failed that nobody killed: {said.strip()[-500:]}")
+            whole = over
             if not over and victim is not None:
                 named = f"error: rank {victim} on " in said
                 left = _left(self.folder)
