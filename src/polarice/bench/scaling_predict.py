@@ -111,7 +111,8 @@ def predicted(
     compute = [compute_s(work, each, network, rates.pack_s_per_byte) for each in nodes]
     total = [total_s(work, each, network, rates.pack_s_per_byte, rates.disks) for each in nodes]
     return {
-        "data": data.name, "cores": cores, "network": network.name, "volume_bytes": work.volume_bytes,
+        "data": data.name, "particles": data.particles, "cores": cores, "network": network.name,
+        "volume_bytes": work.volume_bytes,
         "nodes": nodes, "compute_s": compute, "total_s": total, "start_s": rates.start_s,
         "look_s": [look_s(work, each, rates.disks) for each in nodes],
         "compute_efficiency": efficiency(compute, nodes), "total_efficiency": efficiency(total, nodes),
