@@ -43,13 +43,12 @@ def _measured(times: Any, speed: Any, runs: list[dict[str, Any]]) -> None:
     devices = list(dict.fromkeys(each["device"] for each in runs))
     for device in devices:
         own = [each for each in runs if each["device"] == device]
-        ranks, beside = [each["ranks"] for each in own], f", {device}" if len(devices) > 1 else ""
+        ranks, style = [each["ranks"] for each in own], DEVICES[device]
+        beside = f", {device}" if len(devices) > 1 else ""
         for name, label, colour in (("total_s", "in all", ORANGE), ("compute_s", "compute", BLUE)):
             values = [each[name] for each in own]
-            times.plot(ranks, values, DEVICES[device], color=colour, label=label + beside)
-            speed.plot(
-                ranks, [values[0] / each for each in values], DEVICES[device], color=colour, label=label + beside
-            )
+            times.plot(ranks, values, style, color=colour, label=label + beside)
+            speed.plot(ranks, [values[0] / each for each in values], style, color=colour, label=label + beside)
     ranks = sorted({each["ranks"] for each in runs})
     speed.plot(ranks, ranks, "--", color="#999999", linewidth=1, label="ideal")
     times.set_ylabel("seconds")

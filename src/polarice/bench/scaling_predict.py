@@ -141,14 +141,14 @@ def told(found: Sequence[dict[str, Any]], largest: Sequence[dict[str, Any]], sta
         "efficiency", "100 nodes: compute", "1000 nodes: compute",
     )  # fmt: skip
     sizes = [
-        (each["data"], each["network"], f"up to {each['cores']} cores" if each["cores"] else "not even of one core")
+        (each["data"], each["network"], f"cores up to {each['cores']}" if each["cores"] else "not even one core")
         for each in largest
     ]
     asked = f"{100 * ASKED_COMPUTE:.0f} % in compute and {100 * ASKED_TOTAL:.0f} % in all on {ASKED_NODES} nodes"
     return [
         markdown(head, [_line(each) for each in found]).rstrip("\n"),
         f"{start_s:.1f} s of start and report are the same on any number of nodes. Nodes that reach {asked}:",
-        markdown(("predicted", "network", "nodes"), sizes).rstrip("\n"),
+        markdown(("predicted", "network", "of a node"), sizes).rstrip("\n"),
     ]
 
 
