@@ -24,7 +24,7 @@ def write_picture(path: Path, told: dict[str, Any], title: str) -> None:
     figure = Figure(figsize=(11, 3.5 * rows), layout="constrained")
     axes = figure.subplots(rows, 2).ravel()
     figure.suptitle(title, fontsize=11)
-    _measured(*axes[:2], told["runs"])
+    _measured(axes[0], axes[1], told["runs"])
     if rows == 2:
         _predicted(axes[2], told["predicted"], "compute", 0.95)
         _predicted(axes[3], told["predicted"], "total", 0.90)
