@@ -29,6 +29,7 @@ PACKET_BYTES = 9000
 QUEUE_S = 0.1  # a packet that would wait longer is dropped, as switches do
 PROGRAMS = ("ip", "unshare", "nsenter", "hostname")
 OVER_TCP = ("-genv", "MPIR_CVAR_CH4_NETMOD", "ofi", "-genv", "FI_PROVIDER", "tcp")  # no other network is seen there
+APART = ("unshare", "--pid", "--mount-proc", "--fork", "--kill-child")
 ENTER = ("nsenter", "--net", "--uts", "--target")
 ON_NODE = """#!/bin/sh
 # what ssh would do: [options] HOST COMMAND ...
@@ -50,14 +51,16 @@ def missing() -> str:
         return "MPICH's mpiexec.hydra is not beside this Python; pip install 'polarice[mpi]'"
     if absent:
         return f"{', '.join(absent)} not found; they belong to iproute2 and util-linux"
-    return "" if os.access(TUN, os.W_OK) else f"{TUN} is not there, or may not be used"
+    if not os.access(TUN, os.W_OK):
+        return f"{TUN} is not there, or may not be used"
+    tried = subprocess.run([*APART, "true"], capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"namespaces may not be made here ({tried.stderr.strip()})"
 
 
 @contextmanager
 def two_nodes(bytes_per_s: float, latency_s: float, folder: Path) -> Iterator[list[str]]:
     """Words that start a rank on each of two nodes, which are there while the block runs; `folder` holds a script."""
-    words = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child", sys.executable, "-I", "-S", __file__]
-    words += [f"{bytes_per_s:g}", f"{latency_s:g}"]
+    words = [*APART, sys.executable, "-I", "-S", __file__, f"{bytes_per_s:g}", f"{latency_s:g}"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as line:
         assert line.stdin is not None and line.stdout is not None
         nodes = line.stdout.readline().split()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from polarice.bench import scaling_links, scaling_predict
+from polarice.bench import link, scaling_links, scaling_predict
 from polarice.bench.folder import heading, make_folder, simulated, write_json, write_text
 from polarice.bench.results import markdown
 from polarice.bench.scaling_model import (
@@ -176,6 +176,8 @@ def _write(params: Params, told: dict[str, Any]) -> None:
         )
     if told["links"]:
         text.append(scaling_links.told(told["links"]))
+    elif params.links:
+        text.append(f"Networks were not measured: {link.missing()}.")
     if told["predicted"]:
         text += scaling_predict.told(told["predicted"], told["largest_node"], told["start_s"])
     page = "\n\n".join(text)
