@@ -237,8 +237,8 @@ def end(report: MicrographReport) -> None:
     """Write the report, and tell on the screen what was done."""
     from polarice.jobs.report.micrographs import write_micrograph_report
 
-    numbers = [*report.numbers, *items_of_last_run(report.params.o).lines()]
-    write_micrograph_report(report.params.o, replace(report, numbers=numbers))
+    usage = items_of_last_run(report.params.o).lines()
+    write_micrograph_report(report.params.o, replace(report, usage=usage))
     tell(report.outcomes, report.params.o, report.what)
 
 

@@ -38,6 +38,7 @@ class MicrographReport:
     text: Sequence[str] = ()  # what the thumbnails and figures show, a paragraph each
     numbers: Sequence[tuple[str, str]] = ()  # (what, value), beside those that every job has
     pictures: Sequence[Picture] = ()  # the job's own charts
+    usage: Sequence[tuple[str, str]] = ()  # (what, figure): what the run took
 
 
 def write_micrograph_report(folder: str | os.PathLike[str], report: MicrographReport) -> Path:
@@ -50,9 +51,10 @@ def write_micrograph_report(folder: str | os.PathLike[str], report: MicrographRe
         Chapter("Figures", pictures=[*report.pictures, *_charts(done)], tables=[table] if done else []),
         _left_out(report, left_out),
         _remarks(done),
+        Chapter("What it took", tables=[_pairs(report.usage)] if report.usage else []),
         Chapter("Parameters", tables=[_parameters(report.params)]),
         Chapter("Run again", commands=[("The same again does what is missing or has changed:", _command(report))]),
-        Chapter("Versions", tables=[Rows(("", ""), [(name, ("v", text)) for name, text in versions().items()])]),
+        Chapter("Versions", tables=[_pairs(list(versions().items()))]),
     ]
     chapters = [each for each in chapters if each.text or each.numbers or each.tables or each.commands]
     subtitle = f"{len(done):,} of {len(report.items):,} {report.what}"
@@ -82,6 +84,11 @@ def figure_png(figure: Figure) -> bytes:
 
 
 Pairs = Sequence[tuple[Item, Outcome]]
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> Rows:
+    """A table of names and what they stand for."""
+    return Rows(("", ""), [(name, ("v", text)) for name, text in pairs])
 
 
 def _numbers(report: MicrographReport, done: int) -> list[tuple[str, str]]:
