@@ -12,9 +12,10 @@ from align.phantoms import Blobs, ctf_parameters, particle_images
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.store import Room
+from polarice.references.growth import pca_start
 from polarice.references.latent import LatentGrid
 from polarice.references.manifold import Manifold, ManifoldPrior
-from polarice.references.mapping import MapState, Placement, Plan, expected, fit, pca_start
+from polarice.references.mapping import MapState, Placement, Plan, expected, fit
 from polarice.references.posed import PosedImages
 from polarice.references.refine import Freedom, refined
 from polarice.types import Pose2D

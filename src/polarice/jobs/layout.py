@@ -26,6 +26,7 @@ SLACK_PX = 1.0  # images are cut at whole pixels and moved the rest of the way
 SUBSET_IMAGES = 4000  # that the principal components are taken from
 BATCH = (256, 4096)  # images that meet the nodes at once, least and most
 FRAME_IMAGES = 300  # of each class, whose average brings it into register
+EVENNESS = 1.5  # equal shares that every node's weight is granted: learned alone, weights settle on a few nodes
 RANDOM_LABELS = 50  # averages of random images that a random start is laid out by
 
 
@@ -61,7 +62,7 @@ def plan_of(posed: PosedImages, params: Any) -> Plan:
     room = 8 * batch_bytes(params, posed.basis.device, 1)
     batch = int(np.clip(room // each, *BATCH))
     freedom = Freedom(params.refine_psi, params.refine_shift) if params.refine_poses else None
-    return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge), batch, freedom)
+    return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge, evenness=EVENNESS), batch, freedom)
 
 
 def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> MapState:
@@ -145,8 +146,8 @@ def _write_frames(path: Path, classes: np.ndarray, frames: Frames, pixel_A: floa
 def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, params: Any) -> tuple[Manifold, int]:
     """The map as --start says, and on how many rings its iterations begin."""
     from polarice.align.images import Clock
+    from polarice.references.growth import pca_start, unseen_rank
     from polarice.references.manifold import first_rings
-    from polarice.references.mapping import pca_start
     from polarice.references.plain import PlainAverages
     from polarice.references.starts import from_averages
 
@@ -154,7 +155,14 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     if params.start == "pca":
         some = np.sort(rng.permutation(len(posed))[: posed.comm.once(lambda: _subset(posed, params))])
         subset = posed.subset(posed.rows[some], pose, Clock())
-        return pca_start(empty, subset, posed.even, plan.prior, params.seed, posed.comm), posed.basis.r_max
+        model = pca_start(empty, subset, posed.even, plan.prior, params.seed, posed.comm)
+        how = (len(posed), params.seed)
+        rank = (
+            params.rank
+            if params.rank is not None
+            else unseen_rank(empty, subset, posed.even, plan.prior, how, posed.comm)
+        )
+        return model.cut(rank) if rank else model, posed.basis.r_max
     label = pose.class_of
     if params.start == "random":
         label = rng.integers(0, min(RANDOM_LABELS, max(2, len(posed) // 20)), len(label)).astype(np.int32)

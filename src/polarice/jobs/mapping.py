@@ -233,7 +233,7 @@ def class_model(turn: MapTurn, pictures: Pictures, pixel_A: float) -> ClassModel
     if ssnr is None:
         ssnr = smooth_ssnr(model.ring_power.double() / basis.n_theta, model.error(turn.sums))
     box = basis.box_px
-    prior = model.grid.squares[:, None] * model.tau2
+    prior = model.grid.squares[:, None] * model.tau2 * model.freedom
     return replace(
         _outline(turn),
         averages=pictures.averages,
@@ -272,7 +272,7 @@ def _outline(turn: MapTurn) -> ClassModel:
     nothing = np.zeros((k, shells))
     return ClassModel(
         averages=np.zeros((k, 0, 0), np.float32),
-        weights=model.weights.cpu().numpy(),
+        weights=(turn.sums.node_weight / turn.sums.node_weight.sum()).cpu().numpy(),
         noise_power=model.noise_power.cpu().numpy(),
         signal_power=nothing,
         ssnr=nothing,
@@ -323,7 +323,7 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
     figure = latent.occupancy(shape, counts, state.placement.latent_mean)
     shown = charts.png(figure)
     _write_bytes(params.o / "report_map.png", shown)
-    points = path_points(state.model, params.frames)
+    points = path_points(state.model, counts / max(counts.sum(), 1), params.frames)
     frames = images_at(state.model, points).cpu().numpy()
     write_stack(root.with_name(f"{root.name}_path.mrcs"), frames, model.pixel_size_A)
     latent.write_movie(root.with_name(f"{root.name}_path.gif"), frames, radius_px)

@@ -44,6 +44,10 @@ class MapJob(ParticleJob):
     threshold: float = option(
         0.0, "with --average hard: of the particles that have their node with this probability", low=0, high=1
     )
+    rank: int | None = option(
+        None, "ways in which averages may differ from their mean, 0 for any; as many as unseen images confirm",
+        low=0, high=10_000,
+    )  # fmt: skip
     tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
     frames: int = option(60, "frames of the movie along the map", low=2, high=10_000)
     write_every: int = option(10, "write RELION's files every so many iterations, and at the end", low=1, high=999)

@@ -32,10 +32,12 @@ from polarice.align.expect import SIGNIFICANT, References
 from polarice.align.polar import PolarBasis
 from polarice.align.sums import Additive
 from polarice.cluster import SERIAL, Comm
+from polarice.references import subspace
 from polarice.references.aligned import AlignedImages, Triangle, power_vectors
 from polarice.references.banded import Factors
 from polarice.references.latent import LatentGrid
 from polarice.references.noise import noise_left
+from polarice.references.subspace import Rows, Weighted
 
 RING_BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of systems that are factored at once
 ERROR_BLOCK = 512  # nodes whose errors are computed at once
@@ -53,6 +55,11 @@ class ManifoldPrior:
     tau2_fudge: float = 1.0  # variances of the coefficients are taken to be so many times what the data speak for
     learn_tau2: bool = True
     pseudo_count: float = 0.1  # images that every node's weight is granted
+    evenness: float = 0.0  # and so many times an equal share of all images
+
+    def granted(self, images: Tensor, k: int) -> Tensor:
+        """() images that each of k nodes' weights is granted beyond its own."""
+        return self.pseudo_count + self.evenness * images / k
 
 
 def first_rings(basis: PolarBasis) -> int:
@@ -199,6 +206,7 @@ class Manifold:
     tau2: Tensor  # (ring,) float64, the prior's variance of a coefficient's field
     noise_power: Tensor  # (G, shell) float64, shells 0 .. N // 2
     mask_fraction: float
+    rank: int = 0  # of the coefficients beside the constant's: images differ in so many ways (`subspace`); 0: in all
 
     @staticmethod
     def empty(basis: PolarBasis, grid: LatentGrid, noise_power: Tensor, mask_fraction: float) -> Manifold:
@@ -261,16 +269,13 @@ class Manifold:
         )
 
     def maximize(self, sums: NodeSums, prior: ManifoldPrior, comm: Comm = SERIAL) -> Manifold:
-        """The model that the sums (of all ranks) speak for; every rank solves some rings, and gets all."""
-        solved = self._solved(sums, comm)
-        model = replace(
-            self,
-            coefficients=solved.coefficients,
-            weights=(sums.node_weight.double() + prior.pseudo_count)
-            / (sums.node_weight.double().sum() + self.grid.k * prior.pseudo_count),
-        )
+        """The model that the sums (of all ranks) speak for; every rank solves some rings of a free map, and gets all."""
+        solved = self._solved(sums, comm) if self.rank == 0 else self._improved(sums)
+        count = sums.node_weight.double()
+        count = count + prior.granted(count.sum(), self.grid.k)
+        model = replace(self, coefficients=solved.coefficients, weights=count / count.sum())
         noise_power = model._noise(sums, solved.product)
-        tau2 = _smooth(prior.tau2_fudge * (model._coefficient_power() + solved.spread))
+        tau2 = _smooth(prior.tau2_fudge * (model._coefficient_power() + solved.spread) / self.freedom)
         return model._with(noise_power, tau2 if prior.learn_tau2 else self.tau2)
 
     def log_posterior(self, sums: NodeSums, prior: ManifoldPrior) -> float:
@@ -286,7 +291,8 @@ class Manifold:
         power = (numbers * sums.image_power / noise).sum()
         normal = (sums.group_count[:, None] * self.mask_fraction * numbers * noise.log()).sum()
         strength = self._penalty * self._coefficient_power() * (self.grid.m - 1) * self.basis.n_theta
-        weights = prior.pseudo_count * self.weights.clamp_min(1e-30).log().sum()
+        granted = prior.granted(sums.group_count.sum(), self.grid.k)
+        weights = granted * self.weights.clamp_min(1e-30).log().sum()
         return float(sums.log_likelihood - power - normal - 0.5 * strength.sum() + weights)
 
     def error(self, sums: NodeSums) -> Tensor:
@@ -294,12 +300,15 @@ class Manifold:
 
         A node's field squared over it is its signal-to-noise ratio; for files and pictures, not for the iterations.
         """
+        unit = self.mask_fraction * self.basis.weight.double()
+        if self.rank:
+            return subspace.variance(self.grid, self._seen(sums), self._rows) * unit
         found = torch.empty(self.grid.k, self.basis.r_max, dtype=torch.float64, device=self.basis.device)
         for block, factors in self._factors(sums, ERROR_BLOCK):
             for nodes, variance in zip(self.grid.nodes.split(ERROR_BLOCK), found.split(ERROR_BLOCK), strict=True):
                 half = factors.half(self.grid.at(nodes).T.expand(block.stop - block.start, -1, -1))
                 variance[:, block] = half.square_().sum(dim=1).T
-        return found * (self.mask_fraction * self.basis.weight.double())
+        return found * unit
 
     def on(self, basis: PolarBasis) -> Manifold:
         """The same map on another basis of the same box: rings are cut, or filled with nothing and held as the last."""
@@ -309,6 +318,38 @@ class Manifold:
         harmonics[:, :rings, :n_q] = old * (basis.n_theta / self.basis.n_theta)
         tau2 = torch.cat([self.tau2[:rings], self.tau2[rings - 1 : rings].expand(basis.r_max - rings)])
         return replace(self, basis=basis, coefficients=Triangle(basis).vectors(harmonics), tau2=tau2)
+
+    def cut(self, rank: int) -> Manifold:
+        """The map with what varies most over it, in `rank` ways, which stays its rank; ValueError below 1."""
+        if rank < 1:
+            raise ValueError(f"a map varies in at least one way, not in {rank}")
+        rank = min(rank, self.grid.m - 1)
+        rows = Rows.of(self.coefficients, rank, self._telling)
+        return replace(self, coefficients=rows.coefficients, rank=rank)
+
+    @property
+    def freedom(self) -> float:
+        """Which share of the Gaussians' coefficients is free along one harmonic: what the prior's variance is of."""
+        return self.rank / (self.grid.m - 1) if self.rank else 1.0
+
+    @property
+    def _telling(self) -> Tensor:
+        """(d,) how much a number of an image tells, by the noise."""
+        return self.scale.mean(dim=0)[self.triangle.ring_of]
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows.of(self.coefficients, self.rank, self._telling)
+
+    def _seen(self, sums: NodeSums) -> Weighted:
+        round_power = sums.denominator[..., 0].double() / math.sqrt(self.basis.n_theta)
+        return Weighted(sums.numerator.double(), round_power, self._penalty)
+
+    def _improved(self, sums: NodeSums) -> _Solution:
+        """Better coefficients of the same rank; not the best, yet the penalised log likelihood does not fall."""
+        rows, variance, product = subspace.improved(self.grid, self.triangle, self._seen(sums), self._rows)
+        spread = self.mask_fraction * self.basis.weight.double() * variance
+        return _Solution(rows.coefficients, spread, product)
 
     @property
     def _penalty(self) -> Tensor:

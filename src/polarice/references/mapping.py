@@ -1,10 +1,9 @@
-"""The loop of a manifold: expect, sum, maximize, yield; and where it begins."""
+"""The loop of a manifold: expect, sum, maximize, yield."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,27 +11,19 @@ import torch
 
 from polarice.align.images import Clock
 from polarice.align.loop import changes
-from polarice.cluster import SERIAL, Comm
-from polarice.references.aligned import AlignedImages
-from polarice.references.latent import LatentGrid
 from polarice.references.manifold import (
     Manifold,
     ManifoldPrior,
     NodePosterior,
     NodeSums,
     expect_nodes,
-    first_rings,
     ring_ramp,
 )
 from polarice.references.posed import PosedImages
 from polarice.references.refine import Freedom, refined
-from polarice.references.starts import from_coarser, from_pca
 from polarice.types import Assignment, Pose2D
 
 FIRST_REFINED, REFINED_EVERY = 0.3, 2  # share of the iterations after which poses may move, and how often
-COARSER = 3  # a grid has so many times the nodes of the coarser one that it starts from
-LEAST_COARSE, MOST_COARSE = 10, 250  # nodes of the coarser grids
-TRIAL_ITERATIONS, FINER_ITERATIONS = 15, 8
 
 
 @dataclass(frozen=True)
@@ -172,72 +163,3 @@ def expected(
             total = comm.sum(total.light()).double()
             rows, posterior = comm.join((rows, posterior))
     return before.put(rows, posterior), total
-
-
-def pca_start(
-    empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, seed: int, comm: Comm = SERIAL
-) -> Manifold:
-    """A map that grew out of coarser ones, the coarsest laid out over principal components of some images.
-
-    Components of few rings leave fine differences out, those of many fold a long path. So several are tried: the
-    coarsest map that ends with the highest log posterior goes on to the next finer grid. Raises ValueError where the
-    images do not differ. Every rank gives images of its own, and gets the same map.
-    """
-    coarsest, *finer = _coarser(empty.grid)
-    some = _Some(images, even, prior, comm)
-    model = max((_trial(_on(empty, coarsest), some, how) for how in _candidates(empty, seed)), key=_first)[1]
-    for grid in finer:
-        model = some.fitted(from_coarser(_on(empty, grid), model), [None] * FINER_ITERATIONS)
-    return model if model.grid.shape == empty.grid.shape else from_coarser(empty, model)
-
-
-def _first(trial: tuple[float, Manifold]) -> float:
-    return trial[0]
-
-
-def _candidates(empty: Manifold, seed: int) -> list[tuple[int, int]]:
-    """Numbers of rings from the fewest to a third of all, doubled each time; each with the seed."""
-    first, last = first_rings(empty.basis), max(first_rings(empty.basis), empty.basis.r_max // 3)
-    return [(first * 2**i, seed) for i in range(1 + int(math.log2(last / first)))]
-
-
-def _coarser(grid: LatentGrid) -> list[LatentGrid]:
-    """Grids of the same axes and proportions, each of COARSER times as many nodes as the one before, up to this one.
-
-    Of those finer than MOST_COARSE nodes none but the last is worth its time.
-    """
-    axes = sum(n > 1 for n in grid.shape)
-    counts = [grid.k / COARSER ** (i + 1) for i in range(20)]
-    counts = [k for k in counts if LEAST_COARSE <= k <= MOST_COARSE] or [min(grid.k, MOST_COARSE)]
-    shapes = [[max(min(n, 2), round(n * (k / grid.k) ** (1 / axes))) for n in grid.shape] for k in counts[::-1]]
-    return [LatentGrid.of(shape, device=grid.device) for shape in shapes]
-
-
-def _on(empty: Manifold, grid: LatentGrid) -> Manifold:
-    return Manifold.empty(empty.basis, grid, empty.noise_power, empty.mask_fraction)
-
-
-def _trial(empty: Manifold, some: _Some, how: tuple[int, int]) -> tuple[float, Manifold]:
-    """Log posterior after some iterations that began on `first` rings, and the map; how = (first, seed)."""
-    first, seed = how
-    start = from_pca(empty, some.images, first, seed, some.comm)
-    model = some.fitted(start, ring_ramp(empty.basis, TRIAL_ITERATIONS, first))
-    return model.log_posterior(some.sums(model, None), some.prior), model
-
-
-@dataclass(frozen=True)
-class _Some:
-    """Images that fit in memory, of all ranks, and what maps are fitted to them by."""
-
-    images: AlignedImages
-    even: int
-    prior: ManifoldPrior
-    comm: Comm
-
-    def fitted(self, model: Manifold, ramp: Sequence[int | None]) -> Manifold:
-        for rings in ramp:
-            model = model.maximize(self.sums(model, rings), self.prior)
-        return model
-
-    def sums(self, model: Manifold, rings: int | None) -> NodeSums:
-        return self.comm.sum(expect_nodes(model.triangle, model.nodes(self.even), self.images, rings)[1])

@@ -17,15 +17,16 @@ OCCUPIED = 0.2  # of an equal share: nodes with less are a detour
 DETOUR = 10.0  # a step onto a node that is not occupied counts so many times
 
 
-def path_points(model: Manifold, frames: int) -> np.ndarray:
-    """(frame, axis) points on the latent grid, evenly far apart by what changes in the images.
+def path_points(model: Manifold, share: np.ndarray, frames: int) -> np.ndarray:
+    """(frame, axis) points on the latent grid, evenly far apart by what changes in the images; share (K,) of the
+    particles.
 
     The way is the shortest between the two occupied nodes that are farthest apart; steps go to neighbours on the grid
     (diagonals too) and are as long as the difference of the two images, weighted by the noise.
     """
-    occupied = (model.weights * model.grid.k >= OCCUPIED).cpu().numpy()
+    occupied = share * model.grid.k >= OCCUPIED
     steps = _steps(model, occupied)
-    fullest = int(model.weights.argmax())
+    fullest = int(share.argmax())
     one_end = _farthest(dijkstra(steps, indices=fullest), occupied)
     length, before = dijkstra(steps, indices=one_end, return_predecessors=True)
     way = [_farthest(length, occupied)]
