@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from polarice.bench import programs
@@ -43,7 +44,8 @@ class Params:
     relion: bool = option(True, "run relion_refine --skip_align too, where it is on PATH")
     arc: bool = option(True, "also views of the bundled ribosome along an arc: does the map keep their order?")
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
-    seed: int = option(1, "seed of everything random", low=0)
+    seed: int = option(1, "seed of everything random; of the first of --seeds", low=0)
+    seeds: int = option(1, "repeat everything with so many seeds, and state medians", low=1, high=100)
 
 
 def run(params: Params) -> None:
@@ -57,14 +59,32 @@ def run(params: Params) -> None:
     make_folder(params.o, empty=False)
     where = machine(Place(params.threads or cores()))
     found: list[dict[str, Any]] = []
+    for seed in range(params.seed, params.seed + params.seeds):
+        once = replace(params, seed=seed, o=params.o / f"seed{seed}" if params.seeds > 1 else params.o)
+        for row in _one_seed(once):
+            found.append({"seed": seed, **row})
+            print(f"seed {seed}  {_told(row)}", flush=True)
+            _write(params, where, found)
+
+
+def _one_seed(params: Params) -> Iterator[dict[str, Any]]:
     for snr in params.snr:
-        for row in discrete(params, snr):
-            found.append(row)
-            print(_told(row), flush=True)
+        yield from discrete(params, snr)
         if params.arc:
-            found.append(arc(params, snr))
-            print(_told(found[-1]), flush=True)
-        _write(params, where, found)
+            yield arc(params, snr)
+
+
+def medians(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each method and SNR, in their order: the median over the seeds of every number."""
+    rows: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for row in found:
+        rows.setdefault((row["snr"], row["method"]), []).append(row)
+    named = ("method", "snr", "seed")
+    return [
+        {"method": method, "snr": snr, "seeds": len(several)}
+        | {name: median(row[name] for row in several) for name in several[0] if name not in named}
+        for (snr, method), several in rows.items()
+    ]
 
 
 def discrete(params: Params, snr: float) -> Iterator[dict[str, Any]]:
@@ -209,7 +229,7 @@ HEAD = ("SNR", "method", "purity", "adjusted Rand index", "rank correlation", "c
 def cells(row: dict[str, Any]) -> list[str]:
     return [
         f"{row['snr']:g}", row["method"], number(row.get("purity"), ".3f"), number(row.get("ari"), ".3f"),
-        number(row.get("rank_correlation"), ".3f"), str(row["classes"]), number(row["seconds"], ".1f"),
+        number(row.get("rank_correlation"), ".3f"), f"{row['classes']:g}", number(row["seconds"], ".1f"),
     ]  # fmt: skip
 
 
@@ -219,9 +239,11 @@ def _told(row: dict[str, Any]) -> str:
 
 def _write(params: Params, where: dict[str, Any], found: list[dict[str, Any]]) -> None:
     command = command_line("bench sml", params)
-    table = markdown(HEAD, [cells(row) for row in found])
-    write_json(
-        params.o / "sml.json", {"command": command, "parameters": as_dict(params), "machine": where, "rows": found}
-    )
+    middle = medians(found)
+    table = markdown(HEAD, [cells(row) for row in middle])
+    kept = {"command": command, "parameters": as_dict(params), "machine": where, "medians": middle, "rows": found}
+    write_json(params.o / "sml.json", kept)
     title = f"States parted: {len(params.inputs)} from {params.views} views, {params.particles} particles"
+    if params.seeds > 1:
+        title += f", medians of {params.seeds} seeds"
     write_text(params.o / "sml.md", f"{heading(title, where)}\n{table}\n    {command}\n")

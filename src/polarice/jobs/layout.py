@@ -17,6 +17,7 @@ from polarice.types import InputError, Pose2D
 if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
     from polarice.align.polar import PolarBasis
+    from polarice.references.aligned import AlignedImages
     from polarice.references.manifold import Manifold
     from polarice.references.mapping import MapState, Plan
     from polarice.references.posed import PosedImages
@@ -146,7 +147,6 @@ def _write_frames(path: Path, classes: np.ndarray, frames: Frames, pixel_A: floa
 def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, params: Any) -> tuple[Manifold, int]:
     """The map as --start says, and on how many rings its iterations begin."""
     from polarice.align.images import Clock
-    from polarice.references.growth import pca_start, unseen_rank
     from polarice.references.manifold import first_rings
     from polarice.references.plain import PlainAverages
     from polarice.references.starts import from_averages
@@ -154,15 +154,7 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     rng = np.random.default_rng([params.seed, 3])
     if params.start == "pca":
         some = np.sort(rng.permutation(len(posed))[: posed.comm.once(lambda: _subset(posed, params))])
-        subset = posed.subset(posed.rows[some], pose, Clock())
-        model = pca_start(empty, subset, posed.even, plan.prior, params.seed, posed.comm)
-        how = (len(posed), params.seed)
-        rank = (
-            params.rank
-            if params.rank is not None
-            else unseen_rank(empty, subset, posed.even, plan.prior, how, posed.comm)
-        )
-        return model.cut(rank) if rank else model, posed.basis.r_max
+        return _grown(empty, posed, posed.subset(posed.rows[some], pose, Clock()), plan, params), posed.basis.r_max
     label = pose.class_of
     if params.start == "random":
         label = rng.integers(0, min(RANDOM_LABELS, max(2, len(posed) // 20)), len(label)).astype(np.int32)
@@ -177,6 +169,19 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     field = empty.triangle.field(plain.vector[used].float())
     weights = empty.weights.new_tensor(plain.count[used] / plain.count.sum())
     return from_averages(empty, field, weights), first_rings(empty.basis)
+
+
+def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Plan, params: Any) -> Manifold:
+    """A map that grew on a subset of the images, and varies in as many ways as --rank says or unseen images confirm."""
+    from polarice.references.growth import pca_start, unseen_rank
+
+    how = (subset, posed.even, plan.prior, params.seed, posed.comm)
+    rank = params.rank if params.rank is not None else unseen_rank(empty, len(posed), *how)
+    model = pca_start(empty, *how)
+    if posed.comm.rank == 0:
+        ways = f"{rank} ways, as images that it had not seen say" if params.rank is None else f"{rank} ways"
+        print(f"the map varies in {ways if rank else 'all ways'}", file=sys.stderr)
+    return model.cut(rank) if rank else model
 
 
 def _subset(posed: PosedImages, params: Any) -> int:

@@ -40,15 +40,20 @@ def pca_start(
 
 
 def unseen_rank(
-    empty: Manifold, images: AlignedImages, even: int, prior: ManifoldPrior, how: tuple[int, int], comm: Comm = SERIAL
+    empty: Manifold,
+    many: int,
+    images: AlignedImages,
+    even: int,
+    prior: ManifoldPrior,
+    seed: int,
+    comm: Comm = SERIAL,
 ) -> int:
-    """In how many ways a map should vary: 0 for as many as it can, or too few images to tell; how = (all images, seed).
+    """In how many ways a map should vary: 0 for as many as it can, or too few images to tell; many: all images.
 
     A map of three quarters of some images is cut to one rank after another; the one under which the others are most
-    likely is taken, or the lowest that is no worse by more than its standard error. Of more images than these, more can be learnt: what can be told from noise grows at the most as
-    their root (eigenvalues of covariances: Baik, Ben Arous and Peche, Ann. Probab. 33, 1643, 2005).
+    likely is taken, or the lowest that is no worse by more than its standard error (Breiman et al., Classification and
+    Regression Trees, 1984). More images than these can tell more from noise: the rank is taken to grow as their root.
     """
-    many, seed = how
     place = torch.arange(len(images), device=empty.basis.device)
     unseen = _Some(images.take(place % UNSEEN_EVERY == 0), even, prior, comm)
     n = comm.sum(len(images))

@@ -87,6 +87,7 @@ class Nodes:
     log_weight: Tensor  # (K,)
     scale: Tensor  # (G, ring) w / sigma^2
     place: Tensor  # (K, axis) on the latent grid
+    product: tuple[Tensor, Tensor] | None = None  # (K, a), (a, d): factors of `vector`, where they are thin
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class NodeSums(Additive):
 def log_weights(triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None) -> Tensor:
     """log p(i, k) up to the image's own power, on the first `rings` (all): (image, K) float32.
 
-    One large matrix product and a small one.
+    One large matrix product and a small one; where nodes have thin factors, small ones only.
     """
     rings = triangle.basis.r_max if rings is None else min(rings, triangle.basis.r_max)
     kept = int(triangle.bounds[rings])
@@ -135,12 +136,15 @@ def log_weights(triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: 
     each = scale[:, triangle.ring_of[:kept]]
     power = (images.ctf_power[:, :rings] * scale[..., None]).flatten(1)
     weights = power @ nodes.power[:, :rings].flatten(1).T
-    data, vector = images.vector[:, :kept], nodes.vector[:, :kept]
+    data = images.vector[:, :kept]
+    right = (nodes.vector if nodes.product is None else nodes.product[1])[:, :kept]
     if len(scale) == 1:
-        vector = vector * each
+        right = right * each
     else:
         data = data * each
-    return torch.addmm(weights, data, vector.T, beta=-0.5).add_(nodes.log_weight)
+    if nodes.product is not None:
+        data, right = data @ right.T, nodes.product[0]
+    return torch.addmm(weights, data, right.T, beta=-0.5).add_(nodes.log_weight)
 
 
 def expect_nodes(
@@ -257,6 +261,7 @@ class Manifold:
             log_weight=self.weights.log().float(),
             scale=self.scale.float(),
             place=self.grid.nodes,
+            product=self._rows.nodes(self.grid) if 0 < self.rank < self.grid.k // 2 else None,
         )
 
     def references(self, even_harmonics: int) -> References:

@@ -53,6 +53,10 @@ class Rows:
         found[0] += self.mean
         return found
 
+    def nodes(self, grid: LatentGrid) -> tuple[Tensor, Tensor]:
+        """(K, 1 + rank) and (1 + rank, d) float32 whose product is the nodes' images."""
+        return _design(grid, self.amplitudes).float(), torch.cat([self.mean[None], self.rows]).float()
+
     @staticmethod
     def of(coefficients: Tensor, rank: int, weight: Tensor) -> Rows:
         """Coefficients (M, d) cut to a rank: what is kept are the main directions under the weights (d,)."""
@@ -83,12 +87,17 @@ def variance(grid: LatentGrid, seen: Weighted, of: Rows) -> Tensor:
     return torch.linalg.solve_triangular(factors, design.T, upper=False).square().sum(dim=1).T
 
 
-def _systems(grid: LatentGrid, seen: Weighted, amplitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(K, 1 + rank) Z, (1 + rank, 1 + rank) A' I' A, and the Cholesky factors of the second step's systems, by ring."""
+def _design(grid: LatentGrid, amplitudes: Tensor) -> Tensor:
+    """(K, 1 + rank) Z."""
     constant = amplitudes.new_zeros(grid.m, 1)
     constant[0] = 1
-    design = grid.images(torch.cat([constant, amplitudes], dim=1))
-    held = torch.block_diag(constant.new_zeros(1, 1), amplitudes[1:].T @ amplitudes[1:])
+    return grid.images(torch.cat([constant, amplitudes], dim=1))
+
+
+def _systems(grid: LatentGrid, seen: Weighted, amplitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(K, 1 + rank) Z, (1 + rank, 1 + rank) A' I' A, and the Cholesky factors of the second step's systems, by ring."""
+    design = _design(grid, amplitudes)
+    held = torch.block_diag(design.new_zeros(1, 1), amplitudes[1:].T @ amplitudes[1:])
     systems = torch.einsum("ka,kr,kb->rab", design, seen.power, design) + seen.penalty[:, None, None] * held
     least = 1e-12 * systems.diagonal(dim1=1, dim2=2).mean(dim=1)
     return design, held, torch.linalg.cholesky(systems + least[:, None, None] * torch.eye(len(held)).to(held))

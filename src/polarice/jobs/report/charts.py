@@ -295,6 +295,6 @@ def _from_zero(*axes: Axes) -> None:
 
 
 def _legend(axis: Axes) -> None:
-    legend = axis.legend(fontsize=7.5, frameon=False)
+    legend = axis.legend(fontsize=7.5, frameon=False, loc="upper right")  # "best" looks at every point of every line
     for text in legend.get_texts():
         text.set_color(INK)

@@ -1,0 +1,138 @@
+"""Maps of few ways of varying, against systems written out in full, and against images that were not seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from align.phantoms import Blobs
+from polarice.references import subspace
+from polarice.references.aligned import AlignedImages
+from polarice.references.growth import pca_start, unseen_rank
+from polarice.references.manifold import Manifold, ManifoldPrior, log_weights
+from polarice.references.starts import from_pca
+from polarice.simulate.score import adjusted_rand_index
+from references.maps import PosedSet, expected, on_arc, posed_set, problem
+
+FIXED = ManifoldPrior(learn_tau2=False, evenness=1.5)
+
+
+def arc_set(shape: int | tuple[int, ...], n: int = 150, noise_sd: float = 1.0, astigmatism_A: float = 0.0) -> PosedSet:
+    rng = np.random.default_rng(0)
+    return posed_set([on_arc(t) for t in rng.uniform(0, 1, n)], shape, noise_sd, astigmatism_A)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_both_steps_solve_the_equations_written_out(rank):
+    """Amplitudes: one dense system of all functions and rows; rows: one for each number of an image."""
+    where = arc_set((15,), n=40)
+    model = from_pca(where.empty, where.aligned)
+    model = model.maximize(expected(model, where.aligned)[1], ManifoldPrior()).cut(rank)
+    _, sums = expected(model, where.aligned)
+    seen, old, grid = model._seen(sums), model._rows, model.grid
+    new, variance, product = subspace.improved(grid, model.triangle, seen, old)
+
+    phi, of = grid.phi, model.triangle.ring_of
+    power, penalty = seen.power[:, of], seen.penalty[of]
+    held = torch.ones(grid.m, dtype=torch.float64)
+    held[0] = 0
+    system = torch.einsum("km,kd,kn,ad,bd->manb", phi, power, phi, old.rows, old.rows)
+    system += torch.einsum("mn,d,ad,bd->manb", torch.diag(held), penalty, old.rows, old.rows)
+    right = phi.T @ (seen.numerator - power * old.mean) @ old.rows.T
+    truth = torch.linalg.solve(system.reshape(grid.m * rank, -1), right.reshape(-1)).view(grid.m, rank)
+    assert (phi @ (new.amplitudes - truth)).abs().max() < 1e-3 * (phi @ truth).abs().max()
+
+    design = torch.cat([torch.ones(grid.k, 1, dtype=torch.float64), phi @ new.amplitudes], dim=1)
+    tied = torch.block_diag(torch.zeros(1, 1, dtype=torch.float64), new.amplitudes[1:].T @ new.amplitudes[1:])
+    systems = torch.einsum("ka,kd,kb->dab", design, power, design) + penalty[:, None, None] * tied
+    rows = torch.linalg.solve(systems, (design.T @ seen.numerator).T)
+    found = torch.cat([new.mean[None], new.rows]).T
+    torch.testing.assert_close(found, rows, rtol=0, atol=1e-6 * float(rows.abs().max()))
+    trace = torch.einsum("dab,ba->d", torch.linalg.inv(systems), tied) / (grid.m - 1)
+    firsts = torch.from_numpy(model.triangle.bounds[:-1])
+    torch.testing.assert_close(variance, trace[firsts], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        product, model.triangle.ring_sums((seen.numerator * (design @ found.T)).sum(dim=0)), rtol=1e-8, atol=1e-8
+    )
+    error = torch.einsum("ka,dab,kb->kd", design, torch.linalg.inv(systems), design)[:, firsts]
+    torch.testing.assert_close(subspace.variance(grid, seen, new), error, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(15,), (4, 5), (3, 3, 3), (170,)])
+@pytest.mark.parametrize("rank", [4])
+def test_penalised_log_likelihood_does_not_fall(shape, rank):
+    where = arc_set(shape)
+    model = from_pca(where.empty, where.aligned).cut(rank)
+    history = []
+    for _ in range(9):
+        _, sums = expected(model, where.aligned)
+        history.append(model.log_posterior(sums, FIXED))
+        model = model.maximize(sums, FIXED)
+    gained = np.diff(history)
+    assert gained[0] > 10 and model.rank == rank
+    assert gained.min() > -1e-5 * (history[-1] - history[0])
+    assert torch.linalg.matrix_rank(model.coefficients[1:], rtol=1e-9) == rank
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_thin_factors_give_the_same_weights(groups):
+    where = problem(48, 1500.0, n=12, groups=groups)
+    model = where.model.cut(2)
+    nodes = model.nodes(where.even)
+    assert nodes.product is not None
+    thin, plain = (
+        log_weights(model.triangle, each, where.aligned, 9) for each in (nodes, replace(nodes, product=None))
+    )
+    assert (thin - plain).abs().max() < 1e-5 * float(np.ptp(plain.numpy(), axis=1).min())
+
+
+def test_a_cut_keeps_what_varies_most():
+    where = arc_set((15,), n=60)
+    model = from_pca(where.empty, where.aligned)  # linear in its one component
+    torch.testing.assert_close(
+        model.cut(1).vectors, model.vectors, rtol=0, atol=2e-3 * float(model.vectors.abs().max())
+    )
+    fitted = model.maximize(expected(model, where.aligned)[1], ManifoldPrior())
+    whole = fitted.cut(10_000)
+    assert whole.rank == fitted.grid.m - 1
+    torch.testing.assert_close(whole.vectors, fitted.vectors)
+    lost = [float((fitted.cut(rank).vectors - fitted.vectors).norm()) for rank in (1, 2, 4, 8)]
+    assert lost == sorted(lost, reverse=True) and lost[-1] < 0.1 * lost[0]
+    with pytest.raises(ValueError, match="at least one way"):
+        fitted.cut(0)
+
+
+def test_unseen_images_tell_ways_of_varying_from_noise():
+    """Three species vary in two ways; more images may show more; too few judge nothing."""
+    rng = np.random.default_rng(2)
+    kinds = [Blobs.random(8.0, seed) for seed in (1, 2, 3)]
+    species = rng.integers(0, 3, 400)
+    where = posed_set([kinds[s] for s in species], (5, 6), 1.5)
+    how = (where.aligned, where.even, ManifoldPrior(), 0)
+    assert unseen_rank(where.empty, 400, *how) == 4  # the lowest that is tried
+    assert unseen_rank(where.empty, 1600, *how) == 8
+    assert unseen_rank(where.empty, 400, where.aligned.take(slice(0, 100)), *how[1:]) == 0
+
+
+def test_what_cannot_be_seen_is_not_fitted():
+    """At a low signal, a map of few ways parts states better than one of all."""
+    rng = np.random.default_rng(5)
+    kinds = [Blobs.random(8.0, seed) for seed in range(5)]
+    species = rng.integers(0, 5, 500)
+    where = posed_set([kinds[s] for s in species], (30,), 2.5)
+    start = pca_start(where.empty, where.aligned, where.even, ManifoldPrior(), 0)
+    agreed = []
+    for model in (start, start.cut(4)):
+        fitted = run(model, where.aligned)
+        node_of = expected(fitted, where.aligned)[0].node_of.numpy()
+        agreed.append(adjusted_rand_index(node_of, species))
+    assert agreed[1] > 1.2 * agreed[0]
+
+
+def run(model: Manifold, images: AlignedImages) -> Manifold:
+    for _ in range(12):
+        model = model.maximize(expected(model, images)[1], ManifoldPrior(evenness=1.5))
+    return model
