@@ -80,7 +80,7 @@ def test_latent_coordinates_are_those_of_the_nodes(whole):
     spread = np.stack([column(whole, f"polariceLatent{axis}Sd") for axis in (1, 2)], axis=1)
     y, x = np.unravel_index(nodes(whole), (4, 5))
     sure = column(whole, "rlnMaxValueProbDistribution") > 0.99
-    assert sure.mean() > 0.3
+    assert np.count_nonzero(sure) >= 5  # neighbours resemble each other: most particles lie between nodes
     np.testing.assert_allclose(latent[sure], np.stack([2 * y / 3 - 1, 2 * x / 4 - 1], axis=1)[sure], atol=0.03)
     assert np.abs(latent).max() <= 1 and spread[sure].max() < 0.15 and spread[~sure].mean() > spread[sure].mean()
 

@@ -232,6 +232,9 @@ class Manifold:
     @cached_property
     def vectors(self) -> Tensor:
         """(K, d) float32 Phi W."""
+        if self._thin:
+            design, rows = self._rows.nodes(self.grid)
+            return design @ rows
         return self.grid.images(self.coefficients, torch.float32)
 
     @property
@@ -261,7 +264,7 @@ class Manifold:
             log_weight=self.weights.log().float(),
             scale=self.scale.float(),
             place=self.grid.nodes,
-            product=self._rows.nodes(self.grid) if 0 < self.rank < self.grid.k // 2 else None,
+            product=self._rows.nodes(self.grid) if self._thin else None,
         )
 
     def references(self, even_harmonics: int) -> References:
@@ -329,7 +332,7 @@ class Manifold:
         if rank < 1:
             raise ValueError(f"a map varies in at least one way, not in {rank}")
         rank = min(rank, self.grid.m - 1)
-        rows = Rows.of(self.coefficients, rank, self._telling)
+        rows = Rows.cut(self.coefficients, rank, self._telling)
         return replace(self, coefficients=rows.coefficients, rank=rank)
 
     @property
@@ -344,7 +347,12 @@ class Manifold:
 
     @cached_property
     def _rows(self) -> Rows:
-        return Rows.of(self.coefficients, self.rank, self._telling)
+        return Rows.of(self.coefficients, self.rank)
+
+    @property
+    def _thin(self) -> bool:
+        """Whether products with rows are cheaper than with nodes."""
+        return 0 < self.rank < self.grid.k // 2
 
     def _seen(self, sums: NodeSums) -> Weighted:
         round_power = sums.denominator[..., 0].double() / math.sqrt(self.basis.n_theta)
@@ -448,7 +456,7 @@ class Manifold:
         return noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction)
 
 
-_OF_IMAGES = ("triangle", "vectors", "ring_power")
+_OF_IMAGES = ("triangle", "vectors", "ring_power", "_rows")
 
 
 @dataclass(frozen=True)

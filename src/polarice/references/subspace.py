@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,14 +59,24 @@ class Rows:
         return _design(grid, self.amplitudes).float(), torch.cat([self.mean[None], self.rows]).float()
 
     @staticmethod
-    def of(coefficients: Tensor, rank: int, weight: Tensor) -> Rows:
+    def cut(coefficients: Tensor, rank: int, weight: Tensor) -> Rows:
         """Coefficients (M, d) cut to a rank: what is kept are the main directions under the weights (d,)."""
-        mean, other = coefficients[0], coefficients[1:]
-        rank = min(rank, len(other))
+        other = coefficients[1:]
         _, direction = torch.linalg.eigh((other * weight) @ other.T)
-        direction = direction[:, -rank:]
-        amplitudes = torch.cat([direction.new_zeros(1, rank), direction])
-        return Rows(mean, amplitudes, direction.T @ other)
+        return Rows._along(direction[:, -rank:], coefficients)
+
+    @staticmethod
+    def of(coefficients: Tensor, rank: int) -> Rows:
+        """Coefficients (M, d) that have such a rank already, beside the constant's; found from sums of random signs
+        (Halko, Martinsson and Tropp, SIAM Review 53, 217, 2011), the same every time."""
+        signs = torch.randint(0, 2, (coefficients.shape[1], 2 * rank), generator=torch.Generator().manual_seed(0))
+        sketch = coefficients[1:] @ (2 * signs.double() - 1).to(coefficients.device)
+        return Rows._along(torch.linalg.svd(sketch, full_matrices=False).U[:, :rank], coefficients)
+
+    @staticmethod
+    def _along(direction: Tensor, coefficients: Tensor) -> Rows:
+        amplitudes = torch.cat([direction.new_zeros(1, direction.shape[1]), direction])
+        return Rows(coefficients[0], amplitudes, direction.T @ coefficients[1:])
 
 
 def improved(grid: LatentGrid, triangle: Triangle, seen: Weighted, old: Rows) -> tuple[Rows, Tensor, Tensor]:
@@ -105,7 +116,7 @@ def _systems(grid: LatentGrid, seen: Weighted, amplitudes: Tensor) -> tuple[Tens
 
 def _amplitudes(grid: LatentGrid, triangle: Triangle, seen: Weighted, old: Rows) -> Tensor:
     """(M, rank) the first step."""
-    products = torch.stack([triangle.ring_sums(old.rows * row) for row in old.rows], dim=1)  # (rank, rank, ring)
+    products = torch.stack([ring @ ring.T for ring in _rings(triangle, old.rows)], dim=-1)  # (rank, rank, ring)
     each = torch.einsum("kr,abr->kab", seen.power, products)
     held = torch.einsum("r,abr->ab", seen.penalty, products)
     count = seen.power.sum(dim=1) / seen.power.sum()
@@ -126,6 +137,11 @@ def _amplitudes(grid: LatentGrid, triangle: Triangle, seen: Weighted, old: Rows)
         return factors.solve(values.T[:, :, None])[:, :, 0].T
 
     return _conjugate_gradients(applied, preconditioned, right, old.amplitudes @ back) @ turn
+
+
+def _rings(triangle: Triangle, values: Tensor) -> tuple[Tensor, ...]:
+    """Each ring's part of values (n, d)."""
+    return values.split(np.diff(triangle.bounds).tolist(), dim=1)
 
 
 def _diagonal(mean: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
