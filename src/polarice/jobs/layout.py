@@ -185,6 +185,6 @@ def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Pla
 
 
 def _subset(posed: PosedImages, params: Any) -> int:
-    """How many images the components are taken from: at most what --memory leaves room for, three copies of each."""
-    fits = store_bytes(params, posed.basis.device) // (12 * posed.triangle.d)
+    """How many images the components are taken from: at most what --memory leaves room for, four copies of each."""
+    fits = store_bytes(params, posed.basis.device) // (16 * posed.triangle.d)
     return int(min(len(posed), SUBSET_IMAGES, max(256, fits)))
