@@ -121,7 +121,7 @@ class _Some:
 
     def fitted(self, model: Manifold, ramp: Sequence[int | None]) -> Manifold:
         for rings in ramp:
-            model = model.maximize(self.sums(model, rings), self.prior)
+            model = model.maximize(self.sums(model, rings), self.prior, self.comm)
         return model
 
     def log_likelihood(self, model: Manifold) -> Tensor:

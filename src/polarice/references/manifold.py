@@ -277,7 +277,7 @@ class Manifold:
         )
 
     def maximize(self, sums: NodeSums, prior: ManifoldPrior, comm: Comm = SERIAL) -> Manifold:
-        """The model that the sums (of all ranks) speak for; every rank solves some rings of a free map, and gets all."""
+        """The model that all ranks' sums speak for; of a free map every rank solves some rings, and gets all."""
         solved = self._solved(sums, comm) if self.rank == 0 else self._improved(sums)
         count = sums.node_weight.double()
         count = count + prior.granted(count.sum(), self.grid.k)
