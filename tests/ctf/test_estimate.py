@@ -69,6 +69,8 @@ def test_a_perfect_spectrum_correlates_wholly():
 def test_what_is_wrong_is_said():
     noise = np.random.default_rng(1).standard_normal((1024, 1024))
     assert fitted(noise)[1].flags == ("no rings",)
+    far = fitted(micrograph((18_000, 17_700, 0.0), drift_px=40.0))[1]
+    assert far.flags == ("no rings", "drift") and far.smear > 0.3
     fit, quality = fitted(micrograph((18_000, 17_700, 0.0), drift_px=5.0))
     assert quality.flags == ("drift",)
     assert abs(fit.defocus_A - 17_850) < 150
@@ -125,4 +127,4 @@ def test_real_micrographs():
         assert abs(left.defocus_A - right.defocus_A) < 150
         assert 16_000 < left.defocus_A < 26_000
     quality = fitted(open_stack(REAL / "May08_06.09.02_avg.mrc")[0], optics=optics)[1]
-    assert quality.flags == ("no rings",)
+    assert quality.flags == ("no rings", "drift") and quality.smear > 0.4

@@ -20,6 +20,10 @@ BESIDE_ICE = 1.8  # how many times as wide the surroundings are
 ICE_EXCESS = 0.25  # power above its surroundings, relative, that counts as ice
 DRIFT_A = (12.0, 5.0)  # rings that drift takes first
 DRIFTED = 0.75  # the loss in the weakest direction that counts as drift
+SMEAR_A = (100.0, 30.0)  # slow waves, which rings leave alone and a long drift takes
+SMEARED = 0.2  # their power's wave over the directions, of its logarithm, that counts as drift
+SURE = 5.0  # times its standard deviation
+HANN_PIXELS = 3.8  # pixels of a Hann-windowed power spectrum that are worth one independent one
 FAINT = 0.6  # agreement of the whole curve below which there are no rings worth the name: noise alone reaches 0.5
 
 
@@ -40,6 +44,7 @@ class Quality:
     resolution_A: float  # rings and spectrum match down to here
     ice: float  # power in the rings of ice above their surroundings, relative; 0 where pixels are too coarse
     drift: float  # 1 - amplitude of the rings in their weakest direction over the strongest; 0 without drift
+    smear: float  # wave of slow waves' power over the directions, of its logarithm; 0 where noise may be all of it
     agreement: float  # correlation of the whole curve, over the fitted range, with its rings
     curve: Curve
 
@@ -47,7 +52,8 @@ class Quality:
     def flags(self) -> tuple[str, ...]:
         """What is wrong: "no rings", "drift", "ice"; empty where nothing is."""
         faint = self.agreement < FAINT
-        found = (("no rings", faint), ("drift", not faint and self.drift > DRIFTED), ("ice", self.ice > ICE_EXCESS))
+        drifted = self.smear > SMEARED if faint else self.drift > DRIFTED  # a long drift leaves no rings at all
+        found = (("no rings", faint), ("drift", drifted), ("ice", self.ice > ICE_EXCESS))
         return tuple(word for word, there in found if there)
 
 
@@ -60,7 +66,8 @@ def judge(spectrum: Spectrum, optics: Optics, fit: Fit, range_A: tuple[float, fl
     rings = without(np.exp(-fit.bfactor_A2 / 2 * s * s) * curve.model[fitted], smooth)
     measured = without(curve.measured[fitted], smooth)
     agreement = rings @ measured / max(float(np.linalg.norm(rings) * np.linalg.norm(measured)), 1e-30)
-    return Quality(resolution_A(curve), ice_excess(spectrum), drift(spectrum, optics, fit), float(agreement), curve)
+    weakness = drift(spectrum, optics, fit)
+    return Quality(resolution_A(curve), ice_excess(spectrum), weakness, smear(spectrum), float(agreement), curve)
 
 
 def curve_of(spectrum: Spectrum, optics: Optics, fit: Fit, coarsest_A: float = 30.0) -> Curve:
@@ -166,3 +173,23 @@ def drift(spectrum: Spectrum, optics: Optics, fit: Fit) -> float:
     twice = np.exp(2j * np.pi * (np.arange(SECTORS) + 0.5) / SECTORS)
     wave, mean = 2 * abs((amplitude * twice).mean()), amplitude.mean()
     return float(np.clip(2 * wave / (mean + wave), 0, 1)) if mean > 0 else 1.0
+
+
+def smear(spectrum: Spectrum) -> float:
+    """Amplitude of the wave of twice the angle in the logarithm of slow waves' power, against its mean on each ring.
+
+    A specimen that moves along a line during the exposure loses these waves in one direction, whatever its CTF.
+    """
+    fx, fy = spectrum.grid()
+    s = np.hypot(fx, fy)
+    used = (s > 1 / SMEAR_A[0]) & (s < 1 / SMEAR_A[1]) & (fx >= AXES_1_A) & (np.abs(fy) >= AXES_1_A)
+    fx, fy, value = fx[used], fy[used], spectrum.log_power[used]
+    if len(value) < 2 * HANN_PIXELS:
+        return 0.0
+    ring = np.rint(s[used] * spectrum.box_px * spectrum.pixel_size_A).astype(int)
+    value = value - (np.bincount(ring, value) / np.maximum(np.bincount(ring), 1))[ring]
+    turn = np.stack([fx * fx - fy * fy, 2 * fx * fy], axis=1) / (fx * fx + fy * fy)[:, None]
+    wave = np.linalg.lstsq(turn, value, rcond=None)[0]
+    sd = math.sqrt(2 * HANN_PIXELS / len(value)) * float((value - turn @ wave).std())
+    amplitude = float(np.hypot(*wave))
+    return amplitude if amplitude > SURE * sd else 0.0

@@ -36,8 +36,8 @@ SUMMARY = "fit the contrast transfer function: defocus, astigmatism, phase shift
 SPECTRUM = "rlnCtfPowerSpectrum"
 OTHER_SCALE = 0.01  # relative difference of header and table that is worth a remark
 REMARKS = {
-    "no rings": "no Thon rings: it drifted, or there is nothing in it",
-    "drift": "Thon rings are weak in one direction: it drifted",
+    "no rings": "no Thon rings",
+    "drift": "it drifted: rings, or all slow waves, are weak in one direction",
     "ice": "ice rings",
 }
 
