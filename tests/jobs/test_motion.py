@@ -122,11 +122,35 @@ def test_bad_movies_are_named_and_the_rest_is_done(movie, monkeypatch, capsys):
     (["--no-dose-weighting", "--save-noDW"], "is for dose weighting"),
     (["--dose-per-frame", "1", "--eer-dose", "1"], "--eer-dose needs --total-dose"),
     (["--no-dose-weighting", "--patch-x", "3"], "go together"),
+    (["--no-dose-weighting", "--first-frame", "4", "--last-frame", "4"], "--last-frame 4 must be more than"),
 ])  # fmt: skip
 def test_options_that_do_not_go_together_are_told_before_the_work(movie, monkeypatch, capsys, words, message):
     monkeypatch.chdir(movie[0])
     assert run("movies.star", "--o", "none", *words) == 2
     assert message in capsys.readouterr().err and not Path("none").exists()
+
+
+def test_a_part_of_the_frames(movie, monkeypatch, capsys):
+    """Frames 3 to 8 alone are used, and had the dose of the first two before them."""
+    folder, made = movie
+    monkeypatch.chdir(folder)
+    gain = ["--gainref", "gain.mrc", "--patch-x", 1, "--patch-y", 1]
+    part = ["--first-frame", 3, "--last-frame", 8, *gain]
+    assert run("movies.star", "--o", "part", "--dose-per-frame", 2, "--save-noDW", *part) == 0
+    motion, truth = read_motion("part/a.star"), made.motion.shifts_px[2:8]
+    apart = motion.shifts_px - motion.shifts_px.mean(0) - truth + truth.mean(0)
+    assert len(motion.shifts_px) == 6 and np.sqrt((apart**2).sum(-1).mean()) < 1.0
+    assert mrcfile.read("part/a_noDW.mrc").mean() == pytest.approx(2.0 * 6, rel=0.02)
+    star = read_star("part/a.star")
+    general, numbers = star["general"].pairs, star.table("global_shift").integers("rlnMicrographFrameNumber")
+    assert (general["rlnMicrographStartFrame"], general["rlnImageSizeZ"]) == ("3", str(FRAMES))
+    assert numbers.tolist() == [3, 4, 5, 6, 7, 8]
+    tifffile.imwrite("part.tif", tifffile.imread("a.tif")[2:8], photometric="minisblack", compression="lzw")
+    later = ["--dose-per-frame", 2, "--preexposure", 4, *gain]
+    assert run(write_table(folder / "part.star", ["part.tif"]), "--o", "alone", *later) == 0
+    assert np.abs(mrcfile.read("part/a.mrc") - mrcfile.read("alone/part.mrc")).max() < 1e-3
+    assert run("movies.star", "--o", "late", "--no-dose-weighting", "--first-frame", FRAMES) == 2
+    assert f"a.tif has {FRAMES} frames; two from --first-frame on are wanted" in capsys.readouterr().err
 
 
 def test_eer_fractions_with_a_flat_field(tmp_path, monkeypatch):

@@ -26,12 +26,19 @@ class MovieFacts:
     pixel_size_A: float  # of the movie
     binning: float
     dose_per_frame: float  # e/A^2
-    dose_before: float
+    dose_before: float  # the movie's first frame
     voltage_kV: float
     gain: str = ""
     defects: str = ""
     eer_group: int = 0  # raw frames to a frame; 0 where the movie is no EER file
     eer_upsampling: int = 0
+    first_frame: int = 1  # of those used, counted from 1
+    frames: int = 0  # of the movie; 0: those used are all
+
+    @property
+    def dose_at_start(self) -> float:
+        """Taken before the first frame that is used, e/A^2."""
+        return self.dose_before + (self.first_frame - 1) * self.dose_per_frame
 
 
 def write_motion(path: str | os.PathLike[str], motion: Motion, facts: MovieFacts, hot: np.ndarray) -> None:
@@ -43,7 +50,7 @@ def write_motion(path: str | os.PathLike[str], motion: Motion, facts: MovieFacts
     general: dict[str, object] = {
         "rlnImageSizeX": motion.shape[1],
         "rlnImageSizeY": motion.shape[0],
-        "rlnImageSizeZ": frames,
+        "rlnImageSizeZ": facts.frames or frames,
         "rlnMicrographMovieName": facts.movie,
     }
     general |= {"rlnMicrographGainName": facts.gain} if facts.gain else {}
@@ -56,11 +63,11 @@ def write_motion(path: str | os.PathLike[str], motion: Motion, facts: MovieFacts
         "rlnMicrographDoseRate": float(facts.dose_per_frame),
         "rlnMicrographPreExposure": float(facts.dose_before),
         "rlnVoltage": float(facts.voltage_kV),
-        "rlnMicrographStartFrame": 1,
+        "rlnMicrographStartFrame": facts.first_frame,
         "rlnMotionModelVersion": LOCAL_MODEL,
     }
     shifts = {
-        "rlnMicrographFrameNumber": np.arange(1, frames + 1),
+        "rlnMicrographFrameNumber": np.arange(frames) + facts.first_frame,
         "rlnMicrographShiftX": -motion.shifts_px[:, 0] + 0.0,
         "rlnMicrographShiftY": -motion.shifts_px[:, 1] + 0.0,
     }

@@ -71,17 +71,18 @@ def open_movie(path: str | os.PathLike[str], events: Events | None = None) -> It
         raise InputError(f"{path}: a movie's name ends in .mrc, .mrcs, .tif, .tiff or .eer")
 
 
-def read_frames(movie: Movie, threads: int = 1) -> np.ndarray:
-    """All frames (n, ny, nx) in the movie's own type, each read once, `threads` at a time."""
-    first = movie.read(0)
-    frames = np.empty((movie.frames, *movie.shape), first.dtype)
+def read_frames(movie: Movie, threads: int = 1, chosen: range | None = None) -> np.ndarray:
+    """Frames (n, ny, nx), all or those `chosen`, in the movie's own type, each read once, `threads` at a time."""
+    chosen = range(movie.frames) if chosen is None else chosen
+    first = movie.read(chosen[0])
+    frames = np.empty((len(chosen), *movie.shape), first.dtype)
     frames[0] = first
 
-    def fill(frame: int) -> None:
-        frames[frame] = movie.read(frame)
+    def fill(place: int) -> None:
+        frames[place] = movie.read(chosen[place])
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(fill, range(1, movie.frames)):
+        for _ in pool.map(fill, range(1, len(chosen))):
             pass
     return frames
 

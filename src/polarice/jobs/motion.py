@@ -57,6 +57,8 @@ class Params(PerMicrograph):
     )
     defect_file: Path | None = option(None, "defects of the camera: lines of x y width height, or an image, 1 there")
     hot_pixels: bool = option(True, "find and replace hot and dead pixels")
+    first_frame: int = option(1, "first frame that is used, from 1", low=1, flags=("--first-frame-sum",))
+    last_frame: int | None = option(None, "last frame that is used; the movie's", low=1, flags=("--last-frame-sum",))
     dose_per_frame: float | None = option(
         None, "dose of a frame (of EER: of a fraction); the table's", unit="e/A2", low=0
     )
@@ -124,6 +126,9 @@ def check(params: Params, optics: Any, dose_in_table: bool) -> None:
         "give --dose-per-frame or --total-dose for dose weighting, or leave it out with --no-dose-weighting": with_dose
         and not dose_in_table,
         "--dose-per-frame and --total-dose say the same thing; give one": params.dose_per_frame and params.total_dose,
+        f"--last-frame {params.last_frame} must be more than --first-frame {params.first_frame}": params.last_frame
+        is not None
+        and params.last_frame <= params.first_frame,
         "--eer-dose needs --total-dose": params.eer_dose is not None and not params.total_dose,
         "--gain-rot, --gain-flip and --gain-sense need --gainref": params.gainref is None
         and (params.gain_rot or params.gain_flip or params.gain_sense != "auto"),
@@ -179,12 +184,17 @@ class Correct:
             gain, defects = _references(params, movie.shape, isinstance(movie, EerMovie))
             if movie.pixel_size_A and abs(movie.pixel_size_A / pixel_A - 1) > HEADER_AGREES:
                 remarks.append(f"the file says {movie.pixel_size_A:.4g} A/px; {pixel_A:.4g} is used")
-            frames, facts = read_frames(movie, self.threads), self._facts(item, movie, pixel_A)
+            chosen = range(params.first_frame - 1, min(params.last_frame or movie.frames, movie.frames))
+            if len(chosen) < 2:
+                raise InputError(f"{item.file} has {movie.frames} frames; two from --first-frame on are wanted")
+            if params.last_frame and params.last_frame > movie.frames:
+                remarks.append(f"it has {movie.frames} frames; --last-frame is {params.last_frame}")
+            frames, facts = read_frames(movie, self.threads, chosen), self._facts(item, movie, pixel_A)
         try:
             exposure, wrong = expose(frames, gain, defects, params.hot_pixels)
         except InputError as error:
             raise InputError(f"{item.file}: {error}") from None
-        remarks += [f"frame {number + 1} {what}; left out" for number, what in wrong.items()]
+        remarks += [f"frame {number + facts.first_frame} {what}; left out" for number, what in wrong.items()]
         return facts, exposure, remarks
 
     def _events(self, item: Item) -> Events:
@@ -208,7 +218,7 @@ class Correct:
         return MovieFacts(
             item.name, pixel_A, params.bin_factor, per_frame, params.preexposure,
             float(item.settings["optics"]["voltage_kV"]), str(params.gainref or ""), str(params.defect_file or ""),
-            group, int(params.eer_upsampling) if events else 0,
+            group, int(params.eer_upsampling) if events else 0, params.first_frame, movie.frames,
         )  # fmt: skip
 
     def _dose(self, facts: MovieFacts) -> Dose | None:
@@ -218,7 +228,7 @@ class Correct:
             return None
         if not facts.dose_per_frame > 0:
             raise InputError(f"{facts.movie}: no dose per frame; give it with --dose-per-frame")
-        return Dose(facts.dose_per_frame, facts.dose_before, facts.voltage_kV)
+        return Dose(facts.dose_per_frame, facts.dose_at_start, facts.voltage_kV)
 
     def _write(
         self, item: Item, made: AlignedSum, motion: Motion, facts: MovieFacts, exposure: Exposure
@@ -277,7 +287,7 @@ def _figures(motion: Motion, facts: MovieFacts, exposure: Exposure) -> tuple[dic
     """What the report shows of one movie, and RELION's columns of accumulated motion (A)."""
     steps = np.hypot(*np.diff(motion.shifts_px, axis=0).T) * facts.pixel_size_A
     last = len(steps)
-    early = round((EARLY_DOSE - facts.dose_before) / facts.dose_per_frame) if facts.dose_per_frame else last
+    early = round((EARLY_DOSE - facts.dose_at_start) / facts.dose_per_frame) if facts.dose_per_frame else last
     early = min(max(early, 0), last)
     y, x = np.meshgrid(*((np.arange(5) + 0.5) / 5 * length for length in motion.shape), indexing="ij")
     local = (motion.at(last, x, y) - motion.shifts_px[last]) * facts.pixel_size_A
