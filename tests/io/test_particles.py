@@ -250,6 +250,23 @@ def test_pixel_size_from_the_header_or_told(folder):
     assert (found.particles.optics[0].pixel_size_A, found.particles.optics[0].box_px) == (3.5, 8)
 
 
+def test_a_pixel_size_in_the_tables_place(folder):
+    """Shifts in pixels are what the images show: they stay, and their Angstrom follow."""
+    path = table(
+        folder, ["1@s.mrcs 3.0 -1.5 1"], ["rlnImageName", "rlnOriginXAngst", "rlnOriginYAngst", "rlnOpticsGroup"]
+    )
+    stated = read_particles(path, need_ctf=False)
+    was = stated.particles.optics[0].pixel_size_A
+    found = read_particles(path, need_ctf=False, pixel_size_A=2 * was)
+    assert found.remark == f"{path} states {was:.4g} A per pixel; {2 * was:.4g} A is used" and stated.remark == ""
+    assert np.array_equal(found.particles.pose.shift_px, stated.particles.pose.shift_px)
+    write_particles(folder / "again.star", found)
+    again = read_particles(folder / "again.star", need_ctf=False)
+    assert again.particles.optics[0].pixel_size_A == 2 * was and again.remark == ""
+    assert again.table.numbers("rlnOriginXAngst").tolist() == [6.0]
+    assert np.allclose(again.particles.pose.shift_px, stated.particles.pose.shift_px)
+
+
 @pytest.mark.parametrize(
     ("name", "n", "box", "pixel_size_A"),
     [("empiar_10076_7", 7, 320, 1.31), ("sta_testing_bin8", 219, 64, 1.96)],

@@ -91,7 +91,8 @@ def test_tables_that_are_not_there(place):
     [
         ("rlnDefocusU", "nan", "_rlnDefocusU is nan; remove the row, or"),
         ("rlnDefocusV", "abc", "_rlnDefocusV is 'abc', not a number"),
-        ("rlnDefocusU", "1e300", "no contrast transfer function comes of defocus 1e+300"),
+        ("rlnDefocusU", "1e300", "_rlnDefocusU is 1e+300; correct or remove the row"),
+        ("rlnDefocusV", "-1e30", "_rlnDefocusV is -1e+30; correct or remove the row"),
         ("rlnDefocusAngle", "inf", "_rlnDefocusAngle is inf"),
         ("rlnCtfBfactor", "-1e9", "B factor -1e+09 A^2; correct or remove the row"),
         ("rlnOriginXAngst", "1e9", "outside of the box"),

@@ -12,6 +12,8 @@ from polarice.types import InputError, Optics
 PIXEL_SIZE_LABELS = ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize", "rlnPixelSize")
 MICROSCOPE_LABELS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 _OLD_LABELS = (*MICROSCOPE_LABELS, "rlnMagnification", "rlnDetectorPixelSize", "rlnImagePixelSize", "rlnPixelSize")
+DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV")
+MOST_DEFOCUS_A = 1e7  # a millimetre
 _AGREE = 1e-3  # relative; a tenth of a pixel across a box of 100
 
 
@@ -79,6 +81,16 @@ def _group_numbers(optics: Table) -> np.ndarray:
 
 def _numbers(table: Table, label: str | None) -> np.ndarray:
     return table.numbers(label) if label is not None and label in table else np.zeros(len(table))
+
+
+def require_defoci(table: Table, remedy: str = "correct or remove the row") -> None:
+    """Raise InputError naming the row where a defocus in the table is one that no microscope has."""
+    for label in DEFOCUS_LABELS:
+        values = table.numbers(label) if label in table else np.zeros(0)
+        wrong = ~(np.abs(values) <= MOST_DEFOCUS_A)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise InputError(f"{table.where}, row {row + 1}: _{label} is {values[row]:g}; {remedy}")
 
 
 def optics_from_columns(particles: Table) -> tuple[Table, np.ndarray]:

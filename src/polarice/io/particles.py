@@ -27,9 +27,10 @@ __all__ = [
     "ParticleTable", "StackSource", "disk_order", "pose_columns", "read_ahead", "read_particles", "write_particles",
 ]  # fmt: skip
 
-_DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+_DEFOCUS_LABELS = (*optics_.DEFOCUS_LABELS, "rlnDefocusAngle")
 _NO_CTF = "estimate the CTF and extract again, or leave the CTF out with --no-ctf"
 _PLAUSIBLE_PIXEL_A = (0.05, 100.0)
+_SAME_SCALE = 1e-4  # relative difference of pixel sizes that is rounding
 MOST_SECTIONS = 2**31 - 1  # what the header of a stack can say
 
 
@@ -41,6 +42,7 @@ class ParticleTable:
     table: Table
     optics_table: Table
     path: Path
+    remark: str = ""  # what the user should know of it
 
     def take(self, rows: np.ndarray) -> ParticleTable:
         """The particles of `rows` (int indices or a boolean mask), in that order."""
@@ -53,7 +55,9 @@ def read_particles(
     need_ctf: bool = True,
     pixel_size_A: float | None = None,
 ) -> ParticleTable:
-    """Read a table of particles; `pixel_size_A` is for tables that do not say it.
+    """Read a table of particles; `pixel_size_A` holds where the table states none, or another one (a `remark` then).
+
+    Origins in Angstrom were written with the pixel size that the table states: they are rescaled with it.
 
     Without `need_ctf` the CTF columns are taken where they are complete, else `particles.ctf` is None. Raises
     InputError naming table, row (from 1) and remedy: no particles, stack not found, optics group not defined or groups
@@ -71,12 +75,17 @@ def read_particles(
     else:
         optics_of = optics_.groups_of_particles(table, optics_table)
     ctf = _ctf(table, optics_table, need_ctf)
-    groups = _with_scale(optics_.optics_groups(optics_table), optics_of, stacks, stack_of, table.where, pixel_size_A)
-    pose = _pose(table, np.array([group.pixel_size_A for group in groups])[optics_of])
+    stated = optics_.optics_groups(optics_table)
+    groups = _with_scale(stated, optics_of, stacks, stack_of, table.where, pixel_size_A)
+    other = [was for was, now in zip(stated, groups, strict=True) if 0 < was.pixel_size_A != now.pixel_size_A]
+    written_with = [was.pixel_size_A or now.pixel_size_A for was, now in zip(stated, groups, strict=True)]
+    pose = _pose(table, np.array(written_with)[optics_of])
     group_names, group_of = _micrographs(table, stacks, stack_of)
     particles = Particles(stacks, stack_of, section, groups, optics_of, group_names, group_of, ctf, pose)
-    optics_table = optics_.completed(optics_table, groups)
-    return ParticleTable(particles, _modern(table, particles, optics_table, old), optics_table, star.path)
+    table = _modern(table, particles, optics_table, old, bool(other))
+    optics_table = optics_.completed(optics_table.without("rlnImagePixelSize") if other else optics_table, groups)
+    remark = f"{path} states {other[0].pixel_size_A:.4g} A per pixel; {pixel_size_A:.4g} A is used" if other else ""
+    return ParticleTable(particles, table, optics_table, star.path, remark)
 
 
 def write_particles(
@@ -171,6 +180,8 @@ def _ctf(table: Table, optics_table: Table, need_ctf: bool) -> CTFParameters | N
                 return None
             row = int(np.argmax(bad))
             raise InputError(f"{table.where}, row {row + 1}: _{label} is {values[row]:g}; remove the row, or {_NO_CTF}")
+    if need_ctf:
+        optics_.require_defoci(table, f"correct or remove the row, or {_NO_CTF}")
     return CTFParameters(*columns)
 
 
@@ -190,8 +201,10 @@ def _with_scale(
         group, stack = groups[number], stacks[int(stack_of[first[number]])]
         if group.box_px <= 0:
             group = replace(group, box_px=read_header(stack).nx)
+        if pixel_size_A and abs(group.pixel_size_A / pixel_size_A - 1) > _SAME_SCALE:
+            group = replace(group, pixel_size_A=pixel_size_A)
         if not group.pixel_size_A > 0:
-            found = pixel_size_A or read_header(stack).pixel_size_A
+            found = read_header(stack).pixel_size_A
             if not _PLAUSIBLE_PIXEL_A[0] <= found <= _PLAUSIBLE_PIXEL_A[1]:
                 raise InputError(
                     f"{where}: no pixel size for optics group {group.name}, neither in the table nor in {stack}; "
@@ -234,12 +247,16 @@ def _micrographs(table: Table, stacks: tuple[str, ...], stack_of: np.ndarray) ->
     return stacks, stack_of
 
 
-def _modern(table: Table, particles: Particles, optics_table: Table, old: bool) -> Table:
-    """The table in RELION 3.1's layout: origins in Angstrom, optics groups, microscope columns in the optics block."""
+def _modern(table: Table, particles: Particles, optics_table: Table, old: bool, rescaled: bool) -> Table:
+    """The table in RELION 3.1's layout: origins in Angstrom, optics groups, microscope columns in the optics block.
+
+    `rescaled`: origins in Angstrom are those of another pixel size.
+    """
     added: dict[str, np.ndarray] = {}
     pixel_size_A = np.array([group.pixel_size_A for group in particles.optics])[particles.optics_of]
     for axis, letter in enumerate("XY"):
-        if f"rlnOrigin{letter}" in table and f"rlnOrigin{letter}Angst" not in table:
+        there = f"rlnOrigin{letter}Angst" in table
+        if (rescaled and there) or (f"rlnOrigin{letter}" in table and not there):
             added[f"rlnOrigin{letter}Angst"] = -particles.pose.shift_px[:, axis] * pixel_size_A + 0.0
     if old or "rlnOpticsGroup" not in table:
         added["rlnOpticsGroup"] = optics_table.integers("rlnOpticsGroup")[particles.optics_of]

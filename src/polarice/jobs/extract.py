@@ -12,6 +12,7 @@ import numpy as np
 from polarice.cluster import Comm
 from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_coordinates
 from polarice.io.micrographs import MicrographTable, found, read_micrographs, require_pixel_sizes
+from polarice.io.optics import require_defoci
 from polarice.jobs.micrographs import (
     Farm,
     Item,
@@ -133,6 +134,7 @@ def _check_table(table: MicrographTable, params: Params) -> None:
         raise InputError(
             f"{table.path} names no coordinates (_{COORDINATES}); give --coords, or the table of polarice pick"
         )
+    require_defoci(table.table)
     if not params.angpix:
         require_pixel_sizes(table)
 

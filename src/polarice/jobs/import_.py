@@ -262,6 +262,8 @@ def _relion_tables(path: Path, params: Params) -> tuple[Table, Table]:
     if "rlnImageName" not in {label for block in read_star(path) if block.table for label in block.table.labels}:
         raise InputError(f"{path}: no table of particles (_rlnImageName); import movies and micrographs from files")
     table: ParticleTable = read_particles(path, need_ctf=False, pixel_size_A=params.angpix)
+    if table.remark:
+        print(f"warning: {table.remark}", file=sys.stderr)
     particles = table.table
     if params.flip_y:
         shape = _shape(path, particles)

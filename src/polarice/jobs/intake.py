@@ -46,7 +46,7 @@ class ParticleJob:
     ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak")
     norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1")
     image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
-    angpix: float | None = option(None, "pixel size, for tables that do not state it", unit="A", low=0.01, high=100)
+    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.01, high=100)
     unsigned: bool = option(False, "MRC mode 0 holds unsigned bytes, as before 2014")
     seed: int = option(1, "seed of everything random", low=0, flags=("--random-seed",))
     continue_: Path | None = option(None, "folder (or a run_itNNN_optimiser.star) of a run to go on with")
@@ -135,6 +135,8 @@ def _checked_table(params: Any, ranks: int) -> ParticleTable:
     from polarice.io.particles import StackSource, read_particles
 
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
+    if table.remark:
+        print(f"warning: {table.remark}", file=sys.stderr)
     particles = table.particles
     if params.scratch is not None and not params.scratch.is_dir():
         raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or name another")

@@ -13,6 +13,7 @@ import numpy as np
 from polarice.cluster import Comm
 from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, write_coordinates
 from polarice.io.micrographs import MicrographTable, read_micrographs, require_pixel_sizes, write_micrographs
+from polarice.io.optics import require_defoci
 from polarice.jobs.micrographs import (
     Farm,
     Item,
@@ -134,6 +135,7 @@ def _farm(params: Params, comm: Comm) -> Farm:
 
 def _items(table: MicrographTable, params: Params) -> list[Item]:
     items = items_of(table, params.o)
+    require_defoci(table.table)
     if all(label in table.table for label in DEFOCUS):
         labels = (*DEFOCUS, *(label for label in ("rlnPhaseShift",) if label in table.table))
         columns = np.stack([table.table.numbers(label) for label in labels], axis=1).tolist()
