@@ -170,6 +170,75 @@ def test_watching_takes_what_arrives(ran, monkeypatch):
     assert ended.out.count("waiting for new files") == 1
 
 
+def test_watching_takes_what_arrives_while_a_job_runs(ran, monkeypatch):
+    """Not in that pass, whose files are settled by then, but in the next."""
+    join = jobs.load("join").run
+
+    def run(params: CopyParams) -> None:
+        if len(ran) == 0:
+            settled(Path("late.star"), "late")
+        join(params)
+
+    def sleep(seconds: float) -> None:
+        seen.append(Path("second/joined.star").read_text())
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    seen: list[str] = []
+    monkeypatch.setattr(jobs.load("join"), "run", run)
+    monkeypatch.setattr(workflow.time, "sleep", sleep)
+    assert go(CHAIN.replace("?.star", "*.star"), "--watch 1").code == 130
+    assert seen == ["ab!", "ablate!"] and ran == ["first", "second"] * 2
+
+
+MOVIES = """
+[[step]]
+job = "import"
+inputs = "*.tif"
+angpix = 2.0
+[[step]]
+job = "motion"
+micrographs = "{import}/movies.star"
+dose_weighting = false
+patch_x = 1
+patch_y = 1
+threads = 1
+"""
+
+
+def test_watching_looks_again_at_a_movie_that_was_cut_off(tmp_path, monkeypatch):
+    """Cut off and at rest it is left out, by import or, where only its pixels are spoilt, by motion; whole, it is taken."""
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(1).poisson(3, (4, 128, 128)).astype(np.uint8)
+    tifffile.imwrite("a.tif", frames, photometric="minisblack", compression="lzw")
+    whole = Path("a.tif").read_bytes()
+    with tifffile.TiffFile("a.tif") as file:
+        start, length = file.pages[2].dataoffsets[0], file.pages[2].databytecounts[0]
+    spoilt = whole[:start] + b"\xff" * length + whole[start + length :]
+
+    def put(name: str, content: bytes) -> None:
+        Path(name).write_bytes(content)
+        os.utime(name, (time.time() - 100 - len(seen),) * 2)
+
+    def done() -> tuple[str, ...]:
+        return tuple(sorted(path.stem for path in Path("motion").glob("?.mrc")))
+
+    seen: list[tuple[str, ...]] = []
+    for name, content in {"a": whole, "b": whole[: len(whole) // 2], "c": spoilt}.items():
+        put(f"{name}.tif", content)
+
+    def sleep(seconds: float) -> None:
+        seen.append(done())
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        put("c.tif" if len(seen) == 1 else "b.tif", whole)
+
+    monkeypatch.setattr(workflow.time, "sleep", sleep)
+    assert go(MOVIES, "--watch 1").code == 130
+    assert seen == [("a",), ("a", "c"), ("a", "b", "c")]
+
+
 def test_a_page_tells_of_all_steps(ran):
     assert "report: flow_report.html" in go().out
     page = Path("flow_report.html").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ def read_micrographs(path: str | os.PathLike[str], kind: str = "micrographs") ->
         numbers = optics_table.integers("rlnOpticsGroup")[optics_of]
         table = table.with_columns({"rlnOpticsGroup": numbers}).without(*optics_.MICROSCOPE_LABELS)
     return MicrographTable(kind, names, files, groups, optics_of, table, optics_table, star.path)
+
+
+def named_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Where the movies or micrographs of a table were found; none of what is no such table."""
+    for kind in NAME_LABELS:
+        with suppress(InputError):
+            return read_micrographs(path, kind).files
+    return ()
 
 
 def require_pixel_sizes(table: MicrographTable) -> None:

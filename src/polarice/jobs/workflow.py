@@ -37,7 +37,9 @@ from typing import Any
 
 from polarice import jobs
 from polarice.io.atomic import replacing
+from polarice.io.micrographs import named_files
 from polarice.jobs.alone import alone
+from polarice.jobs.micrographs import PerMicrograph
 from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
 from polarice.jobs.provenance import fingerprint
 from polarice.types import InputError
@@ -274,9 +276,14 @@ class State:
 
 
 def mark_of(step: Step, params: Any) -> str:
-    """A short text that changes with the step's options and files."""
+    """A short text that changes with the step's options and files; those that a table of micrographs names among them.
+
+    A movie that came half and was left out is in the table already when the rest of it has come.
+    """
     options = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
     files = [_file_mark(path) for path in _paths(params)]
+    if isinstance(params, PerMicrograph):
+        files += map(fingerprint, named_files(params.micrographs))
     told = json.dumps([step.job, options, files], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
