@@ -99,10 +99,3 @@ class ParticleSet:
             [Block("optics", table=Table.of(self.optics())), Block("particles", table=Table.of(kept))],
         )
         return folder / "particles.star"
-
-
-def purity(classes: np.ndarray, label: np.ndarray) -> float:
-    """Share of the particles that show what most of their class shows."""
-    counts = np.zeros((classes.max() + 1, label.max() + 1))
-    np.add.at(counts, (classes, label), 1)
-    return float(counts.max(axis=1).sum() / len(label))

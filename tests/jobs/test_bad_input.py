@@ -21,20 +21,6 @@ RUN = "class2d particles.star --k 3 --iter 2 --particle-diameter 50 --threads 1 
 SET = ParticleSet(n=60, box_px=24)
 
 
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return SET.images()
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, images) -> Path:
-    """A working directory with a good set of particles."""
-    SET.write(tmp_path, images)
-    monkeypatch.chdir(tmp_path)
-    stub_report(monkeypatch)
-    return tmp_path
-
-
 def assert_refused(ended: Ended, *words: str, folder: str = "out") -> None:
     """Exit code 2, one line that holds all of `words`, and no trace of a run."""
     assert ended.code == 2, ended

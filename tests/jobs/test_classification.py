@@ -12,7 +12,7 @@ import pytest
 
 from align.phantoms import CPU
 from jobs.runs import FOLDER_FILES, polarice, stub_report
-from jobs.sets import PIXEL_A, ParticleSet, purity
+from jobs.sets import PIXEL_A, ParticleSet
 from polarice.fourier import soft_disc
 from polarice.io.mrc import open_stack, read_header, write_stack
 from polarice.io.star import Block, Table, read_star, write_star
@@ -20,16 +20,12 @@ from polarice.jobs import class2d
 from polarice.jobs.checkpoint import read_checkpoint
 from polarice.jobs.params import from_dict
 from polarice.jobs.report import read_history
+from polarice.simulate.score import purity
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=0.3)
 CLASSES = 8
 RUN = f"class2d particles.star --k {CLASSES} --iter 5 --particle-diameter 70 --threads 1"
 LAST = "run_it005"
-
-
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return SET.images()
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +41,6 @@ def whole(tmp_path_factory, images) -> Path:
     assert ended.code == 0, ended.err
     assert ended.out == f"{SET.n} particles in {CLASSES} classes; report: out/report.html\n"
     return folder
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, images) -> Path:
-    SET.write(tmp_path, images)
-    monkeypatch.chdir(tmp_path)
-    stub_report(monkeypatch)
-    return tmp_path
 
 
 def labels(folder: Path | str, last: str = LAST) -> np.ndarray:

@@ -116,6 +116,25 @@ def test_particles_of_relion_to_cryosparc_and_back(here):
     assert np.allclose((rot + 180) % 360 - 180, 0, atol=2e-4)
 
 
+def test_what_a_cs_lacks_is_told(here, capsys):
+    """Dark particles, and no places in micrographs."""
+    columns = [("uid", "u8"), ("blob/path", "S20"), ("blob/idx", "u4"), ("blob/shape", "u4", (2,))]
+    rows = np.zeros(2, [*columns, ("blob/psize_A", "f4"), ("blob/sign", "f4")])
+    rows["uid"], rows["blob/path"], rows["blob/idx"] = [7, 8], b"s.mrcs", [0, 1]
+    rows["blob/shape"], rows["blob/psize_A"], rows["blob/sign"] = 8, 1.5, -1
+    np.save("p.npy", rows)
+    Path("p.npy").rename("p.cs")
+    assert run("p.cs", "--o", "dark") == 0
+    told = capsys.readouterr().err
+    assert "warning: these particles are dark (blob/sign -1); invert the images for RELION" in told
+    assert "warning: p.cs has no location/* columns: no rlnMicrographName and no coordinates" in told
+    rows["blob/sign"] = 1
+    np.save("p.npy", rows)
+    Path("p.npy").rename("p.cs")
+    assert run("p.cs", "--o", "white") == 0
+    assert "dark" not in capsys.readouterr().err
+
+
 @pytest.mark.skipif(shutil.which("relion_run_motioncorr") is None, reason="needs relion_run_motioncorr")
 def test_relion_takes_the_table_of_movies(here):
     frames = np.random.default_rng(0).poisson(20, (3, 64, 96)).astype(np.uint8)

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from jobs.runs import STOPPED_BY_CRASH, Ended, assert_same_files, crash, polarice, stub_report
-from jobs.sets import PIXEL_A, ParticleSet, purity
+from jobs.sets import PIXEL_A, ParticleSet
 from polarice.io.mrc import open_stack
 from polarice.io.particles import pose_columns
 from polarice.io.star import read_star
 from polarice.jobs.report import read_history
 from polarice.jobs.report.latent import GAP_PX, LINE_GAP_PX, LINE_MARGIN_PX, map_sheet, occupancy
+from polarice.simulate.score import purity
 from polarice.types import Pose2D
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=1.0)

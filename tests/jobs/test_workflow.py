@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from jobs.runs import Ended, polarice, stub_report
-from jobs.sets import PIXEL_A, ParticleSet, purity
+from jobs.sets import PIXEL_A, ParticleSet
 from polarice import jobs
 from polarice.io.mrc import write_stack
 from polarice.io.star import read_star
 from polarice.jobs import workflow
 from polarice.jobs.params import argument, option
+from polarice.simulate.score import purity
 from polarice.types import InputError
 
 
@@ -207,7 +208,7 @@ threads = 1
 
 
 def test_watching_looks_again_at_a_movie_that_was_cut_off(tmp_path, monkeypatch):
-    """Cut off and at rest it is left out, by import or, where only its pixels are spoilt, by motion; whole, it is taken."""
+    """At rest it is left out, by import or, where only pixels are spoilt, by motion; whole, it is taken."""
     tifffile = pytest.importorskip("tifffile")
     monkeypatch.chdir(tmp_path)
     frames = np.random.default_rng(1).poisson(3, (4, 128, 128)).astype(np.uint8)

@@ -1,0 +1,25 @@
+"""A working directory with the particles that a test module calls its SET."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.runs import stub_report
+
+
+@pytest.fixture(scope="module")
+def images(request: pytest.FixtureRequest) -> np.ndarray:
+    """(n, N, N) float32, made once for the module."""
+    return request.module.SET.images()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, images: np.ndarray) -> Path:
+    """A working directory with the set, and reports that are not drawn."""
+    request.module.SET.write(tmp_path, images)
+    monkeypatch.chdir(tmp_path)
+    stub_report(monkeypatch)
+    return tmp_path
