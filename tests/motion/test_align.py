@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from polarice.motion.align import Alignment, Rings, align, align_whole
 from polarice.motion.exposure import binned, expose
-from polarice.simulate.movies import MovieSimulation, drifting, rms_error_px
+from polarice.simulate.movies import MovieSimulation, drifting, least_error_px, rms_error_px
 from polarice.types import Motion
 
 torch.set_num_threads(1)
@@ -62,6 +64,25 @@ def test_local_motion_to_a_third_of_a_pixel_where_there_is_light(still):
     assert whole < 0.15 and local < 0.33 and local < 0.6 * alone
 
 
+def test_close_to_what_counting_noise_permits():
+    """Three movies are off by no less than the bound says, but for luck, and by less than twice as much."""
+    errors, bounds = [], []
+    for seed in range(3):
+        motion = drifting(SHAPE, 12, 15, 0.0, seed=seed)
+        simulation = MovieSimulation(specimen(), motion, 3.0, seed=seed)
+        errors.append(rms_error_px(found(np.stack(list(simulation.counts())), (1, 1)), motion)[0])
+        bounds.append(least_error_px(simulation, 0.15))
+    assert bounds[0] == pytest.approx(bounds[1])  # of the specimen and the dose, not of the way
+    assert 0.8 * bounds[0] < np.sqrt(np.mean(np.square(errors))) < 2 * bounds[0]
+
+
+def test_a_bound_falls_with_light_to_what_the_jitter_leaves_open():
+    motion = drifting(SHAPE, 12, 15, 0.0, seed=1)
+    bounds = [least_error_px(MovieSimulation(specimen(), motion, dose), 0.15) for dose in (0.5, 1, 2, 5e4, 5e5)]
+    assert all(a > b for a, b in pairwise(bounds))
+    assert bounds[-2] / bounds[-1] == pytest.approx(np.sqrt(10), rel=0.1)  # all waves above the noise: as counting goes
+
+
 def test_a_large_drift_is_found(still):
     motion = drifting(SHAPE, 10, 60, 0.0, seed=2)
     whole, _ = rms_error_px(found(movie(motion), (1, 1)), motion)
@@ -109,7 +130,6 @@ def test_rings_tell_signal_from_noise(still):
     frequency = np.hypot(np.fft.fftfreq(SHAPE[0])[:, None], np.fft.rfftfreq(SHAPE[1])[None])
     ring = np.rint(frequency * 256).astype(int).ravel()
     expected = np.bincount(ring, truth.ravel()) / np.maximum(np.bincount(ring), 1)
-    print(rings.signal[3:40], expected[3:40])
     assert rings.signal[3:40].sum() == pytest.approx(expected[3:40].sum(), rel=0.15)
 
 

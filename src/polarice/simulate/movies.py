@@ -121,3 +121,30 @@ def rms_error_px(found: Motion, truth: Motion, points: int = 9) -> tuple[float, 
     difference -= difference.mean(0)
     whole = difference.mean((1, 2))
     return float(np.sqrt((whole**2).sum(-1).mean())), float(np.sqrt((difference**2).sum(-1).mean()))
+
+
+def least_error_px(simulation: MovieSimulation, jitter_px: float) -> float:
+    """The RMS error of whole-frame motion, in pixels, the length of (x, y), that no method beats on such a movie.
+
+    A Cramer-Rao bound (van Trees 1968, Detection, Estimation, and Modulation Theory, part 1, 2.4): frames of an unknown
+    specimen of known power S in counting noise N say of shifts t, along each axis and per wave k, with rho = S / N,
+
+        (2 pi k)^2 rho^2 / (1 + n rho)  of  n sum t^2 - (sum t)^2,
+
+    and it is known that a frame lies `jitter_px` sqrt(3 / 2) from the middle of its neighbours, as a straight way with
+    an independent jitter of each frame does. Local motion, edges and what binning takes are left out: it is a bound.
+    """
+    n, (ny, nx) = simulation.frames, simulation.contrast.shape
+    power = np.abs(np.fft.fft2(simulation.contrast - simulation.contrast.mean())) ** 2
+    fy, fx = np.broadcast_arrays(np.fft.fftfreq(ny)[:, None], np.fft.fftfreq(nx)[None])
+    ring = np.rint(np.hypot(fy, fx) * min(ny, nx)).astype(int)
+    count = np.bincount(ring.ravel())
+    rho = (np.bincount(ring.ravel(), power.ravel()) / np.maximum(count, 1))[ring] * simulation.dose_e_px / (ny * nx)
+    away = np.diff(np.eye(n), 2, axis=0) / 2  # of each frame from the middle of its neighbours
+    known = away.T @ away / (1.5 * jitter_px**2)
+    centred = np.eye(n) - 1 / n
+    variance = 0.0
+    for f in (fx, fy):
+        told = ((2 * np.pi * f) ** 2 * rho**2 / (1 + n * rho)).sum()
+        variance += np.trace(np.linalg.pinv(told * n * centred + known, rcond=1e-12)) / n
+    return float(np.sqrt(variance))
