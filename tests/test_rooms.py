@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src/polarice"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 GROUND = {"types", "cluster"}
-BELOW_STAGES = GROUND | {"fourier", "ctf", "simulate"}  # a stage reads no files
+BELOW_STAGES = GROUND | {"fourier", "ctf", "simulate", "workers"}  # a stage reads no files
 STAGES = {"motion", "pick", "extract", "align"}
 MODELS = {"references", "postprocess"}
 # room: the rooms it may import, besides itself
@@ -20,6 +20,7 @@ TABLE = {
     "types": set(),
     "cluster": {"types"},
     "fourier": {"types"},
+    "workers": set(),
     "io": {"types"},
     "ctf": GROUND | {"fourier", "io"},
     "simulate": GROUND | {"fourier", "io", "ctf"},

@@ -16,9 +16,9 @@ from polarice.align.search import Search
 from polarice.align.store import PolarStore, Room
 from polarice.align.sums import Sums
 from polarice.align.sweep import Sweep, batch_size
-from polarice.align.workers import in_turn
 from polarice.references.averages import Averages
 from polarice.types import Assignment, Pose2D
+from polarice.workers import in_turn
 
 
 def searched(where: Scene, coarse_to_fine: bool, range_px: float = 3.0, step_px: float = 1.0) -> Scene:

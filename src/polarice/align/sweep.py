@@ -17,8 +17,8 @@ from polarice.align.polar import PolarBasis
 from polarice.align.search import Level, Search
 from polarice.align.store import PolarStore
 from polarice.align.sums import Sums
-from polarice.align.workers import in_turn
 from polarice.types import Assignment, Pose2D
+from polarice.workers import in_turn
 
 PREPARED_AT_ONCE = {"cpu": 32, "cuda": 256}  # images; always as many, so that each one's bits depend on it alone
 SURVIVORS = 4  # at the finest level, one row in so many is expected to be left

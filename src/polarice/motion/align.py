@@ -25,6 +25,7 @@ import torch
 from scipy.fft import next_fast_len
 
 from polarice.types import Motion
+from polarice.workers import in_turn, workers_on
 
 ALIGN_PIXEL_A = 4.0  # frames are binned to pixels of at most this before they are aligned
 TAPER = 0.06  # of the width, along each edge
@@ -264,7 +265,8 @@ class _Patches:
         self._start = shifts - shifts.mean(0)
         share = size[0] * size[1] / (h * w)  # of the power: a transform of fewer pixels
         self._full, self._highest = (size[0], size[1]), rings.highest
-        parts, offsets = zip(*(self._cut(frames, centre) for centre in grid), strict=True)
+        cut = in_turn(grid, lambda _, centre: self._cut(frames, centre), workers_on(frames.device))
+        parts, offsets = zip(*cut, strict=True)
         self._transforms, self._offset = torch.stack(parts), torch.stack(offsets)
         weight = rings.weights(*self._full, frames.device)[None] / share
         cropped, self._size = _crop(weight, self._full, self._highest)
@@ -319,14 +321,17 @@ class _Patches:
         steps = (torch.arange(MAP_SIDE, device=self._device) - MAP_SIDE // 2) * step_px
         across = torch.exp(2j * math.pi * fx[:, None] * steps) * count[:, None]
         down = torch.exp(2j * math.pi * steps[:, None] * fy[:, 0])
-        maps = []
-        for transforms, moved in zip(self._transforms, now.to(self._device), strict=True):
+
+        def map_of(_: int, patch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            transforms, moved = patch
             ramp = torch.exp(2j * math.pi * moved[:, 1, None, None] * fy)
             ramp = ramp * torch.exp(2j * math.pi * moved[:, 0, None, None] * fx)
             aligned = transforms * ramp
             others = (aligned.sum(0) - aligned) / (len(aligned) - 1)
-            maps.append((down @ (aligned * others.conj() * self._weight) @ across).real.cpu())
-        return torch.stack(maps)
+            return (down @ (aligned * others.conj() * self._weight) @ across).real.cpu()
+
+        patches = zip(self._transforms, now.to(self._device), strict=True)
+        return torch.stack(list(in_turn(patches, map_of, workers_on(self._device))))
 
 
 @dataclass(frozen=True)

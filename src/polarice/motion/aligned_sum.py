@@ -18,6 +18,7 @@ import torch
 from polarice.motion.dose import Dose, dose_weights
 from polarice.motion.exposure import Exposure
 from polarice.types import Motion
+from polarice.workers import in_turn, workers_on
 
 TILE_PX, OVERLAP_PX, MARGIN_PX = 512, 64, 8
 
@@ -58,19 +59,23 @@ def sum_frames(
     spectrum = torch.zeros((side, side // 2 + 1), device=device) if spectrum_group else None
     gain = None if exposure.gain is None else torch.from_numpy(exposure.gain)
     tiles = list(_tiles(exposure.shape, side))
-    for y, x in tiles:
-        aligned = _aligned(exposure, gain, motion, (y, x, side), device)
+
+    def sums_of(_: int, tile: tuple[int, int]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        aligned = _aligned(exposure, gain, motion, (*tile, side), device)
         weighted = aligned if weights is None else aligned * weights
         sums = [aligned.sum(0)] if weights is None else [aligned.sum(0), weighted.sum(0)]
         sums += [weighted[parity].sum(0) for parity in parities]
+        images = [torch.fft.irfft2(total, s=(side, side)) * window for total in sums]
+        return images, _power(aligned, spectrum_group) if spectrum_group else None
+
+    for (y, x), (images, power) in zip(tiles, in_turn(tiles, sums_of, workers_on(device)), strict=True):
         here = (slice(max(y, 0), y + side), slice(max(x, 0), x + side))
         inside = (slice(max(-y, 0), exposure.shape[0] - y), slice(max(-x, 0), exposure.shape[1] - x))
-        for image, total in zip(blank, sums, strict=True):
-            image[here] += (torch.fft.irfft2(total, s=(side, side)) * window)[inside]
+        for total, image in zip(blank, images, strict=True):
+            total[here] += image[inside]
         covered[here] += window[inside]
-        if spectrum is not None:
-            for start in range(0, len(aligned) - len(aligned) % spectrum_group or len(aligned), spectrum_group):
-                spectrum += _hann(aligned[start : start + spectrum_group].sum(0)).abs() ** 2 / len(tiles)
+        if spectrum is not None and power is not None:
+            spectrum += power / len(tiles)
     plain, *rest = ((image / covered).cpu().numpy() for image in blank)
     first = rest.pop(0) if weights is not None else None
     return AlignedSum(plain, first, None if spectrum is None else spectrum.cpu().numpy(), tuple(rest))
@@ -126,6 +131,12 @@ def _within(start: int, side: int, length: int) -> slice | np.ndarray:
         return slice(start, start + side)
     places = np.arange(start, start + side) % (2 * length)
     return np.where(places < length, places, 2 * length - 1 - places)
+
+
+def _power(aligned: torch.Tensor, group: int) -> torch.Tensor:
+    """Power (side, side // 2 + 1) of sums over groups of a tile's transforms; frames that fill no group are left."""
+    starts = range(0, len(aligned) - len(aligned) % group or len(aligned), group)
+    return torch.stack([_hann(aligned[start : start + group].sum(0)).abs() ** 2 for start in starts]).sum(0)
 
 
 def _hann(transform: torch.Tensor) -> torch.Tensor:

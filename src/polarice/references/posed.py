@@ -13,10 +13,10 @@ from polarice.align.expect import PolarImages
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.store import Room, mapped
-from polarice.align.workers import in_turn
 from polarice.cluster import SERIAL, Comm, part
 from polarice.references.aligned import AlignedImages, Triangle
 from polarice.types import Pose2D
+from polarice.workers import in_turn
 
 R = TypeVar("R")
 Work = Callable[[np.ndarray, PolarImages, AlignedImages], R]

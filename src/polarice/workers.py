@@ -40,6 +40,11 @@ def in_turn(items: Iterable[Item], work: Callable[[int, Item], Result], workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def workers_on(device: torch.device) -> int:
+    """How many to work with: torch's threads on a processor, one where an accelerator does the work."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def _alone() -> None:
     """What a worker thread does first: keep torch from dividing its operations further."""
     torch.set_num_threads(1)
