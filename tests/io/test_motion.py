@@ -43,6 +43,17 @@ def test_relions_polynomial_runs_through_relions_own_patches():
         assert found > 0.65 and found > np.corrcoef(measured[:, axis], other[:, axis])[0, 1] + 0.1
 
 
+def test_frames_that_relion_did_not_use_are_none(tmp_path):
+    """RELION lists all frames of the movie, those that it left out at -9999."""
+    shifts = np.array([[9999.0, 9999.0], [0, 0], [1, -2], [9999.0, 9999.0]])
+    write_motion(
+        tmp_path / "m.star", Motion(shifts, (30, 40), np.zeros((2, 6, 3))),
+        MovieFacts("m.tif", 1.5, 1.0, 1.0, 0.0, 300.0), np.zeros((0, 2), int),
+    )  # fmt: skip
+    assert read_star(tmp_path / "m.star").table("global_shift").numbers("rlnMicrographShiftX")[0] == -9999
+    assert read_motion(tmp_path / "m.star").shifts_px.tolist() == [[0, 0], [1, -2]]
+
+
 def test_other_models_are_refused(tmp_path):
     motion = Motion(np.zeros((3, 2)), (30, 40), np.zeros((2, 6, 3)))
     write_motion(tmp_path / "m.star", motion, MovieFacts("m.tif", 1.5, 1.0, 1.0, 0.0, 300.0), np.zeros((0, 2), int))

@@ -15,6 +15,7 @@ from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import InputError, Motion
 
+NOT_USED = -9999.0  # RELION's shift of frames before the first and behind the last that is used
 LOCAL_MODEL = 1  # rlnMotionModelVersion of the polynomial
 
 
@@ -85,7 +86,7 @@ def write_motion(path: str | os.PathLike[str], motion: Motion, facts: MovieFacts
 
 
 def read_motion(path: str | os.PathLike[str]) -> Motion:
-    """The motion in a movie's STAR file, RELION's or ours.
+    """The motion in a movie's STAR file, RELION's or ours, of the frames that were used, the first of them 0.
 
     Raises InputError where something is missing or the local model is of another kind.
     """
@@ -98,6 +99,7 @@ def read_motion(path: str | os.PathLike[str]) -> Motion:
         raise InputError(f"{path}, data_general: {error} is missing or no number") from None
     whole = star.table("global_shift")
     shifts = np.stack([whole.numbers("rlnMicrographShiftX"), whole.numbers("rlnMicrographShiftY")], -1)
+    shifts = shifts[shifts[:, 0] > NOT_USED]
     local = np.zeros((2, 6, 3))
     if version == LOCAL_MODEL and "local_motion_model" in star:
         values = star.table("local_motion_model").numbers("rlnMotionModelCoeff")
