@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from align.phantoms import Blobs, ctf_parameters, optics, particle_images
-from polarice.align.images import Clock, ParticleImages
+from polarice.align.images import ParticleImages
 from polarice.align.loop import Settings, State, Turn, fit
 from polarice.align.schedule import Schedule
 from polarice.align.survey import survey
@@ -54,7 +54,7 @@ def run(
     rows = np.arange(n)
     schedule = Schedule(k, iterations, n, start_px=5, limit_px=16, offset_range_px=4.0, offset_step_px=1.0)
     if after is None:
-        noise = survey(images, rows, settings.seed, 500, Clock()).noise_power
+        noise = survey(images, rows, settings.seed, 500).noise_power
         given = SimpleNamespace(seed=settings.seed, tau2_fudge=settings.tau2_fudge, ref=None)
         after = first_state(images, schedule, rows, noise, given)
     return list(fit(images, after, schedule, rows, settings))

@@ -65,7 +65,7 @@ def with_stub(words: list[str]) -> int:
     return main()
 
 
-def _write_stub(folder: Path, report: Any, comm: Comm) -> Path:
+def _write_stub(folder: Path, report: Any, comm: Comm, drawers: Any = None) -> Path:
     page = Path(folder) / "report.html"
     if comm.rank == 0:
         page.write_text(_REPORT_STUB)

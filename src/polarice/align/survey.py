@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polarice.align.images import Clock, ParticleImages
+from polarice.align.images import ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import background
 from polarice.align.sums import Sums
+from polarice.align.workers import in_turn
 from polarice.cluster import SERIAL, Comm, part
 from polarice.fourier import shell_mean, shell_of
 
-SPECTRUM_IMAGES = 5000  # enough for a noise spectrum; the rest is only checked
-START_IMAGES = 1000  # per first reference
+SPECTRUM_IMAGES = 1000  # enough for a noise spectrum; the rest is only checked
+SPECTRA_AT_ONCE = 32
+NEARLY_CONSTANT = 1e-3  # deviation of a background over its mean, below which all pixels are compared
+START_IMAGES = 200  # per first reference
 
 
 @dataclass(frozen=True)
@@ -30,32 +32,32 @@ class Survey:
 
 
 def survey(
-    images: ParticleImages, rows: np.ndarray, seed: int, batch: int, clock: Clock, comm: Comm = SERIAL
+    images: ParticleImages, rows: np.ndarray, seed: int, batch: int, workers: int = 1, comm: Comm = SERIAL
 ) -> Survey:
     """Check every image, in the order of `rows`, and measure the spectrum of some; each rank looks at its part."""
     rng = np.random.default_rng([seed, 0])
     measured = np.zeros(len(images), bool)
     measured[rng.permutation(rows)[:SPECTRUM_IMAGES]] = True
     shell = shell_of(images.source.box_px)
-    shells = images.source.box_px // 2 + 1
-    power = np.zeros((images.groups, shells))
+    power = np.zeros((images.groups, images.source.box_px // 2 + 1))
     count = np.zeros(images.groups)
     background_sd = np.ones(len(images))
     bad: dict[int, str] = {}
     own = rows[part(images.particles.stack_of[rows], comm.rank, comm.size)]
-    since = time.perf_counter()
-    for chunk, pixels in images.raw(own, batch):
-        since = clock.add("reading", since)
-        reasons = _faults(pixels)
-        bad.update({int(chunk[i]): reason for i, reason in reasons.items()})
-        background_sd[chunk] = background(torch.from_numpy(pixels), images.preparation.radius_px)[1].numpy()
-        good = np.setdiff1d(np.flatnonzero(measured[chunk]), list(reasons))
-        if len(good):
-            spectra = _spectra(images, pixels[good], shell)
-            groups = images.particles.optics_of[chunk[good]]
-            np.add.at(power, groups, spectra)
-            np.add.at(count, groups, 1)
-        since = clock.add("preparation", since)
+
+    def look(_worker: int, item: tuple[np.ndarray, np.ndarray]) -> _Look:
+        chunk, pixels = item
+        mean, sd = (each.numpy() for each in background(torch.from_numpy(pixels), images.preparation.radius_px))
+        faults = _faults(pixels, ~(sd > NEARLY_CONSTANT * np.abs(mean)))
+        good = np.setdiff1d(np.flatnonzero(measured[chunk]), list(faults))
+        return _Look(chunk, sd, faults, chunk[good], _spectra(images, pixels[good], shell))
+
+    for seen in in_turn(images.raw(own, batch), look, workers):
+        bad.update({int(seen.rows[i]): reason for i, reason in seen.faults.items()})
+        background_sd[seen.rows] = seen.background_sd
+        groups = images.particles.optics_of[seen.measured]
+        np.add.at(power, groups, seen.spectra)
+        np.add.at(count, groups, 1)
     power, count = comm.sum((power, count))
     background_sd[rows] = comm.join(background_sd[own])
     bad = dict(sorted(pair for faults in comm.collect(bad) for pair in faults.items()))
@@ -64,23 +66,39 @@ def survey(
     return Survey(np.maximum(power / images.preparation.mask_fraction, 1e-12), background_sd, bad)
 
 
-def _faults(pixels: np.ndarray) -> dict[int, str]:
-    """Images of a batch (n, N, N) that cannot be used, by their place in it."""
+@dataclass(frozen=True)
+class _Look:
+    """What a batch showed."""
+
+    rows: np.ndarray  # (batch,)
+    background_sd: np.ndarray  # (batch,)
+    faults: dict[int, str]  # place in the batch -> why the image cannot be used
+    measured: np.ndarray  # (m,) rows of the images whose spectrum was measured
+    spectra: np.ndarray  # (m, S)
+
+
+def _faults(pixels: np.ndarray, suspect: np.ndarray) -> dict[int, str]:
+    """Images of a batch (n, N, N) that cannot be used, by their place in it; of constant ones only the suspects."""
     flat = pixels.reshape(len(pixels), -1)
-    finite = np.isfinite(flat).all(axis=1)
-    constant = flat.max(axis=1) == flat.min(axis=1)
-    faults = {int(i): "not a number (NaN or infinite pixels)" for i in np.flatnonzero(~finite)}
-    faults.update({int(i): "constant (every pixel has the same value)" for i in np.flatnonzero(finite & constant)})
+    faults = {}
+    for i in np.flatnonzero(suspect | ~np.isfinite(flat.sum(axis=1))).tolist():
+        if not np.isfinite(flat[i]).all():
+            faults[i] = "not a number (NaN or infinite pixels)"
+        elif flat[i].max() == flat[i].min():
+            faults[i] = "constant (every pixel has the same value)"
     return faults
 
 
 def _spectra(images: ParticleImages, pixels: np.ndarray, shell: np.ndarray) -> np.ndarray:
     """Power per shell of masked images, (n, S) float64."""
     tensor = torch.from_numpy(pixels).to(images.device, torch.float32)
-    masked = images.preparation(tensor, torch.zeros(len(tensor), 2, device=images.device))
-    transform = torch.fft.fftshift(torch.fft.fft2(masked), dim=(1, 2)) / images.source.box_px
-    power = transform.abs().square().cpu().numpy()
-    return np.asarray(shell_mean(power, shell, images.source.box_px // 2 + 1), np.float64)
+    found = [np.zeros((0, images.source.box_px // 2 + 1))]
+    for part_of in tensor.split(SPECTRA_AT_ONCE):
+        masked = images.preparation(part_of, torch.zeros(len(part_of), 2, device=images.device))
+        transform = torch.fft.fftshift(torch.fft.fft2(masked), dim=(1, 2)) / images.source.box_px
+        power = transform.abs().square().cpu().numpy()
+        found.append(shell_mean(power, shell, images.source.box_px // 2 + 1))
+    return np.concatenate(found).astype(np.float64)
 
 
 def random_sums(
@@ -89,6 +107,7 @@ def random_sums(
     references: int,
     noise: Tensor,
     draw: tuple[np.ndarray, int, int],
+    workers: int = 1,
     comm: Comm = SERIAL,
 ) -> Sums:
     """Sums of a blind expectation, over all ranks: each of some images dealt to one reference, unaligned.
@@ -102,8 +121,11 @@ def random_sums(
     own = part(images.particles.stack_of[chosen], comm.rank, comm.size)
     chosen, dealt = chosen[own], dealt[own]
     total = Sums.of_none((basis.n_q, 1, basis.r_max, references), images.groups, images.device)
-    place = 0
-    for chunk, pixels in images.raw(chosen, batch):
+    basis.prepare()
+    starts = range(0, len(chosen), batch)
+
+    def blind(_worker: int, item: tuple[int, tuple[np.ndarray, np.ndarray]]) -> Sums:
+        start, (chunk, pixels) = item
         centre_px = images.particles.pose.shift_px[chunk]
         cut_px = np.rint(centre_px)
         batch_images = images.polar(basis, chunk, images.fields(basis, pixels, cut_px), cut_px, centre_px)
@@ -111,9 +133,8 @@ def random_sums(
         data = basis.harmonics(batch_images.field * batch_images.ctf * scale)
         power = (batch_images.ctf.square() * scale).sum(dim=2)
         member = torch.zeros(references, len(chunk), device=images.device)
-        member[torch.from_numpy(dealt[place : place + len(chunk)]), torch.arange(len(chunk))] = 1
-        place += len(chunk)
-        sums = Sums.of_batch(
+        member[torch.from_numpy(dealt[start : start + len(chunk)]), torch.arange(len(chunk))] = 1
+        return Sums.of_batch(
             batch_images.field,
             batch_images.ctf,
             (batch_images.optics_of, images.groups),
@@ -121,5 +142,7 @@ def random_sums(
             denominator=torch.einsum("bi,ir->rb", member, power)[None].to(torch.complex64),
             class_weight=member.sum(dim=1),
         )
+
+    for sums in in_turn(zip(starts, images.raw(chosen, batch), strict=True), blind, workers):
         total.include(sums)
     return comm.sum(total)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from polarice.jobs.intake import (
     with_copies,
 )
 from polarice.jobs.params import option
-from polarice.jobs.resources import batch_bytes, card_of, device_of, room_of, threads_of
+from polarice.jobs.resources import batch_bytes, card_of, device_of, room_of, threads_of, workers_of
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
     from polarice.align.loop import State, Turn
     from polarice.align.schedule import Schedule
+    from polarice.jobs.report.drawers import Drawers
     from polarice.references.averages import Averages
 
 PERIODS_AT_START = 8  # resolution of the first iteration: so many periods across the particle
@@ -131,11 +132,15 @@ class _Run:
     def all(self) -> None:
         """Every iteration that is left, then the report. Rank 0 writes, an iteration while the next one is made."""
         from polarice.io.particles import StackSource
+        from polarice.jobs.report.drawers import Drawers
 
         turn, writing = None, None
         first, images, waited_s = self.comm.rank == 0, 0, 0.0
-        with self.bar, ThreadPoolExecutor(1, "writer") as writer:
+        drawers = Drawers(threads_of(self.params)) if self.comm.size == 1 else None
+        with self.bar, drawers or nullcontext(), ThreadPoolExecutor(1, "writer") as writer:
             for turn in self.turns():
+                if drawers and self.schedule.after(turn.state.number, turn.state.changed_class) == self.params.iter:
+                    drawers.load()
                 images += len(turn.used)
                 waited_s += turn.clock.seconds.get("reading", 0.0)
                 if writing is not None:
@@ -143,10 +148,10 @@ class _Run:
                 writing = writer.submit(self.write, turn) if first else None
             if writing is not None:
                 writing.result()
-        source = self.images.source
-        assert isinstance(source, StackSource)
-        usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
-        self.report(usage)
+            source = self.images.source
+            assert isinstance(source, StackSource)
+            usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
+            self.report(usage, drawers)
         if first and self.params.profile and turn is not None:
             self.profile(turn)
 
@@ -164,7 +169,7 @@ class _Run:
         from polarice.align.loop import Settings, fit
 
         params = self.params
-        workers = threads_of(params) if self.images.device.type == "cpu" else 1
+        workers = workers_of(params, self.images.device)
         settings = Settings(
             tau2_fudge=params.tau2_fudge,
             seed=params.seed,
@@ -196,7 +201,7 @@ class _Run:
             self.bar.update(sum(self.batches[iteration.number : upcoming - 1]))
         self.bar.set_description(f"{self.job} {min(upcoming, iteration.total)}/{iteration.total}")
 
-    def report(self, usage: Usage) -> None:
+    def report(self, usage: Usage, drawers: Drawers | None) -> None:
         """report.html and its pictures, of the last iteration; usage.json."""
         from polarice.jobs.report import Report, write_report
 
@@ -205,7 +210,7 @@ class _Run:
             write_usage(self.params.o, usage)
             return page_of(self.job, self.params, self.looked, self.last, usage=usage.lines())
 
-        path = write_report(self.params.o, self.comm.once(page), self.comm)
+        path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
         bad = self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
         print(f"{len(self.rows)} particles in {self.params.k} classes{left_out}; report: {path}")
@@ -264,7 +269,8 @@ def _random_classes(
     slack_px = step.shift_range_px + step.shift_step_px  # the loop widens it
     basis = PolarBasis(preparation.box_px, radius_px, step.whole_rings(step.ramp_px), slack_px, images.device)
     empty = Averages.empty(basis, step.references, noise, FIRST_SHIFT_SIGMA_PX, preparation.mask_fraction)
-    sums = random_sums(images, basis, step.references, empty.ring_noise, (rows, params.seed, SURVEY_BATCH), comm)
+    draw, workers = (rows, params.seed, SURVEY_BATCH), workers_of(params, images.device)
+    sums = random_sums(images, basis, step.references, empty.ring_noise, draw, workers, comm)
     return empty.maximize(sums, step.prior(params.tau2_fudge))
 
 

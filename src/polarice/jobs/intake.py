@@ -13,6 +13,7 @@ import numpy as np
 
 from polarice.cluster import SERIAL, Comm, part
 from polarice.jobs.params import argument, option
+from polarice.jobs.resources import workers_of
 from polarice.types import InputError, Particles
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 DIAMETER_OF_BOX = 0.8  # where the particle's diameter is not given
 TOLERATED_BAD = 0.1  # share of unusable images beyond which a run is refused
-SURVEY_BATCH = 256
+SURVEY_BATCH = 64  # images, that stay in a processor's cache
 SMALLEST_BOX_PX = 16
 HIGHEST_CTF = 1e6  # a B factor far below zero makes it grow
 LEAST_POWER = 1e-9  # of the images' noise; arithmetic in single precision wants more
@@ -208,7 +209,6 @@ def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
 
 def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, comm: Comm = SERIAL) -> Looked:
     """Look at every image once; what is left out is named on stderr. InputError where too many cannot be used."""
-    from polarice.align.images import Clock
     from polarice.align.survey import survey
 
     order = disk_order(table.particles)
@@ -220,7 +220,8 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, co
                 bar.update(len(batch) * comm.size)
 
         with np.errstate(all="ignore"):  # unusable images are what is looked for
-            found = survey(replace(images, read_ahead=counted), order, params.seed, SURVEY_BATCH, Clock(), comm)
+            workers = workers_of(params, images.device)
+            found = survey(replace(images, read_ahead=counted), order, params.seed, SURVEY_BATCH, workers, comm)
     bad = found.bad | {
         row: "its grey values are too large" for row in np.flatnonzero(~np.isfinite(found.background_sd)).tolist()
         if row not in found.bad

@@ -68,6 +68,11 @@ def threads_of(params: Any) -> int:
     return params.threads or len(os.sched_getaffinity(0))
 
 
+def workers_of(params: Any, device: torch.device) -> int:
+    """Threads that each work on a batch: all of them on a processor, one for a GPU."""
+    return threads_of(params) if device.type == "cpu" else 1
+
+
 def _keep_freed_memory() -> None:
     """Ask glibc to keep large freed blocks: the engine's arrays come and go many times a second, and handing them back
     to the kernel each time costs a quarter of its speed. Elsewhere, nothing happens."""

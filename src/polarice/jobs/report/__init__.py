@@ -20,6 +20,7 @@ from polarice.jobs.report.history import (
 from polarice.types import Iteration
 
 if TYPE_CHECKING:
+    from polarice.jobs.report.drawers import Drawers
     from polarice.jobs.report.index import Chapter
 
 __all__ = [
@@ -92,10 +93,13 @@ def _words(value: Any) -> str:
     return " ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
-def write_report(folder: str | os.PathLike[str], report: Report, comm: Comm = SERIAL) -> Path:
+def write_report(
+    folder: str | os.PathLike[str], report: Report, comm: Comm = SERIAL, drawers: Drawers | None = None
+) -> Path:
     """Write report.html and its pictures into the job's folder; returns the page's path.
 
-    Several ranks share out the charts, which take longer to draw than all else; rank 0 writes.
+    Several ranks share out the charts, which take longer to draw than all else, or `drawers` of a single one; rank 0
+    writes.
 
     Pictures: run_itNNN_classes.png (the montage) and report_convergence.png, _classes, _occupancy, _poses, _spectra,
     _times.
@@ -106,7 +110,8 @@ def write_report(folder: str | os.PathLike[str], report: Report, comm: Comm = SE
     from polarice.jobs.report.montage import write_montage
 
     folder = Path(folder)
-    charts = {name: chart for part in comm.collect(page.drawn(report, comm.rank, comm.size)) for name, chart in part}
+    drawn = page.drawn(report, comm.rank, comm.size) if drawers is None else drawers.drawn(report)
+    charts = {name: chart for part in comm.collect(drawn) for name, chart in part}
     if comm.rank == 0:
         number = report.iteration.number
         write_montage(folder / f"run_it{number:03d}_classes.png", report.iteration, report.particle_diameter_A)

@@ -220,7 +220,9 @@ class Chart:
     @staticmethod
     def of(figure: Figure, name: str) -> Chart:
         """The figure, laid out once, not again for every format."""
-        figure.draw_without_rendering()
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
         figure.set_layout_engine("none")
         return Chart(svg(figure, name), png(figure))
 

@@ -53,11 +53,11 @@ def drawn(report: Report, rank: int = 0, size: int = 1) -> list[tuple[str, chart
     names = list(report.optics_names) or [f"optics group {g + 1}" for g in range(len(model.noise_power))]
     box_A = model.averages.shape[-1] * model.pixel_size_A
     origin_A = -pose.shift_px[assigned] * model.pixel_size_A
-    figures: dict[str, Callable[[], Figure]] = {
-        "poses": lambda: charts.poses(-pose.psi_deg[assigned], origin_A),
+    figures: dict[str, Callable[[], Figure]] = {  # those that take longest first, to be shared out
         "convergence": lambda: charts.convergence(report.history),
-        "spectra": lambda: charts.spectra(model.noise_power, names, model.ssnr, shown, box_A),
+        "poses": lambda: charts.poses(-pose.psi_deg[assigned], origin_A),
         "times": lambda: charts.times(report.history),
+        "spectra": lambda: charts.spectra(model.noise_power, names, model.ssnr, shown, box_A),
         "occupancy": lambda: charts.occupancy(shown),
         "classes": lambda: charts.classes_in_use(report.history),
     }

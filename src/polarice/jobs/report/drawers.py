@@ -1,0 +1,96 @@
+"""Processes that draw a report's charts side by side; they load matplotlib while the job still computes.
+
+A process reads the report from its standard input, and answers with its charts; it ends when its input does, so that
+nothing is left behind by a job that is killed. `python -m polarice.jobs.report.drawers RANK SIZE` is one of them.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polarice.jobs.report import Report
+    from polarice.jobs.report.charts import Chart
+
+MOST = 3  # processes; there are six charts
+
+
+class Drawers:
+    """As many processes as there are threads to use; with one thread, none, and charts are drawn here."""
+
+    def __init__(self, threads: int) -> None:
+        self._count = min(threads, MOST) if threads > 1 else 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Drawers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+        self._leave()
+
+    def load(self) -> None:
+        """Start the processes: the charts are wanted soon."""
+        for rank in range(len(self._processes), self._count):
+            words = [sys.executable, "-m", __name__, str(rank), str(self._count)]
+            self._processes.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+
+    def drawn(self, report: Report) -> list[tuple[str, Chart]]:
+        """Names of the report's charts, and the charts."""
+        self.load()
+        if not self._processes:
+            return _drawn(report, 0, 1)
+        content = pickle.dumps(report)
+        found: list[tuple[str, Chart]] = []
+        try:
+            for process in self._processes:
+                assert process.stdin is not None
+                process.stdin.write(content)
+                process.stdin.close()
+            for process in self._processes:
+                assert process.stdout is not None
+                found += pickle.load(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):  # a process has been killed
+            return _drawn(report, 0, 1)
+        finally:
+            self._leave()
+        return found
+
+    def _leave(self) -> None:
+        for process in self._processes:
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                with suppress(BrokenPipeError):
+                    stream.close()
+            process.wait()
+        self._processes = []
+
+
+def _drawn(report: Report, rank: int, size: int) -> list[tuple[str, Chart]]:
+    from polarice.jobs.report import page
+
+    return page.drawn(report, rank, size)
+
+
+def _main(rank: int, size: int) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job speaks
+    from polarice.jobs.report.charts import panels
+
+    panels(1, 1, height=1.0)  # loads matplotlib
+    content = sys.stdin.buffer.read()
+    if content:
+        sys.stdout.buffer.write(pickle.dumps(_drawn(pickle.loads(content), rank, size)))
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), int(sys.argv[2]))
