@@ -21,7 +21,7 @@ from polarice.align.schedule import shift_grid
 from polarice.bench import engine, programs
 from polarice.bench.folder import DATA
 from polarice.bench.measure import Usage, measure
-from polarice.bench.results import HEAD, Result, cells, markdown, notes, rows
+from polarice.bench.results import HEAD, Result, cells, markdown, notes, reached, rows
 from polarice.cli import main, parse
 from polarice.jobs import class2d
 from polarice.jobs.demo import score_of
@@ -66,7 +66,9 @@ def found():
     """Rows of four programs; Polarice compared 8,000 images in ten iterations of a second."""
     stages = {"reading": 0.5, "preparation": 2.0, "expectation": 5.0, "maximization": 1.0, "writing": 1.5}
     score = {"pose_deg": 12.34, "view_deg": 10.0, "good": 0.5, "effective": 19.5, "shift_px": 0.51}
-    ours = Result("polarice", "1", "polarice", "a.log", 1000, 10, usage(12.0), 8000, [1.0] * 10, stages, 0.25, score)
+    ours = Result(
+        "polarice", "1", "polarice", "a.log", 1000, 10, usage(12.0), 8000, [1.0] * 10, stages, 0.25, score, ours=True
+    )
     part = Result("part", None, "part", "b.log", 100, 5, usage(30.0), 500, [5.0] * 5)
     silent = Result("silent", None, "silent", "c.log", 100, 5, usage(30.0), 500)
     failed = Result("failed", None, "failed", "d.log", 1000, 10, usage(1.0, 3), 10_000)
@@ -102,6 +104,26 @@ def test_table_tells_what_is_extrapolated_and_what_failed(found):
     assert markdown(["a", "bb"], [["1", "2"], ["333", "4"]]) == (
         "| a   | bb |\n|-----|----|\n| 1   | 2  |\n| 333 | 4  |\n"
     )
+
+
+def test_the_shortest_run_of_the_others_quality_is_found():
+    def result(name: str, particles: int, iterations: int, wall_s: float, pose_deg: float, effective: float) -> Result:
+        score = {"particles": particles, "pose_deg": pose_deg, "effective": effective, "view_deg": 1.0, "good": 1.0}
+        return Result(name, None, name, "log", particles, iterations, usage(wall_s), 1000, score=score, ours=name < "q")
+
+    whole = [result("polarice", 1000, 25, 60.0, 5.0, 20.0), result("polarice-5", 1000, 5, 20.0, 15.0, 19.0)]
+    part = [result("polarice-part", 100, 25, 8.0, 20.0, 18.0), result("polarice-5-part", 100, 5, 4.0, 31.4, 15.0)]
+    found = rows([*whole, *part, result("relion", 100, 25, 100.0, 30.0, 15.0)], 1000, 25)
+    assert [row["extrapolated"] for row in found[:4]] == [None] * 4
+    (answer,) = reached(found)
+    assert answer["iterations"] == 5 and answer["whole_wall_s"] == 20.0 and answer["pose_deg"] == 31.4
+    assert answer["ratio"] == pytest.approx(1000 / 20)  # ten times the particles, the same iterations
+    assert "with 5 iterations (31.4 degrees, 15.0), which takes 20.0 s for all particles: 50" in notes(found)[-2]
+    for pose_deg, effective, iterations in ((29.0, 15.0, 25), (30.0, 15.5, 25), (19.0, 10.0, None)):
+        other = result("relion", 100, 25, 100.0, pose_deg, effective)
+        assert reached(rows([*whole, *part, other], 1000, 25))[0]["iterations"] == iterations
+    longer = rows([whole[1], result("relion", 1000, 25, 100.0, 30.0, 15.0)], 1000, 5)
+    assert longer[1]["whole_wall_s"] == 100.0 and longer[1]["extrapolated"] is None  # its own iterations count
 
 
 def test_iterations_are_timed_by_their_files(tmp_path):
@@ -207,8 +229,12 @@ def bench(tmp_path_factory):
 def test_class2d_runs_everyone_in_turn_and_scores(bench):
     folder, _ = bench
     told = json.loads((folder / "bench.json").read_text())
-    ours, peer, failed = told["programs"]
-    assert [row["program"] for row in told["programs"]] == ["polarice", "peer", "fails"]
+    ours, part, peer, failed = told["programs"]
+    assert [row["program"] for row in told["programs"]] == ["polarice", "polarice-part", "peer", "fails"]
+    assert part["score"]["particles"] == 60 and part["whole_wall_s"] == part["usage"]["wall_s"]
+    assert (
+        told["reached"][0]["peer"] == "peer" and told["reached"][0]["iterations"] == 2
+    )  # its single class is easily met
     assert told["data"]["pixel_size_A"] == pytest.approx(448 / 48, abs=1e-5)
     assert told["data"]["simulated"] and told["data"]["particles"] == 120
     assert told["machine"]["threads"] == 1 and told["machine"]["gemm_gflops"] > 0.1
@@ -238,8 +264,8 @@ def test_class2d_leaves_table_and_picture_and_says_what_failed(bench):
     folder, ended = bench
     page = (folder / "bench.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
-    assert [line[0] for line in lines] == ["program", "polarice", "peer", "fails"]
-    assert lines[2][2:4] == ["60", "2"] and lines[2][4].endswith("*") and lines[3][4] == "failed"
+    assert [line[0] for line in lines] == ["program", "polarice", "polarice-part", "peer", "fails"]
+    assert lines[3][2:4] == ["60", "2"] and lines[3][4].endswith("*") and lines[4][4] == "failed"
     assert "peer: extrapolated from 60 particles and 2 iterations" in page
     assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "fails failed (3); the end of b/fails.log:\nmy last words\n" in ended.out
@@ -303,7 +329,7 @@ def test_relion_takes_part_on_a_given_table(bench, tmp_path, monkeypatch):
     out = tmp_path / "b"
     ended = run(f"class2d data/particles.star --o {out} --k 2 --iter 2 --threads 1 --peer-particles 60 --peer-iter 1")
     assert ended.code == 0, ended.err
-    ours, relion = json.loads((out / "bench.json").read_text())["programs"]
+    ours, _, relion = json.loads((out / "bench.json").read_text())["programs"]
     assert relion["status"] == "done" and relion["version"][0].isdigit()
     assert len(relion["iterations_s"]) == 1 and relion["extrapolated"] == "from 60 particles and 1 iterations"
     inside = relion["iterations_s"][0]

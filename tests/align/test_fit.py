@@ -55,7 +55,7 @@ def run(
     schedule = Schedule(k, iterations, n, start_px=5, limit_px=16, offset_range_px=4.0, offset_step_px=1.0)
     if after is None:
         noise = survey(images, rows, settings.seed, 500).noise_power
-        given = SimpleNamespace(seed=settings.seed, tau2_fudge=settings.tau2_fudge, ref=None)
+        given = SimpleNamespace(seed=settings.seed, tau2_fudge=settings.tau2_fudge, ref=None, threads=1)
         after = first_state(images, schedule, rows, noise, given)
     return list(fit(images, after, schedule, rows, settings))
 

@@ -36,6 +36,7 @@ LOST_MASS = 1e-4  # share of it that is not exponentiated, at the most
 FLOOR = -80.0  # log weights below this are as good as nothing, and their exponentials would be slow denormal numbers
 SIGNIFICANT = 1e-3  # cells are counted as significant from this share of the best one's weight
 HARMONIC_BLOCK = 32  # harmonics that share one matrix product; each block starts at its own first ring
+CACHED_BYTES = 512 << 10  # of weights that are exponentiated at once
 CLASS_BLOCK_BYTES = 16 << 20  # of weights that are made at once, where references are many
 
 
@@ -208,9 +209,7 @@ class _Problem:
         """(image, pair of shift and reference) share of the image's posterior at one level, 0 for what is out."""
         table = self.field.new_full((len(self.field) * self.pairs_of_image(level),), -math.inf)
         for found, weights in self._blocks(self.compared(level, pairs)):
-            peak = weights.amax(dim=1)
-            total = weights.sub_(peak[:, None]).clamp_(min=FLOOR).exp_().sum(dim=1)
-            table[found] = peak + total.log()
+            table[found] = torch.cat([_log_sum(part) for part in weights.split(_at_once(level.psi_count))])
         return table.view(len(self.field), -1).softmax(dim=1)
 
     def best_pose(self, weights: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,8 +308,36 @@ def _holding(mass: Tensor, lost: float) -> Tensor:
     return mass >= threshold[:, None]
 
 
+def _at_once(n_psi: int) -> int:
+    """Pairs whose weights stay in a processor's cache while they are worked on."""
+    return max(1, CACHED_BYTES // (4 * n_psi))
+
+
+def _exponentiate(cells: Tensor, norm: Tensor) -> Tensor:
+    """exp(cells - norm), in place: cells (pair, angle), norm (pair,)."""
+    return cells.sub_(norm[:, None]).clamp_(min=FLOOR).exp_()
+
+
+def _log_sum(cells: Tensor) -> Tensor:
+    """(pair,) log of the sum of exp(cells) over angles; cells (pair, angle) are used up."""
+    peak = cells.amax(dim=1)
+    return peak + _exponentiate(cells, peak).sum(dim=1).log()
+
+
+def _totals(weights: Tensor, rows: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """Of exp(weights - norm) in some rows: the sum, and how many are significant, each (row,); norm (row,)."""
+    mass, above = torch.empty_like(norm), torch.empty_like(norm)
+    size = _at_once(weights.shape[1])
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        cells = _exponentiate(weights.index_select(0, rows[part]), norm[part])
+        mass[part] = cells.sum(dim=1)
+        above[part] = cells.gt_(SIGNIFICANT).sum(dim=1)  # of floats: to count booleans takes ten times as long
+    return mass, above
+
+
 def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Posterior, _Kept]:
-    """The posterior of log weights (pair, angle), which are used up, and the part of it that goes into the sums.
+    """The posterior of log weights (pair, angle), and the part of it that goes into the sums.
 
     Pairs whose best cell lies so far below the image's best that all of them together hold less than LOST_MASS are
     never exponentiated; of the others, those that hold KEPT_MASS are kept.
@@ -327,14 +354,13 @@ def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Poste
     of_best[image[best_pair]] = weights[best_pair]
     psi_rad, shift_px = problem.best_pose(of_best, best)
 
-    near = pair_peak > peak[image] - math.log(of_image * n_psi / LOST_MASS)
-    pairs, image, cells = pairs[near], image[near], weights[near]
-    cells.sub_(peak[image, None]).clamp_(min=FLOOR).exp_()
+    near = (pair_peak > peak[image] - math.log(of_image * n_psi / LOST_MASS)).nonzero()[:, 0]
+    of_pair, above = _totals(weights, near, peak[image[near]])
     mass = torch.zeros_like(table)
-    mass[pairs] = cells.sum(dim=1)
+    mass[pairs[near]] = of_pair
     mass = mass.view(n, -1)
     total = mass.sum(dim=1)
-    significant = torch.zeros_like(total).index_add_(0, image, (cells > SIGNIFICANT).sum(dim=1).to(total.dtype))
+    significant = torch.zeros_like(total).index_add_(0, image[near], above)
     posterior = Posterior(
         class_of=best % n_refs,
         psi_rad=psi_rad,
@@ -346,9 +372,12 @@ def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Poste
     keep = _holding(mass / total[:, None], 1 - KEPT_MASS)
     kept_total = (mass * keep).sum(dim=1)
     chosen = keep.view(-1)[pairs].nonzero()[:, 0]
-    pairs, image, cells = pairs[chosen], image[chosen], cells[chosen]
+    pairs, image = pairs[chosen], image[chosen]
     rows, row_of = torch.unique(pairs // n_refs, return_inverse=True)
-    return posterior, _Kept(rows, row_of, pairs % n_refs, cells.div_(kept_total[image, None]))
+    cells, norm = weights.index_select(0, chosen), (peak + kept_total.log())[image]
+    for block, part in zip(cells.split(_at_once(n_psi)), norm.split(_at_once(n_psi)), strict=True):
+        _exponentiate(block, part)
+    return posterior, _Kept(rows, row_of, pairs % n_refs, cells)
 
 
 def _accumulate(

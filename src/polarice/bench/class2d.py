@@ -11,7 +11,7 @@ from polarice.bench import programs
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
 from polarice.bench.measure import last_lines, measure
 from polarice.bench.programs import Program, Task
-from polarice.bench.results import HEAD, Result, cells, markdown, notes, rows
+from polarice.bench.results import HEAD, Result, cells, markdown, notes, reached, rows
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError
 
@@ -32,6 +32,9 @@ class Params:
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
     k: int = option(20, "number of classes", low=1, high=100_000, flags=("-k", "--K"))
     iter: int = option(25, "number of iterations", low=1, high=999)
+    fewer: tuple[int, ...] = option(
+        (), "further runs of Polarice, with so many iterations each, to find what the others' quality takes", low=1
+    )
     particle_diameter: float | None = option(
         None, "diameter of the particle's mask; the ribosome's, or 0.8 of the table's box", unit="A", low=1
     )
@@ -77,7 +80,7 @@ def run(params: Params) -> None:
     make_folder(params.o, empty=True)
     where = machine(Place(threads, params.device))
     data = _data(params, threads)
-    taking_part = programs.told_apart([programs.polarice(params.device, params.ctf), *others])
+    taking_part = programs.told_apart([*_ours(params, data, bool(others)), *others])
     results: list[Result] = []
     for place, program in enumerate(taking_part, 1):
         print(f"{place}/{len(taking_part)}  {program.name}", flush=True)
@@ -85,12 +88,21 @@ def run(params: Params) -> None:
         if results[-1].usage.exit_code != 0:
             print(f"{program.name} failed ({results[-1].usage.exit_code}); the end of {results[-1].log}:")
             print(last_lines(Path(results[-1].log)), flush=True)
-        elif program.ours:
+        elif place == 1:
             results[-1] = replace(results[-1], gemm_share=_gemm_share(params, data, where))
         told = _write(params, data, where, rows(results, data.particles, params.iter))
     print(f"\n{told}\n\n{params.o / 'bench.md'}")
     if results[0].usage.exit_code != 0:
         raise InputError(f"polarice itself failed; see {results[0].log}")
+
+
+def _ours(params: Params, data: Data, compared: bool) -> list[Program]:
+    """Our runs: the one that is asked for, shorter ones, and the same on the part of the particles that others get."""
+    asked = programs.polarice(params.device, params.ctf)
+    whole = [asked, *(programs.shorter(asked, iterations) for iterations in params.fewer)]
+    if not compared or data.part_particles == data.particles:
+        return whole
+    return whole + [replace(each, name=f"{each.name}-part", part=True) for each in whole]
 
 
 def _require_enough(params: Params, particles: int) -> None:
@@ -147,18 +159,23 @@ def _truth(table: Path, stacks: int) -> Path | None:
 
 def _result(program: Program, params: Params, data: Data, threads: int) -> Result:
     """Run one program to its end and read what it left."""
-    out, log = params.o / ("run" if program.ours else f"peer_{program.name}"), params.o / f"{program.name}.log"
+    kind = "run" if program.ours else "peer"
+    out, log = (
+        params.o / ("run" if program.name == "polarice" else f"{kind}_{program.name}"),
+        params.o / f"{program.name}.log",
+    )
+    on_all = program.ours and not program.part
     task = Task(
-        particles=data.table if program.ours else data.part,
+        particles=data.table if on_all else data.part,
         out=out,
         k=params.k,
-        iter=params.iter if program.ours else params.peer_iter or params.iter,
+        iter=program.iterations or (params.iter if program.ours else params.peer_iter or params.iter),
         threads=threads,
         diameter=data.diameter_A,
         seed=params.seed,
     )
     out.mkdir(exist_ok=True)
-    particles = data.particles if program.ours else data.part_particles
+    particles = data.particles if on_all else data.part_particles
     result = Result(
         program=program.name,
         version=program.version,
@@ -168,6 +185,7 @@ def _result(program: Program, params: Params, data: Data, threads: int) -> Resul
         iterations=task.iter,
         usage=measure(program.started_as(task), log),
         compared=particles * task.iter,
+        ours=program.ours,
     )
     if result.usage.exit_code != 0:
         return result
@@ -242,6 +260,7 @@ def _write(params: Params, data: Data, where: dict[str, Any], found: list[dict[s
             "truth": data.truth is not None,
         },
         "programs": found,
+        "reached": reached(found),
     }
     write_json(params.o / "bench.json", told)
     write_text(params.o / "bench.md", f"{heading(title, where)}\n{text}\n\n    {command}\n")

@@ -49,6 +49,8 @@ class Program:
     version: str | None
     words: tuple[str, ...]
     ours: bool = False
+    part: bool = False  # gets the others' part of the particles, though it is ours
+    iterations: int | None = None  # None: as many as are asked for
 
     def command(self, task: Task) -> list[str]:
         """As it is stated."""
@@ -65,6 +67,11 @@ def polarice(device: str, ctf: bool) -> Program:
     """This program, in a process of its own."""
     more = ["--device", device, *([] if ctf else ["--no-ctf"])]
     return Program("polarice", __version__, (*POLARICE.split(), *more), ours=True)
+
+
+def shorter(ours: Program, iterations: int) -> Program:
+    """Ours, with another number of iterations."""
+    return replace(ours, name=f"{ours.name}-{iterations}", iterations=iterations)
 
 
 def relion(ctf: bool) -> Program | None:

@@ -9,6 +9,7 @@ from typing import Any
 from polarice.bench.measure import Usage
 
 COMPUTING = ("preparation", "expectation", "maximization")
+WORSE = 1.05  # times the other's pose_deg is still the same quality
 QUALITIES = ("pose_deg", "view_deg", "good", "effective", "shift_px")
 
 
@@ -29,13 +30,14 @@ class Result:
     gemm_share: float | None = None  # of the machine's rate of matrix products, over an expectation at the end
     score: dict[str, Any] | None = None
     note: str = ""
+    ours: bool = False
 
 
 def rows(results: Sequence[Result], particles: int, iterations: int) -> list[dict[str, Any]]:
     """What bench.json holds of each program; the first is Polarice, with which the others are compared.
 
-    A program that ran on less than `particles` and `iterations` is scaled up, what it took outside of its iterations
-    left as it is.
+    Another program that ran on less than `particles` and `iterations` is scaled up, what it took outside of its
+    iterations left as it is.
     """
     found = [_row(each, particles, iterations) for each in results]
     ours = found[0]
@@ -49,7 +51,9 @@ def _row(result: Result, particles: int, iterations: int) -> dict[str, Any]:
     usage, done = result.usage, result.usage.exit_code == 0
     inside = usage.wall_s if result.iterations_s is None else sum(result.iterations_s)
     compute = sum(result.stages_s.get(stage, 0.0) for stage in COMPUTING) if result.stages_s else None
-    scale = particles * iterations / (result.particles * result.iterations)
+    scale = particles / result.particles * max(1.0, iterations / result.iterations)
+    if result.ours:  # its shorter runs are what they are, those on a part of the particles are for their quality
+        scale = 1.0
     return {
         **asdict(result),
         "status": "done" if done else "failed",
@@ -59,6 +63,55 @@ def _row(result: Result, particles: int, iterations: int) -> dict[str, Any]:
         "whole_wall_s": usage.wall_s + (scale - 1) * inside if done else None,
         "extrapolated": f"from {result.particles} particles and {result.iterations} iterations" if scale != 1 else None,
     }
+
+
+def reached(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each other program the shortest of our runs whose quality is no worse on the same particles.
+
+    No worse: pose_deg at most WORSE times the other's, and at least as many effective classes. The time is that of our
+    run with as many iterations on all the particles, from its start to the end of its report.
+    """
+    ours = sorted((row for row in found if row["ours"] and row["score"]), key=lambda row: row["iterations"])
+    answers = []
+    for other in (row for row in found if not row["ours"] and row["score"]):
+        asked = other["score"]
+        same = [row for row in ours if row["score"]["particles"] == asked["particles"]]
+        good = [row for row in same if _no_worse(row["score"], asked)]
+        whole = {row["iterations"]: row for row in ours if row["particles"] == found[0]["particles"]}
+        run = whole.get(good[0]["iterations"]) if good else None
+        answers.append(
+            {
+                "peer": other["program"],
+                "particles": asked["particles"],
+                "peer_pose_deg": asked["pose_deg"],
+                "peer_effective": asked["effective"],
+                "iterations": good[0]["iterations"] if good else None,
+                "pose_deg": good[0]["score"]["pose_deg"] if good else None,
+                "effective": good[0]["score"]["effective"] if good else None,
+                "whole_wall_s": run["whole_wall_s"] if run else None,
+                "ratio": _ratio(other["whole_wall_s"], run["whole_wall_s"]) if run else None,
+            }
+        )
+    return answers
+
+
+def _no_worse(score: dict[str, Any], asked: dict[str, Any]) -> bool:
+    return bool(score["pose_deg"] <= WORSE * asked["pose_deg"] and score["effective"] >= asked["effective"])
+
+
+def told_reached(answer: dict[str, Any]) -> str:
+    """One line of `reached`."""
+    asked = f"{answer['peer_pose_deg']:.1f} degrees, {answer['peer_effective']:.1f} effective classes"
+    start = f"To the quality of {answer['peer']} on the same {answer['particles']} particles ({asked}): "
+    if answer["iterations"] is None:
+        return f"{start}none of our runs."
+    line = (
+        f"{start}polarice with {answer['iterations']} iterations ({answer['pose_deg']:.1f} degrees, "
+        f"{answer['effective']:.1f})"
+    )
+    if answer["whole_wall_s"] is None:
+        return f"{line}."
+    return f"{line}, which takes {answer['whole_wall_s']:.1f} s for all particles: {answer['ratio']:.0f} times faster."
 
 
 def _ratio(value: float | None, other: float | None) -> float | None:
@@ -100,6 +153,7 @@ def notes(found: Sequence[dict[str, Any]]) -> list[str]:
         if row["extrapolated"] and row["status"] == "done"
     ]
     lines += [f"{row['program']}: {row['note']}." for row in found if row["note"]]
+    lines += [told_reached(answer) for answer in reached(found)]
     return [
         *lines,
         "Wall s: the whole program. Compute s: preparation, expectation and maximization. Ms per image and iteration: "
