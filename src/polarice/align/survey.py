@@ -19,7 +19,7 @@ from polarice.fourier import shell_mean, shell_of
 SPECTRUM_IMAGES = 1000  # enough for a noise spectrum; the rest is only checked
 SPECTRA_AT_ONCE = 32
 NEARLY_CONSTANT = 1e-3  # deviation of a background over its mean, below which all pixels are compared
-START_IMAGES = 200  # per first reference
+START_IMAGES = 400  # per first reference
 
 
 @dataclass(frozen=True)
