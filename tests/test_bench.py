@@ -122,6 +122,8 @@ def test_the_shortest_run_of_the_others_quality_is_found():
     for pose_deg, effective, iterations in ((29.0, 15.0, 25), (30.0, 15.5, 25), (19.0, 10.0, None)):
         other = result("relion", 100, 25, 100.0, pose_deg, effective)
         assert reached(rows([*whole, *part, other], 1000, 25))[0]["iterations"] == iterations
+    whole[1] = result("polarice-5", 1000, 5, 20.0, 32.0, 19.0)  # worse on all than the other on its part
+    assert reached(rows([*whole, *part, result("relion", 100, 25, 100.0, 30.0, 15.0)], 1000, 25))[0]["iterations"] == 25
     longer = rows([whole[1], result("relion", 1000, 25, 100.0, 30.0, 15.0)], 1000, 5)
     assert longer[1]["whole_wall_s"] == 100.0 and longer[1]["extrapolated"] is None  # its own iterations count
 

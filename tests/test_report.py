@@ -20,7 +20,8 @@ import pytest
 from polarice.jobs import report as reports
 from polarice.jobs.params import argument, option
 from polarice.jobs.provenance import changed_inputs, read_job_json, versions, write_job_json
-from polarice.jobs.report import LeftOut, Parameter, Report, charts
+from polarice.jobs.report import LeftOut, Parameter, Report, charts, page
+from polarice.jobs.report.drawers import Drawers
 from polarice.jobs.report.montage import MAX_SHEET_PX, Sheet, entries, grey, montage, thumbnail
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
@@ -316,3 +317,19 @@ def test_sorting_in_a_browser(written, tmp_path):
         done = subprocess.run([chromium, *flags.split(), clicked.as_uri()], capture_output=True, text=True, timeout=120)
         assert [int(item["data-number"]) for item in Page(done.stdout).items] == expected
         assert re.search(rf'data-key="{key}" aria-pressed="true"', done.stdout)
+
+
+def test_processes_draw_what_one_draws_and_a_killed_one_is_made_up_for():
+    report = a_report()
+    alone = dict(page.drawn(report))
+    with Drawers(2) as drawers:
+        shared = dict(drawers.drawn(report))
+        drawers.load()
+        drawers._processes[1].kill()
+        after = dict(drawers.drawn(report))
+    assert alone.keys() == shared.keys() == after.keys() and len(alone) == 6
+    assert {name: chart.png for name, chart in alone.items()} == {name: chart.png for name, chart in shared.items()}
+    assert {name: chart.svg for name, chart in alone.items()} == {name: chart.svg for name, chart in after.items()}
+    with Drawers(1) as drawers:
+        drawers.load()
+        assert not drawers._processes

@@ -66,28 +66,32 @@ def _row(result: Result, particles: int, iterations: int) -> dict[str, Any]:
 
 
 def reached(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each other program the shortest of our runs whose quality is no worse on the same particles.
+    """For each other program our shortest run whose quality is no worse, both on the same particles and on all.
 
-    No worse: pose_deg at most WORSE times the other's, and at least as many effective classes. The time is that of our
-    run with as many iterations on all the particles, from its start to the end of its report.
+    No worse: pose_deg at most WORSE times the other's, and at least as many effective classes. The time is that of the
+    run on all the particles, from its start to the end of its report.
     """
-    ours = sorted((row for row in found if row["ours"] and row["score"]), key=lambda row: row["iterations"])
+    ours = [row for row in found if row["ours"] and row["score"]]
+    whole = {row["iterations"]: row for row in ours if row["particles"] == found[0]["particles"]}
     answers = []
     for other in (row for row in found if not row["ours"] and row["score"]):
         asked = other["score"]
-        same = [row for row in ours if row["score"]["particles"] == asked["particles"]]
-        good = [row for row in same if _no_worse(row["score"], asked)]
-        whole = {row["iterations"]: row for row in ours if row["particles"] == found[0]["particles"]}
-        run = whole.get(good[0]["iterations"]) if good else None
+        same = {row["iterations"]: row for row in ours if row["score"]["particles"] == asked["particles"]}
+        good = [
+            iterations
+            for iterations in sorted(whole.keys() & same.keys())
+            if _no_worse(same[iterations]["score"], asked) and _no_worse(whole[iterations]["score"], asked)
+        ]
+        run, compared = (whole[good[0]], same[good[0]]) if good else (None, None)
         answers.append(
             {
                 "peer": other["program"],
                 "particles": asked["particles"],
                 "peer_pose_deg": asked["pose_deg"],
                 "peer_effective": asked["effective"],
-                "iterations": good[0]["iterations"] if good else None,
-                "pose_deg": good[0]["score"]["pose_deg"] if good else None,
-                "effective": good[0]["score"]["effective"] if good else None,
+                "iterations": good[0] if good else None,
+                "pose_deg": compared["score"]["pose_deg"] if compared else None,
+                "effective": compared["score"]["effective"] if compared else None,
                 "whole_wall_s": run["whole_wall_s"] if run else None,
                 "ratio": _ratio(other["whole_wall_s"], run["whole_wall_s"]) if run else None,
             }
@@ -105,13 +109,11 @@ def told_reached(answer: dict[str, Any]) -> str:
     start = f"To the quality of {answer['peer']} on the same {answer['particles']} particles ({asked}): "
     if answer["iterations"] is None:
         return f"{start}none of our runs."
-    line = (
+    return (
         f"{start}polarice with {answer['iterations']} iterations ({answer['pose_deg']:.1f} degrees, "
-        f"{answer['effective']:.1f})"
+        f"{answer['effective']:.1f}), which takes {answer['whole_wall_s']:.1f} s for all particles: "
+        f"{answer['ratio']:.0f} times faster."
     )
-    if answer["whole_wall_s"] is None:
-        return f"{line}."
-    return f"{line}, which takes {answer['whole_wall_s']:.1f} s for all particles: {answer['ratio']:.0f} times faster."
 
 
 def _ratio(value: float | None, other: float | None) -> float | None:
