@@ -91,9 +91,9 @@ def _faults(pixels: np.ndarray, suspect: np.ndarray) -> dict[int, str]:
 
 def _spectra(images: ParticleImages, pixels: np.ndarray, shell: np.ndarray) -> np.ndarray:
     """Power per shell of masked images, (n, S) float64."""
-    tensor = torch.from_numpy(pixels).to(images.device, torch.float32)
     found = [np.zeros((0, images.source.box_px // 2 + 1))]
-    for part_of in tensor.split(SPECTRA_AT_ONCE):
+    for start in range(0, len(pixels), SPECTRA_AT_ONCE):
+        part_of = torch.from_numpy(pixels[start : start + SPECTRA_AT_ONCE]).to(images.device, torch.float32)
         masked = images.preparation(part_of, torch.zeros(len(part_of), 2, device=images.device))
         transform = torch.fft.fftshift(torch.fft.fft2(masked), dim=(1, 2)) / images.source.box_px
         power = transform.abs().square().cpu().numpy()
