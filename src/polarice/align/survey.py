@@ -12,9 +12,9 @@ from polarice.align.images import ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import background
 from polarice.align.sums import Sums
-from polarice.align.workers import in_turn
 from polarice.cluster import SERIAL, Comm, part
 from polarice.fourier import shell_mean, shell_of
+from polarice.workers import in_turn
 
 SPECTRUM_IMAGES = 1000  # enough for a noise spectrum; the rest is only checked
 SPECTRA_AT_ONCE = 32
