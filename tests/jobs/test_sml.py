@@ -259,6 +259,21 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(whole, place, at):
     assert_same_files(place / "out", whole, 6)
 
 
+def test_a_run_that_lacks_but_its_report_makes_no_iteration_again(whole, place):
+    """Also where the one before left no checkpoint to go on from: the same map, movie and page."""
+    shutil.copytree(whole, "out")
+    for path in (Path("out/report.html"), Path("out/report_map.png"), *Path("out").glob("run_it00[1-5]_*")):
+        path.unlink(missing_ok=True)
+    for name in ("map.png", "path.mrcs", "path.gif", "path.star"):
+        Path(f"out/{LAST}_{name}").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in Path("out").glob("run_it*")}
+    ended = polarice("sml --continue out")
+    assert ended.code == 0 and "going on after iteration 6 of 6" in ended.err, ended.err
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in Path("out").glob("run_it*")}.items()
+    for name in (f"{LAST}_map.png", f"{LAST}_path.gif", f"{LAST}_path.mrcs", "report_map.png"):
+        assert (Path("out") / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_streamed_images_give_the_same_map(place):
     """Where memory is short, images are prepared in every iteration anew: the same nodes but for rounding."""
     assert polarice(f"{RUN} --o kept --start random").code == 0

@@ -55,12 +55,13 @@ class Kill:
     ranks: int
     rank: int
     after_s: float  # since the ranks were there
-    begun: bool  # whether ranks had met by then; what ends before is the launcher's to tell
+    met: bool  # whether the ranks of this start had met by then; what ends before is the launcher's to tell
     iteration: int  # the last that was done
     named: bool  # whether the message names the rank
     ended_s: float  # until the launcher had ended
     left: int  # processes that were still there then
     kept: bool  # whether no iteration was lost that had been done before
+    said: str  # the message's end, where it does not name the rank
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,12 @@ class Campaign:
             until = time.monotonic() + ENDED_S
             while len(ranks_in(self.folder)) < ranks and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.005)
-            victim, begun = None, False
+            victim, met = None, False
             if len(found) < count:
                 after_s = rng.uniform(0, self.span_s)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(after_s)
-                begun = (out / "job.json").exists()
-                victim = _killed(self.folder, rng)
+                victim, met = _killed(self.folder, rng)
             since = time.monotonic()
             try:
                 _, said = process.communicate(timeout=ENDED_S)
@@ -103,8 +103,8 @@ class Campaign:
             whole = over
             if not over and victim is not None:
                 named = f"error: rank {victim} on " in said
-                left = _left(self.folder)
-                found.append(Kill(ranks, victim, after_s, begun, done, named, ended_s, left, done >= before))
+                left, words_said = _left(self.folder), "" if named else said.strip()[-300:]
+                found.append(Kill(ranks, victim, after_s, met, done, named, ended_s, left, done >= before, words_said))
                 words, ranks = self.again(), rng.randint(min(FEWEST_RANKS, self.ranks), self.ranks)
             else:
                 compare(out)
@@ -130,15 +130,16 @@ def ranks_in(folder: Path) -> dict[int, int]:
     return found
 
 
-def _killed(folder: Path, rng: random.Random) -> int | None:
-    """The rank that was killed; None where all had gone."""
+def _killed(folder: Path, rng: random.Random) -> tuple[int | None, bool]:
+    """The rank that was killed (None where all had gone), and whether it had met the others: then it has PyTorch."""
     there = ranks_in(folder)
     if not there:
-        return None
-    rank = rng.choice(sorted(there))
-    with suppress(ProcessLookupError):
+        return None, False
+    rank, met = rng.choice(sorted(there)), False
+    with suppress(OSError):
+        met = "libtorch" in Path(f"/proc/{there[rank]}/maps").read_text()
         os.kill(there[rank], signal.SIGKILL)
-    return rank
+    return rank, met
 
 
 def _left(folder: Path) -> int:
@@ -228,7 +229,7 @@ def _write(params: Params, told: dict[str, Any], found: Sequence[Kill], compared
         ("largest difference of averages, over the largest value", f"{max(off for _, off in compared):.1e}"),
         (
             "messages that name the rank, of kills after the ranks had met",
-            f"{sum(each.named for each in found if each.begun)} of {sum(each.begun for each in found)}",
+            f"{sum(each.named for each in found if each.met)} of {sum(each.met for each in found)}",
         ),
         ("seconds until all had ended: median, longest", f"{ended[len(ended) // 2]:.2f}, {ended[-1]:.2f}"),
         ("processes left behind", str(sum(each.left for each in found))),

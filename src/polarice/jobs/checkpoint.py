@@ -1,6 +1,7 @@
 """Checkpoints: the state of a classification after each iteration, bit for bit, in `run_itNNN_polarice.npz`.
 
-The checkpoint is the last file of an iteration to be written: an iteration is done when it stands there.
+The checkpoint is the last file of an iteration to be written: an iteration is done when it stands there. It holds what
+is known of the class averages, too, so that the report of a last iteration can be made without doing that again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from polarice.io.atomic import replacing
-from polarice.types import Assignment, InputError, Pose2D
+from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +43,9 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def write_checkpoint(folder: Path, state: State[Averages]) -> Path:
+def write_checkpoint(folder: Path, state: State[Averages], classes: ClassModel) -> Path:
     """Write the state of align2d or class2d; InputError where the disk is full."""
-    arrays = _of_model(state.model) | _of_assignment(state.assignment)
+    arrays = _of_model(state.model) | _of_assignment(state.assignment) | _of_classes(classes)
     return _write(folder, state.number, arrays | {"cut_px": state.cut_px, "changed_class": state.changed_class})
 
 
@@ -61,10 +62,10 @@ def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Av
     return _read(folder, number, state)
 
 
-def write_map_checkpoint(folder: Path, state: MapState) -> Path:
+def write_map_checkpoint(folder: Path, state: MapState, classes: ClassModel) -> Path:
     """Write the state of sml; InputError where the disk is full."""
     placement = state.placement
-    arrays = _of_model(state.model) | _of_assignment(placement.assignment)
+    arrays = _of_model(state.model) | _of_assignment(placement.assignment) | _of_classes(classes)
     arrays |= {f"grid.{name}": getattr(state.model.grid, name) for name in _GRID}
     arrays |= {f"anchor.{each.name}": getattr(state.anchor, each.name) for each in fields(state.anchor)}
     arrays |= {"latent_mean": placement.latent_mean, "latent_sd": placement.latent_sd}
@@ -92,6 +93,26 @@ def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> MapS
         return found
 
     return _read(folder, number, state)
+
+
+def read_iteration(folder: Path, number: int, total: int, rows: np.ndarray) -> Iteration:
+    """What iteration `number` of `total` left behind of the particles `rows`: as in its checkpoint, its line of the
+    history and its stack of averages. InputError where one of them cannot be read."""
+    from polarice.io.mrc import map_sections, read_header
+    from polarice.jobs.report.history import figures_of, read_history
+
+    figures = next((figures_of(row) for row in read_history(folder) if row["number"] == number), None)
+    if figures is None:
+        raise _damaged(folder, number, "history.jsonl has no line of it")
+    path = folder / f"run_it{number:03d}_classes.mrcs"
+
+    def iteration(arrays: Arrays) -> Iteration:
+        known = _part(arrays, "classes")
+        known |= {name: value.item() for name, value in known.items() if value.ndim == 0}
+        model = ClassModel(averages=map_sections(path, read_header(path))[1].astype(np.float32), **known)
+        return Iteration(**figures | {"total": total, "model": model, "assignment": _assignment(arrays).take(rows)})
+
+    return _read(folder, number, iteration)
 
 
 def _write(folder: Path, number: int, arrays: Arrays) -> Path:
@@ -156,6 +177,11 @@ def _of_model(model: Any) -> Arrays:
         if each.name not in ("basis", "grid"):
             arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else value
     return arrays
+
+
+def _of_classes(classes: ClassModel) -> Arrays:
+    """Without the averages, which have a file of their own."""
+    return {f"classes.{each.name}": getattr(classes, each.name) for each in fields(classes) if each.name != "averages"}
 
 
 def _of_assignment(found: Assignment) -> Arrays:

@@ -109,7 +109,7 @@ class _Run:
     """One job at work: what has been read, where it stands, what it has written."""
 
     def __init__(self, job: str, params: Any, looked: Looked, growing_batches: bool, ranks: tuple[Comm, Watch]) -> None:
-        from polarice.jobs.checkpoint import read_checkpoint
+        from polarice.jobs.checkpoint import read_checkpoint, read_iteration
         from polarice.jobs.resume import rewind
 
         self.job, self.params, self.looked = job, params, looked
@@ -127,7 +127,7 @@ class _Run:
             if done
             else first_state(self.images, self.schedule, self.order, looked.noise_power, params, self.comm)
         )
-        self.last: Iteration | None = None
+        self.last = read_iteration(params.o, done, done, self.rows) if done == params.iter else None
 
     def all(self) -> None:
         """Every iteration that is left, then the report. Rank 0 writes, an iteration while the next one is made."""
@@ -192,7 +192,7 @@ class _Run:
         write_iteration(folder, iteration, self.looked.table, settings, rows=self.rows, columns=self.columns)
         iteration = replace(iteration, seconds=iteration.seconds | {"writing": time.perf_counter() - since})
         append_history(folder, iteration)
-        write_checkpoint(folder, turn.state)
+        write_checkpoint(folder, turn.state, iteration.model)
         self.last = iteration
         self.bar.write(told(iteration, self.params.k), file=sys.stderr)
         upcoming = self.schedule.after(turn.state.number, turn.state.changed_class)
@@ -206,7 +206,7 @@ class _Run:
         from polarice.jobs.report import Report, write_report
 
         def page() -> Report:
-            assert self.last is not None, "a run that goes on has iterations left"
+            assert self.last is not None, "the last iteration has been made, or read"
             write_usage(self.params.o, usage)
             return page_of(self.job, self.params, self.looked, self.last, usage=usage.lines())
 

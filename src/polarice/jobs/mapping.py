@@ -83,22 +83,32 @@ class _Run:
         self.images = replace(looked.images, progress=lambda images: self.bar.update(images * self.comm.size))
         sd = looked.background_sd
         self.columns = {} if sd is None else {"rlnNormCorrection": sd[looked.rows]}
-        self.state, self.posed, self.plan = self.beginning()
+        self.begun = self.beginning() if self.done < params.iter else None
         self.last: Iteration | None = None
 
     def all(self) -> None:
-        """Every iteration that is left, then map, movie and report. Rank 0 writes, while the next iteration is made."""
+        """Every iteration that is left, then map, movie and report."""
         from polarice.io.particles import StackSource
+
+        state, images, waited_s = self.read() if self.begun is None else self.made(*self.begun)
+        source = self.images.source
+        assert isinstance(source, StackSource)
+        self.finish(state, self.watch.usage(source.traffic, images, waited_s, self.params.price))
+
+    def made(self, state: MapState, posed: PosedImages, plan: Plan) -> tuple[MapState, int, float]:
+        """(state after the last iteration, images compared, seconds waited for them); rank 0 writes, while the next
+        iteration is made."""
         from polarice.references.mapping import fit
 
-        turn, writing, first = None, None, self.comm.rank == 0
+        writing, first = None, self.comm.rank == 0
         images, waited_s = 0, 0.0
         with self.bar, ThreadPoolExecutor(1, "writer") as writer:
             try:
-                for turn in fit(self.posed, self.state, self.plan):
-                    images += len(self.posed)
+                for turn in fit(posed, state, plan):
+                    state = turn.state
+                    images += len(posed)
                     waited_s += turn.clock.seconds.get("reading", 0.0)
-                    pictures = self.pictures(turn)
+                    pictures = self.pictures(turn, posed)
                     if writing is not None:
                         writing.result()
                     writing = writer.submit(self.write, turn, pictures) if first else None
@@ -106,11 +116,14 @@ class _Run:
                 raise InputError(f"{self.looked.table.path}: {error}") from error
             if writing is not None:
                 writing.result()
-        source = self.images.source
-        assert isinstance(source, StackSource)
-        usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
-        assert turn is not None, "a run that goes on has iterations left"
-        self.finish(turn, usage)
+        return state, images, waited_s
+
+    def read(self) -> tuple[MapState, int, float]:
+        """The same of a run that lacks but its report."""
+        from polarice.jobs.checkpoint import read_iteration, read_map_checkpoint
+
+        self.last = read_iteration(self.params.o, self.done, self.done, self.looked.rows)
+        return read_map_checkpoint(self.params.o, self.done, self.images.device), 0, 0.0
 
     def beginning(self) -> tuple[MapState, PosedImages, Plan]:
         """State, images and plan of the iterations that are left."""
@@ -123,12 +136,12 @@ class _Run:
             return read_map_checkpoint(self.params.o, self.done, self.images.device), posed, plan
         return first_map(posed, self.looked, plan, self.params), posed, plan
 
-    def pictures(self, turn: MapTurn) -> Pictures | None:
+    def pictures(self, turn: MapTurn, posed: PosedImages) -> Pictures | None:
         """What RELION's files will show, where it is time for them; ranks make it together."""
         number, since = turn.state.number, time.perf_counter()
         if number < self.params.iter and number % self.params.write_every:
             return None
-        made = pictures_of(turn, self.posed, self.params)
+        made = pictures_of(turn, posed, self.params)
         turn.clock.add("writing", since)
         return made
 
@@ -149,22 +162,22 @@ class _Run:
         spent = iteration.seconds.get("writing", 0.0) + time.perf_counter() - since
         iteration = replace(iteration, seconds=iteration.seconds | {"writing": spent})
         append_history(folder, iteration)
-        write_map_checkpoint(folder, turn.state)
+        write_map_checkpoint(folder, turn.state, iteration.model)
         if number > 1 and (number - 1) % params.write_every:  # nothing of RELION's goes with it
             path_of(folder, number - 1).unlink(missing_ok=True)
         self.bar.write(told(iteration, turn), file=sys.stderr)
         self.bar.set_description(f"{self.job} {min(number + 1, params.iter)}/{params.iter}")
         self.last = iteration
 
-    def finish(self, turn: MapTurn, usage: Usage) -> None:
+    def finish(self, state: MapState, usage: Usage) -> None:
         """Map, movie, report, and what is to be said at the end."""
         from polarice.jobs.report import Report, class_counts, write_report
 
         def page() -> Report:
-            assert self.last is not None, "a run that goes on has iterations left"
+            assert self.last is not None, "the last iteration has been made, or read"
             write_usage(self.params.o, usage)
             empty = np.flatnonzero(class_counts(self.last) == 0)
-            chapter = map_chapter(self.params, turn.state, self.last, 2 * self.images.preparation.radius_px)
+            chapter = map_chapter(self.params, state, self.last, 2 * self.images.preparation.radius_px)
             notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
             if len(empty):
                 print(_empty_words(empty, NAMED))

@@ -191,15 +191,18 @@ def abandon(folder: Path, new: bool) -> None:
 
 
 def rewind(params: Any) -> int:
-    """Number of the iteration to go on after (0: from nothing); what is left of later ones is removed.
+    """Number of the iteration to go on after (0: from nothing; the last one: its report is all that is missing); what
+    is left of later ones is removed.
 
     Raises InputError where its checkpoint cannot be read; then nothing is removed.
     """
-    from polarice.io.class2d import discard_from
+    from polarice.io.class2d import complete_iterations, discard_from
     from polarice.jobs.checkpoint import require_readable
     from polarice.jobs.report import rewind_history
 
-    done = last_checkpoint(params, below=params.iter)
+    done = last_checkpoint(params)
+    if done == params.iter and done not in complete_iterations(params.o):  # maps leave files now and then only
+        done = last_checkpoint(params, below=done)
     if done:
         require_readable(params.o, done)
     discard_from(params.o, done + 1)

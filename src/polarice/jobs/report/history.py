@@ -67,6 +67,13 @@ _PLAIN = (
 )
 
 
+def figures_of(row: Row) -> dict[str, Any]:
+    """What an iteration's row says of it, by the names of Iteration's fields; NaN where it says nothing."""
+    figures = {name: math.nan if row[name] is None else row[name] for name in _PLAIN}
+    plain = {name: row[name] for name in ("number", "total", "particles_used", "seconds")}
+    return figures | plain | {"reseeded": tuple(row["reseeded"])}
+
+
 def class_counts(iteration: Iteration) -> np.ndarray:
     """How many particles each class holds, (K,) int64; particles without a class are in none."""
     class_of = iteration.assignment.pose.class_of
