@@ -215,7 +215,7 @@ def test_a_dozen_kills_lose_nothing(alone, place):
     assert len(found) == KILLS
     for each in found:
         assert each.kept, "an iteration that was done has been lost"
-        assert (each.named or not each.met) and each.left == 0 and each.ended_s < 10
+        assert (each.named or not each.together) and each.left == 0 and each.ended_s < 10
 
 
 def test_the_command_leaves_figures_and_a_verdict(tmp_path, monkeypatch):

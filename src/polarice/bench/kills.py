@@ -55,7 +55,7 @@ class Kill:
     ranks: int
     rank: int
     after_s: float  # since the ranks were there
-    met: bool  # whether the ranks of this start had met by then; what ends before is the launcher's to tell
+    together: bool  # whether the ranks had met, and not yet parted at the end; before, the launcher is to tell of it
     iteration: int  # the last that was done
     named: bool  # whether the message names the rank
     ended_s: float  # until the launcher had ended
@@ -84,12 +84,13 @@ class Campaign:
             until = time.monotonic() + ENDED_S
             while len(ranks_in(self.folder)) < ranks and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.005)
-            victim, met = None, False
+            victim, together = None, False
             if len(found) < count:
                 after_s = rng.uniform(0, self.span_s)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(after_s)
                 victim, met = _killed(self.folder, rng)
+                together = met and not _reported(out)
             since = time.monotonic()
             try:
                 _, said = process.communicate(timeout=ENDED_S)
@@ -104,7 +105,8 @@ class Campaign:
             if not over and victim is not None:
                 named = f"error: rank {victim} on " in said
                 left, words_said = _left(self.folder), "" if named else said.strip()[-300:]
-                found.append(Kill(ranks, victim, after_s, met, done, named, ended_s, left, done >= before, words_said))
+                kept = done >= before
+                found.append(Kill(ranks, victim, after_s, together, done, named, ended_s, left, kept, words_said))
                 words, ranks = self.again(), rng.randint(min(FEWEST_RANKS, self.ranks), self.ranks)
             else:
                 compare(out)
@@ -140,6 +142,13 @@ def _killed(folder: Path, rng: random.Random) -> tuple[int | None, bool]:
         met = "libtorch" in Path(f"/proc/{there[rank]}/maps").read_text()
         os.kill(there[rank], signal.SIGKILL)
     return rank, met
+
+
+def _reported(out: Path) -> bool:
+    """Whether the run has come to its end: the report of its last iteration is there."""
+    from polarice.jobs.resume import finished
+
+    return finished(out, last_iteration(out))
 
 
 def _left(folder: Path) -> int:
@@ -228,8 +237,8 @@ def _write(params: Params, told: dict[str, Any], found: Sequence[Kill], compared
         ("particles of them in another class", str(sum(moved for moved, _ in compared))),
         ("largest difference of averages, over the largest value", f"{max(off for _, off in compared):.1e}"),
         (
-            "messages that name the rank, of kills after the ranks had met",
-            f"{sum(each.named for each in found if each.met)} of {sum(each.met for each in found)}",
+            "messages that name the rank, of kills while the ranks were together",
+            f"{sum(each.named for each in found if each.together)} of {sum(each.together for each in found)}",
         ),
         ("seconds until all had ended: median, longest", f"{ended[len(ended) // 2]:.2f}, {ended[-1]:.2f}"),
         ("processes left behind", str(sum(each.left for each in found))),

@@ -200,7 +200,7 @@ class Hub:
 
 if __name__ == "__main__":
     hub = Hub(sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(float, sys.argv[4:5]))
-    print(hub.listener.getsockname()[1], flush=True)
-    sys.stdout.close()
-    os.close(1)
-    hub.run()
+    with suppress(BrokenPipeError):  # rank 0 went before anyone came
+        os.write(1, f"{hub.listener.getsockname()[1]}\n".encode())
+        os.close(1)
+        hub.run()
