@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ COLOURS = ("#3b82c4", "#e07b39", "#3fa37a", "#a768c2", "#c9a227", "#5b6b7d")
 LIMIT = 1  # colour of a line that others are held against
 STEPS = ("reading", "preparation", "expectation", "maximization", "writing")
 WIDTH = 10.6  # inches, of a full-width chart
+LEFT, RIGHT, BOTTOM, TOP, TITLED, BETWEEN = 0.78, 0.2, 0.48, 0.1, 0.28, 0.34  # inches about panels
 
 
 def convergence(history: Sequence[Row]) -> Figure:
@@ -55,7 +56,7 @@ def classes_in_use(history: Sequence[Row]) -> Figure:
     _curve(axes[0], history, "classes_in_use", "classes", label="with particles")
     _curve(axes[0], history, "effective_classes", "", label="effective number", colour=2)
     _curve(axes[0], history, "classes", "", label="grown so far", colour=LIMIT)
-    _legend(axes[0])
+    _legend(axes[0], "lower right")
     _curve(axes[1], history, "particles_used", "particles in the iteration")
     axes[0].yaxis.set_major_locator(_whole_ticks())
     for axis in axes:
@@ -125,15 +126,19 @@ def spectra(
         axis.set_yscale("log")
         axis.set_xlabel("spatial frequency (1/Å)")
         axis.set_xlim(0, frequency[-1])
-    _plain_ticks(axes[0])
+        _plain_ticks(axis)
     return figure
 
 
 def _ssnr(axis: Axes, frequency: np.ndarray, ssnr: np.ndarray, used: list[int]) -> None:
     """Up to 200 classes in grey, their median and best in colour, and the line where signal equals noise."""
+    from matplotlib.collections import LineCollection
+
     rows = _positive(ssnr[used]) if used else np.full((1, len(frequency)), np.nan)
-    for row in rows[:: max(1, len(rows) // 200)]:
-        axis.plot(frequency[1:], row[1:], color=FAINT, linewidth=0.7)
+    shown = rows[:: max(1, len(rows) // 200)]
+    axis.add_collection(
+        LineCollection([np.column_stack([frequency, row])[1:] for row in shown], colors=FAINT, linewidths=0.7)
+    )
     axis.plot(
         frequency[1:], _over_classes(np.nanmedian, rows)[1:], color=COLOURS[0], linewidth=1.6, label="median class"
     )
@@ -161,7 +166,7 @@ def _over_classes(statistic: Callable[..., Any], rows: np.ndarray) -> np.ndarray
 
 def times(history: Sequence[Row]) -> Figure:
     """Seconds of every iteration, stacked by step, and the share of each step in the whole."""
-    figure, axes = panels(1, 2, height=2.8, widths=(2.6, 1))
+    figure, axes = panels(1, 2, height=2.8, widths=(2.6, 1), gap=1.05)
     numbers = np.array([row["number"] for row in history], np.float64)
     below = np.zeros(len(history))
     totals = {}
@@ -219,21 +224,32 @@ class Chart:
 
     @staticmethod
     def of(figure: Figure, name: str) -> Chart:
-        """The figure, laid out once, not again for every format."""
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.execute(figure)
-        figure.set_layout_engine("none")
         return Chart(svg(figure, name), png(figure))
 
 
 def panels(
-    rows: int, columns: int, *, height: float, widths: tuple[float, ...] | None = None
+    rows: int,
+    columns: int,
+    *,
+    height: float,
+    widths: tuple[float, ...] | None = None,
+    gap: float = 0.72,
+    titled: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of the page's width and its panels in reading order."""
+    """A figure of the page's width and its panels in reading order, `gap` inches apart.
+
+    Margins are given, not found: to look for those that all labels fit into takes as long as to draw.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    top, below = (TITLED if titled else TOP), (BOTTOM if titled else BETWEEN)
+    wide = (WIDTH - LEFT - RIGHT - (columns - 1) * gap) / columns
+    high = (height - BOTTOM - top - (rows - 1) * below) / rows
+    figure = Figure(figsize=(WIDTH, height))
+    figure.subplots_adjust(
+        left=LEFT / WIDTH, right=1 - RIGHT / WIDTH, bottom=BOTTOM / height, top=1 - top / height,
+        wspace=gap / wide, hspace=below / high,
+    )  # fmt: skip
     panels = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
     for axis in panels.flat:
         axis.tick_params(which="both", labelcolor=INK, color=FAINT, labelsize=8)
@@ -282,13 +298,12 @@ def _whole_ticks() -> MaxNLocator:
 
 
 def _plain_ticks(axis: Axes) -> None:
-    """0.5 and not 5 x 10^-1, where a logarithmic axis spans little."""
-    from matplotlib.ticker import StrMethodFormatter
+    """0.5 and not 5 x 10^-1 on a logarithmic axis; between powers of ten, too, where it spans little."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     low, high = axis.get_ylim()
-    if high < 20 * low:
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 20 * low else NullFormatter())
 
 
 def _from_zero(*axes: Axes) -> None:
@@ -296,7 +311,10 @@ def _from_zero(*axes: Axes) -> None:
         axis.set_ylim(bottom=0)
 
 
-def _legend(axis: Axes) -> None:
-    legend = axis.legend(fontsize=7.5, frameon=False, loc="upper right")  # "best" looks at every point of every line
+def _legend(axis: Axes, corner: Literal["upper right", "lower right"] = "upper right") -> None:
+    """Beside the lines, which leave it some room where the axis finds its own limits."""
+    if corner == "upper right":
+        axis.margins(y=0.25)
+    legend = axis.legend(fontsize=7.5, frameon=False, loc=corner)  # "best" looks at every point of every line
     for text in legend.get_texts():
         text.set_color(INK)

@@ -68,7 +68,7 @@ def map_sheet(averages: np.ndarray, shape: tuple[int, ...], counts: np.ndarray, 
 
 def occupancy(shape: tuple[int, ...], counts: np.ndarray, latent: np.ndarray) -> Figure:
     """Particles per node, in the order of `map_sheet`, and the particles' latent coordinates (n, axis)."""
-    figure, axes = panels(1, 2, height=4.2)
+    figure, axes = panels(1, 2, height=4.2, gap=1.25, titled=True)
     _fullness(figure, axes[0], shape, counts)
     _coordinates(axes[1], shape, latent[np.isfinite(latent).all(axis=1)])
     return figure

@@ -134,7 +134,8 @@ def _charts(done: Pairs) -> list[Picture]:
     names = list(dict.fromkeys(name for _, outcome in done for name in outcome.figures))
     if len(done) < 2 or not names:
         return []
-    figure, axes = charts.panels(-(-len(names) // 3), min(3, len(names)), height=2.4 * -(-len(names) // 3))
+    high = -(-len(names) // 3)
+    figure, axes = charts.panels(high, min(3, len(names)), height=2.4 * high, titled=True)
     for axis, name in zip(axes, names, strict=False):
         rows = [item.row + 1 for item, outcome in done if name in outcome.figures]
         values = [outcome.figures[name] for _, outcome in done if name in outcome.figures]
