@@ -11,18 +11,21 @@ import pytest
 
 from jobs.runs import polarice
 from polarice.bench import link
-from polarice.bench.scaling import Params, _devices
+from polarice.bench.scaling import Params, _devices, start_of
 from polarice.bench.scaling_links import told
 from polarice.bench.scaling_model import (
     ETHERNET_10,
     ROUNDS,
     Disks,
     Network,
+    Start,
     Work,
     compute_s,
     efficiency,
     fitted_reduction,
+    look_s,
     reduce_s,
+    start_s,
     sums_bytes,
     total_s,
 )
@@ -34,7 +37,7 @@ from polarice.jobs.timing import time_map
 
 WORK = Work(
     name="w", images=[1000, 2000], share=[0.5, 1.0], image_s=0.01, maximize_s=0.2, volume_bytes=1e6, stack_bytes=1e9,
-    constant_s=3.0,
+    start=Start(3.0),
 )  # fmt: skip
 SLOW = Network("slow", 1e6, 0.01)
 
@@ -58,6 +61,23 @@ def test_what_nodes_divide_among_them_falls_with_their_number():
     assert compute_s(more, 4, SLOW, 0.0) - compute_s(WORK, 4, SLOW, 0.0) == pytest.approx(2 + 1.5 * 1)
 
 
+def test_start_and_report_are_shared_out():
+    """First classes by all cores, charts by a node's processes or by the ranks, six at the most; the look by the
+    processors where they take longer than the disk."""
+    work = replace(WORK, start=Start(2.0, first_s=4.0, draw_s=6.0, look_byte_s=4e-8), cores=2)
+    assert [start_s(work, nodes) for nodes in (1, 2, 12)] == pytest.approx([2 + 2 + 3, 2 + 1 + 3, 2 + 4 / 24 + 1])
+    assert look_s(work, 2, Disks(1e9)) == pytest.approx(10) and look_s(work, 2, Disks(2e7)) == pytest.approx(25)
+    assert Start(1.0, first_s=1.0, box_px=100).of_box(200).first_s == pytest.approx(4)
+
+
+def test_what_runs_took_beside_computing_is_told_apart():
+    steps = {"loading": 2.0, "looking at images": 0.5, "first classes": 1.0, "iterations": 11.0, "report": 4.0}
+    two = {"ranks": 2, "compute_s": 5.0, "steps_s": steps | {"iterations": 5.5, "report": 2.5}}
+    found = start_of([{"ranks": 1, "compute_s": 10.0, "steps_s": steps}, two], Params(particles=100, box=10), 1000)
+    assert found.draw_s == pytest.approx(3) and found.constant_s == pytest.approx(2 + 1 + 1)
+    assert (found.first_s, found.look_byte_s, found.box_px) == (1.0, 5e-4, 10)
+
+
 def test_a_map_is_timed():
     found = time_map(24, 20)
     assert all(found[name] > 0 for name in ("image_ms", "prepare_ms", "divided_s", "maximize_s"))
@@ -77,9 +97,9 @@ def test_the_largest_node_has_enough_to_compute():
     weight = sum(n * s for n, s in zip(*steps(2, 4, 120_000, False), strict=True))
     at_eight = 10e-3 * weight / 8
     fast, disks = Network("fast", 1e15, 0.0), Disks(1e15)
-    assert largest_node(data, engine, fast, Rates(0.0, disks, at_eight / 98 * 0.999)) == 8
-    assert largest_node(data, engine, fast, Rates(0.0, disks, at_eight / 98 * 1.001)) == 6
-    assert largest_node(data, engine, fast, Rates(0.0, disks, at_eight)) == 0
+    assert largest_node(data, engine, fast, Rates(0.0, disks, Start(at_eight / 98 * 0.999))) == 8
+    assert largest_node(data, engine, fast, Rates(0.0, disks, Start(at_eight / 98 * 1.001))) == 6
+    assert largest_node(data, engine, fast, Rates(0.0, disks, Start(at_eight))) == 0
 
 
 def test_measured_sums_are_fitted():
@@ -111,7 +131,9 @@ def test_the_command_leaves_figures_a_page_and_a_picture(tmp_path, monkeypatch):
     told = json.loads((tmp_path / "out/scaling.json").read_text())
     assert [each["ranks"] for each in told["runs"]] == [int(each) for each in ranks.split()]
     for each in told["runs"]:
-        assert each["images"] == 120 and 0 < each["compute_s"] < each["within_s"] < each["total_s"]
+        assert each["images"] == 120 and 0 < each["compute_s"] < each["total_s"]
+        assert sum(each["steps_s"].values()) == pytest.approx(each["total_s"])
+        assert each["steps_s"]["iterations"] >= each["compute_s"] and min(each["steps_s"].values()) > 0
     assert len(told["check"]) == len(told["runs"]) - 1
     page = (tmp_path / "out/scaling.md").read_text()
     assert "| 1     | cpu |" in page and "No GPU is here" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def test_what_is_said_of_it():
     usage = Usage(
         ranks=4, nodes=2, images=2_000_000, wall_s=1800, cpu_s=(3.0, 4.0), waited_s=1.5, bytes_read=3 * 10**9,
         read_s=10, joules=4e5, measured=("RAPL",), estimated=("a card",), price=2.5,
+        steps_s={"loading": 2.04, "iterations": 30.0},
     )  # fmt: skip
     assert usage.images_per_joule == pytest.approx(5)
     assert usage.cost_per_million == pytest.approx(1.25)
@@ -111,6 +113,7 @@ def test_what_is_said_of_it():
     assert said["processor time"] == "7.0 s, 4.0 s of the busiest rank"
     assert said["read from stacks"] == "3.000 GB, 300 MB/s for each reader"
     assert said["energy"] == "about 400000 J (RAPL; estimate: a card)"
+    assert said["wall clock by step"] == "loading 2.0 s, iterations 30.0 s"
     assert said["cost of a million images compared"] == "1.25, at 2.5 an hour"
 
 
@@ -121,6 +124,26 @@ def test_a_watch_counts_from_its_making():
     usage = Watch(SERIAL, None).usage(Traffic(), 10, 0.25, None)
     assert (usage.ranks, usage.nodes, usage.bytes_read, usage.waited_s) == (1, 1, 1000, 0.25)
     assert 0 <= usage.wall_s < 60 and usage.cost_per_million is None
+
+
+def test_steps_are_told_apart(monkeypatch):
+    """What came before is loading for the first watch of a process, and no other."""
+    monkeypatch.setattr(Watch, "_first", True)
+    monkeypatch.setattr("polarice.jobs.usage.seconds_of_process", lambda: 100.0)
+    for loading_s in (100, 0):
+        watch = Watch(SERIAL, None)
+        watch.mark("loading")
+        time.sleep(0.02)
+        watch.mark("looking at images")
+        steps = watch.usage(SimpleNamespace(bytes=0, seconds=0.0), 0, 0.0, None).steps_s
+        assert list(steps) == ["loading", "looking at images", "iterations"]
+        assert loading_s <= steps["loading"] < loading_s + 5 and steps["looking at images"] > 0.01
+
+
+def test_how_long_this_process_has_been():
+    code = "import time; time.sleep(0.3); from polarice.jobs.usage import seconds_of_process as s; print(s())"
+    found = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert found == 0 if sys.platform != "linux" else 0.28 < found < 60
 
 
 def test_beside_the_results_and_in_the_report(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,13 @@ from polarice.bench import link, scaling_links, scaling_predict
 from polarice.bench.folder import heading, make_folder, simulated, write_json, write_text
 from polarice.bench.results import markdown
 from polarice.bench.scaling_model import (
+    CHARTS,
     ETHERNET_10,
     FABRIC_100,
     ROUNDS,
     Disks,
     Network,
+    Start,
     Work,
     compute_s,
     fitted_reduction,
@@ -79,15 +81,16 @@ def run(params: Params) -> None:
         "command": command_line("bench scaling", params), "parameters": as_dict(params), "machine": where,
         "runs": runs, "sums": {"bytes": VOLUMES, "seconds": sums}, "disk_bytes_per_s": disk,
     }  # fmt: skip
-    here = _work(params, runs[0], stack_bytes, disk)
+    start = start_of(runs[: len(params.ranks)], params, stack_bytes)
+    here = _work(params, runs[0], stack_bytes, start)
     pack = fitted_reduction(VOLUMES, next(iter(sums.values())))[1] if sums else 0.0
     told["check"] = checked(runs[: len(params.ranks)], here, sums, disk)
     told["links"] = scaling_links.over_links(params, table, here, pack, disk)
     engine = engines(params) if params.passes else []
     told["engine"] = [{"data": each.name, **times} for each, times in zip(MISSION, engine, strict=False)]
-    rates = Rates(pack, Disks(disk, 1e9 * params.shared), start_s(runs[0], stack_bytes, disk))
+    rates = Rates(pack, Disks(disk, 1e9 * params.shared), start)
     sets = [(*each, network) for each in zip(MISSION, engine, strict=False) for network in (ETHERNET_10, FABRIC_100)]
-    told["start_s"] = rates.start_s
+    told["start"] = asdict(start)
     told["predicted"] = [predicted(*each, cores, rates) for each in sets for cores in params.node_cores]
     told["largest_node"] = [
         {"data": each[0].name, "network": each[2].name, "cores": largest_node(*each, rates)} for each in sets
@@ -102,12 +105,25 @@ def _devices(params: Params, where: dict[str, Any]) -> list[str]:
     return ["cpu"] if where["device"] == "cpu" else ["cpu", "cuda"]
 
 
-def start_s(one: dict[str, Any], stack_bytes: int, disk: float) -> float:
-    """What one rank's command takes beside computing and the first look at its images."""
-    return max(0.0, float(one["total_s"]) - float(one["compute_s"]) - stack_bytes / disk)
+def start_of(runs: Sequence[dict[str, Any]], params: Params, stack_bytes: int) -> Start:
+    """What the runs took beside computing: charts are what more ranks drew in less time than one."""
+    one, steps = runs[0], runs[0]["steps_s"]
+    more = next((each for each in runs if each["ranks"] > 1), None)
+    draw_s = 0.0
+    if more is not None and params.threads == 1:
+        saved = steps["report"] - more["steps_s"]["report"]
+        draw_s = min(max(0.0, saved / (1 - 1 / min(more["ranks"], CHARTS))), steps["report"])
+    beside = max(0.0, steps["iterations"] - one["compute_s"])
+    return Start(
+        constant_s=steps["loading"] + beside + steps["report"] - draw_s,
+        first_s=steps["first classes"] * params.threads,
+        draw_s=draw_s,
+        look_byte_s=steps["looking at images"] * params.threads / stack_bytes,
+        box_px=params.box,
+    )
 
 
-def _work(params: Params, one: dict[str, Any], stack_bytes: int, disk: float) -> Work:
+def _work(params: Params, one: dict[str, Any], stack_bytes: int, start: Start) -> Work:
     """The job as the run on one rank shows it."""
     from polarice.jobs.scaling import steps
 
@@ -119,7 +135,7 @@ def _work(params: Params, one: dict[str, Any], stack_bytes: int, disk: float) ->
         image_s=(stages.get("preparation", 0.0) + stages["expectation"]) / weight,
         maximize_s=stages["maximization"] / sum(share),
         volume_bytes=sums_bytes(rings, round(HARMONICS_PER_RING * rings), params.k),
-        stack_bytes=stack_bytes, constant_s=start_s(one, stack_bytes, disk),
+        stack_bytes=stack_bytes, start=start, cores=params.threads,
     )  # fmt: skip
 
 
@@ -179,7 +195,7 @@ def _write(params: Params, told: dict[str, Any]) -> None:
     elif params.links:
         text.append(f"Networks were not measured: {link.missing()}.")
     if told["predicted"]:
-        text += scaling_predict.told(told["predicted"], told["largest_node"], told["start_s"])
+        text += scaling_predict.told(told["predicted"], told["largest_node"], Start(**told["start"]))
     page = "\n\n".join(text)
     title = f"{params.job} on several ranks: {params.particles} particles of {params.box} px, K = {params.k}"
     write_json(params.o / "scaling.json", told)

@@ -1,23 +1,27 @@
 """How long a classification takes on so many nodes: measured compute, messages, files, and what stays the same.
 
     compute(R) = p / R + sum over iterations of  images_i k_i/K c / R + (m + d / R) k_i/K + reduce(V k_i/K, R)
-    total(R)   = compute(R) + look(R) + constant
+    total(R)   = compute(R) + look(R) + start(R)
+    start(R)   = constant + f / R + g / drawers
 
 c is the time per image of one node, m of what every node does of a maximization and d of what they divide among them,
 with all K references, p that of preparing all images; k_i of them there are in
 iteration i, while classes grow. V is the volume of the sums. A reduction sends its volume twice but for an R-th of it,
 in ROUNDS log2 R messages, one after another; each rank packs it and takes it apart. `look` is the first look at the
-images, which the disks bound; later reading goes on beside the engine.
+images, which the disks bound, or the processors; later reading goes on beside the engine. f makes the first classes, g
+draws the report's charts, of which there are CHARTS; the rest of start and report is the same on any number of nodes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+CHARTS = 6
+DRAWERS = 3  # at the most, on one node
 ROUNDS = 6  # a barrier, a reduce-scatter, an all-gather, the latter two announced: measured between two nodes
 
 
@@ -35,6 +39,21 @@ FABRIC_100 = Network("100 Gb/s", 11e9, 2e-6)
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a job takes beside computing, as one core does it."""
+
+    constant_s: float  # loading, folder, the page: the same on any number of nodes
+    first_s: float = 0.0  # first classes, shared by all cores
+    draw_s: float = 0.0  # charts
+    look_byte_s: float = 0.0  # the first look, by the bytes of the stack
+    box_px: int = 1  # of the images that this is of
+
+    def of_box(self, box_px: int) -> Start:
+        """The same for another box: as many images are averaged first, and cost as much as they have pixels."""
+        return replace(self, box_px=box_px, first_s=self.first_s * (box_px / self.box_px) ** 2)
+
+
+@dataclass(frozen=True)
 class Work:
     """A job, as one node does it."""
 
@@ -45,7 +64,8 @@ class Work:
     maximize_s: float
     volume_bytes: float  # of the sums, all references
     stack_bytes: float
-    constant_s: float  # start, and the report
+    start: Start
+    cores: int = 1  # of a node
     once_s: float = 0.0  # for all images, on one node
     divided_s: float = 0.0  # of a maximization, shared by the nodes
 
@@ -81,12 +101,20 @@ def compute_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float) 
 
 def look_s(work: Work, nodes: int, disks: Disks) -> float:
     """The first look at all images."""
-    return work.stack_bytes / min(nodes * disks.node_bytes_per_s, disks.shared_bytes_per_s)
+    read = work.stack_bytes / min(nodes * disks.node_bytes_per_s, disks.shared_bytes_per_s)
+    return max(read, work.stack_bytes * work.start.look_byte_s / (nodes * work.cores))
+
+
+def start_s(work: Work, nodes: int) -> float:
+    """Start and report: one node's charts are drawn by processes of its own, those of several by their ranks."""
+    drawers = min(work.cores, DRAWERS) if nodes == 1 else min(nodes, CHARTS)
+    start = work.start
+    return start.constant_s + start.first_s / (nodes * work.cores) + start.draw_s / drawers
 
 
 def total_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float, disks: Disks) -> float:
     """From start to end."""
-    return compute_s(work, nodes, network, pack_s_per_byte) + look_s(work, nodes, disks) + work.constant_s
+    return compute_s(work, nodes, network, pack_s_per_byte) + look_s(work, nodes, disks) + start_s(work, nodes)
 
 
 def efficiency(seconds: Sequence[float], nodes: Sequence[int]) -> list[float]:

@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from polarice.bench.results import markdown, number
-from polarice.bench.scaling_model import Disks, Network, Work, compute_s, efficiency, look_s, sums_bytes, total_s
+from polarice.bench.scaling_model import (
+    Disks,
+    Network,
+    Start,
+    Work,
+    compute_s,
+    efficiency,
+    look_s,
+    start_s,
+    sums_bytes,
+    total_s,
+)
 
 NODES = (*range(1, 13), 20, 50, 100, 200, 500, 1000)
 ASKED_NODES, ASKED_COMPUTE, ASKED_TOTAL = 12, 0.95, 0.9
@@ -46,7 +57,7 @@ class Rates:
 
     pack_s_per_byte: float  # of sums
     disks: Disks
-    start_s: float  # interpreter, libraries, folder, report: the same on any number of nodes
+    start: Start
 
 
 def engines(params: Any) -> list[dict[str, Any]]:
@@ -87,7 +98,7 @@ def _map(data: DataSet) -> dict[str, Any]:
     return time_map(data.box_px, data.k)
 
 
-def work_of(data: DataSet, engine: dict[str, Any], cores: int, start_s: float) -> Work:
+def work_of(data: DataSet, engine: dict[str, Any], cores: int, start: Start) -> Work:
     """The job on nodes of so many cores."""
     from polarice.jobs.scaling import steps
 
@@ -99,7 +110,7 @@ def work_of(data: DataSet, engine: dict[str, Any], cores: int, start_s: float) -
         once_s=data.particles * engine["prepare_ms"] / 1e3 / cores,
         divided_s=engine["divided_s"] / min(cores, MOST_CORES_OF_ONE),
         maximize_s=engine["maximize_s"] / min(cores, MOST_CORES_OF_ONE), volume_bytes=engine["bytes"],
-        stack_bytes=4.0 * data.particles * data.box_px**2, constant_s=start_s,
+        stack_bytes=4.0 * data.particles * data.box_px**2, start=start.of_box(data.box_px), cores=cores,
     )  # fmt: skip
 
 
@@ -107,13 +118,14 @@ def predicted(
     data: DataSet, engine: dict[str, Any], network: Network, cores: int, rates: Rates, nodes: Sequence[int] = NODES
 ) -> dict[str, Any]:
     """Times and efficiencies on so many nodes of so many cores."""
-    work = work_of(data, engine, cores, rates.start_s)
+    work = work_of(data, engine, cores, rates.start)
     compute = [compute_s(work, each, network, rates.pack_s_per_byte) for each in nodes]
     total = [total_s(work, each, network, rates.pack_s_per_byte, rates.disks) for each in nodes]
     return {
         "data": data.name, "particles": data.particles, "cores": cores, "network": network.name,
         "volume_bytes": work.volume_bytes,
-        "nodes": nodes, "compute_s": compute, "total_s": total, "start_s": rates.start_s,
+        "nodes": nodes, "compute_s": compute, "total_s": total,
+        "start_s": [start_s(work, each) for each in nodes],
         "look_s": [look_s(work, each, rates.disks) for each in nodes],
         "compute_efficiency": efficiency(compute, nodes), "total_efficiency": efficiency(total, nodes),
     }  # fmt: skip
@@ -122,8 +134,8 @@ def predicted(
 def largest_node(data: DataSet, engine: dict[str, Any], network: Network, rates: Rates) -> int:
     """Cores of the largest nodes of which ASKED_NODES are as efficient as asked; 0 where one core is too many.
 
-    The start is the same on any node, so that there has to be enough to compute: with N nodes, an efficiency e and a
-    start of s seconds, one node must have (e N - 1) s / (1 - e) to compute, which is 98 s for 12 nodes and 90 %.
+    What of the start is the same on any node asks for enough to compute: with N nodes, an efficiency e and s seconds
+    of it, one node must have (e N - 1) s / (1 - e) to compute, which is 98 s for 12 nodes and 90 %.
     """
     found = 0
     for cores in NODE_SIZES:
@@ -134,7 +146,7 @@ def largest_node(data: DataSet, engine: dict[str, Any], network: Network, rates:
     return found
 
 
-def told(found: Sequence[dict[str, Any]], largest: Sequence[dict[str, Any]], start_s: float) -> list[str]:
+def told(found: Sequence[dict[str, Any]], largest: Sequence[dict[str, Any]], start: Start) -> list[str]:
     """A table, and how large nodes may be."""
     head = (
         "predicted", "cores of a node", "network", "MB of sums", "12 nodes: compute s", "efficiency", "in all s",
@@ -147,7 +159,9 @@ def told(found: Sequence[dict[str, Any]], largest: Sequence[dict[str, Any]], sta
     asked = f"{100 * ASKED_COMPUTE:.0f} % in compute and {100 * ASKED_TOTAL:.0f} % in all on {ASKED_NODES} nodes"
     return [
         markdown(head, [_line(each) for each in found]).rstrip("\n"),
-        f"{start_s:.1f} s of start and report are the same on any number of nodes. Nodes that reach {asked}:",
+        f"{start.constant_s:.1f} s of start and report are the same on any number of nodes; on one core, first classes "
+        f"take {start.first_s:.1f} s, charts {start.draw_s:.1f} s, the first look {1e9 * start.look_byte_s:.2f} s a "
+        f"GB. Nodes that reach {asked}:",
         markdown(("predicted", "network", "of a node"), sizes).rstrip("\n"),
     ]
 

@@ -84,8 +84,12 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
         comm.once(lambda: _require_suitable(params, images))
 
         def begin() -> _Run:
+            watch.mark("loading")
             looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
-            return _Run(job, params, looked, growing_batches, (comm, watch))
+            watch.mark("looking at images")
+            run = _Run(job, params, looked, growing_batches, (comm, watch))
+            watch.mark("first classes")
+            return run
 
         carry_out(job, params, [table.path, *table.particles.stacks], begin, comm)
 

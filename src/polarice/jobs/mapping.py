@@ -43,8 +43,12 @@ def map_particles(job: str, params: Any) -> None:
         warn_of_few(len(table.particles), params.classes)
 
         def begin() -> _Run:
+            watch.mark("loading")
             looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
-            return _Run(job, params, looked, (comm, watch))
+            watch.mark("looking at images")
+            run = _Run(job, params, looked, (comm, watch))
+            watch.mark("first classes")
+            return run
 
         carry_out(job, params, [table.path, *table.particles.stacks], begin, comm)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from polarice.io.atomic import replacing
 from polarice.jobs.energy import Meter, cpu_seconds
 
 USAGE_NAME = "usage.json"
+STEPS = ("loading", "looking at images", "first classes", "iterations")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Usage(Spent):
     waited_s: float  # for images, mean over the ranks
     bytes_read: int
     read_s: float  # that the readers took, beside the engine
+    steps_s: dict[str, float]  # wall clock of rank 0 from the start of its process to the report, by STEPS
 
     @property
     def images_per_joule(self) -> float:
@@ -79,6 +83,7 @@ class Usage(Spent):
             ("images compared", f"{self.images:,}"),
             ("read from stacks", f"{self.bytes_read / 1e9:.3f} GB, {rate:.0f} MB/s for each reader"),
             ("waited for images", f"{self.waited_s:.2f} s"),
+            ("wall clock by step", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.steps_s.items())),
             ("images per joule", f"{self.about}{self.images_per_joule:.3g}"),
         ]
         if self.cost_per_million is not None:
@@ -122,20 +127,34 @@ def items_of_last_run(folder: Path) -> Items:
 
 
 class Watch:
-    """Begun with a job, read at its end."""
+    """Begun with a job, read at its end. What came before the first of a process is its loading, too."""
+
+    _first = True
 
     def __init__(self, comm: Comm, card: int | None) -> None:
         """card: number of the CUDA card that this rank works on; None for none."""
         self._comm, self._since, self._cpu_s = comm, time.perf_counter(), cpu_seconds()
+        self._steps_s, self._last_step = dict[str, float](), time.perf_counter()
+        if Watch._first:
+            Watch._first = False
+            self._last_step -= seconds_of_process()
         self._first_of_node = comm.rank == comm.node_ranks[0]
         self._meter = Meter(self._first_of_node, card)
 
+    def mark(self, step: str) -> None:
+        """A step, of STEPS, has ended now."""
+        now = time.perf_counter()
+        self._steps_s[step], self._last_step = now - self._last_step, now
+
     def usage(self, traffic: Any, images: int, waited_s: float, price: float | None) -> Usage:
         """Of all ranks, each of which calls this; traffic (bytes, seconds) and waited_s are this one's."""
+        self.mark(STEPS[-1])
         spent = self.spent(price)
         bytes_read, read_s, waited_s = self._comm.sum((traffic.bytes, traffic.seconds, waited_s))
         waited_s /= self._comm.size
-        return Usage(**vars(spent), images=images, waited_s=waited_s, bytes_read=bytes_read, read_s=read_s)
+        return Usage(
+            **vars(spent), images=images, waited_s=waited_s, bytes_read=bytes_read, read_s=read_s, steps_s=self._steps_s
+        )
 
     def spent(self, price: float | None) -> Spent:
         """By all ranks, each of which calls this."""
@@ -152,6 +171,14 @@ class Watch:
             estimated=_once(each for _, estimated, _ in told for each in estimated),
             price=price,
         )
+
+
+def seconds_of_process() -> float:
+    """Since this process began, to a hundredth, where Linux tells; elsewhere 0."""
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        fields_of = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields_of[19]) / os.sysconf("SC_CLK_TCK"))
+    return 0.0
 
 
 def _once(texts: Any) -> tuple[str, ...]:
