@@ -11,7 +11,7 @@ import numpy as np
 
 from polarice.cluster import SERIAL, Comm
 from polarice.jobs.intake import Looked, last_ring
-from polarice.jobs.resources import batch_bytes, room_of, store_bytes, threads_of
+from polarice.jobs.resources import batch_bytes, room_of, store_bytes, workers_of
 from polarice.types import InputError, Pose2D
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ def posed_images(images: ParticleImages, looked: Looked, params: Any, comm: Comm
     from polarice.references.posed import PosedImages
 
     basis, device = posed_basis(images, params), images.device
-    workers = threads_of(params) if device.type == "cpu" else 1
     room = room_of(params, device, len(comm.node_ranks))
-    return PosedImages(images, basis, looked.order, room, workers, comm)
+    return PosedImages(images, basis, looked.order, room, workers_of(params, device), comm)
 
 
 def plan_of(posed: PosedImages, params: Any) -> Plan:
@@ -106,7 +105,7 @@ def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
     some = _some_of_each(frame_of, looked.order, np.random.default_rng([params.seed, 4]))
     plan = posed_basis(images, params)
     basis = register_basis(plan.box_px, plan.radius_px, plan.r_max, images.device)
-    workers = threads_of(params) if images.device.type == "cpu" else 1
+    workers = workers_of(params, images.device)
     posed = PosedImages(replace(images, progress=int), basis, some, Room(0), workers, comm)
     noise = looked.noise_power[:, 1 : basis.r_max + 1]
     scale = basis.weight.double() / basis.weight.double().new_tensor(noise)

@@ -48,7 +48,7 @@ from polarice.io.micrographs import MicrographTable
 from polarice.jobs.alone import alone
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.jobs.provenance import NAME, fingerprint
-from polarice.jobs.resources import first_card, take_card
+from polarice.jobs.resources import first_card, take_card, threads_of
 from polarice.jobs.usage import Items, Spent, Watch, items_of_last_run, write_usage
 from polarice.types import InputError
 
@@ -116,7 +116,7 @@ class Farm:
     def of(job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL) -> Farm:
         """The farm that a job's Params ask for; `inputs` are files that all results depend on, a gain reference say."""
         kept = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
-        threads = params.threads or len(os.sched_getaffinity(0))
+        threads = threads_of(params)
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [fingerprint(path) for path in inputs]}
         each = max(1, threads // workers)
