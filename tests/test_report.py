@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -327,9 +328,12 @@ def test_processes_draw_what_one_draws_and_a_killed_one_is_made_up_for():
         drawers.load()
         drawers._processes[1].kill()
         after = dict(drawers.drawn(report))
+    with Drawers(2, SimpleNamespace(rank=1, size=2)) as drawers:
+        part = dict(drawers.drawn(report))
     assert alone.keys() == shared.keys() == after.keys() and len(alone) == 6
     assert {name: chart.png for name, chart in alone.items()} == {name: chart.png for name, chart in shared.items()}
     assert {name: chart.svg for name, chart in alone.items()} == {name: chart.svg for name, chart in after.items()}
+    assert list(part) == list(alone)[1::2]  # of two ranks the second one draws every other chart, by itself
     with Drawers(1) as drawers:
         drawers.load()
         assert not drawers._processes

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,10 +140,10 @@ class _Run:
 
         turn, writing = None, None
         first, images, waited_s = self.comm.rank == 0, 0, 0.0
-        drawers = Drawers(threads_of(self.params)) if self.comm.size == 1 else None
-        with self.bar, drawers or nullcontext(), ThreadPoolExecutor(1, "writer") as writer:
+        drawers = Drawers(threads_of(self.params), self.comm)
+        with self.bar, drawers, ThreadPoolExecutor(1, "writer") as writer:
             for turn in self.turns():
-                if drawers and self.schedule.after(turn.state.number, turn.state.changed_class) == self.params.iter:
+                if self.schedule.after(turn.state.number, turn.state.changed_class) == self.params.iter:
                     drawers.load()
                 images += len(turn.used)
                 waited_s += turn.clock.seconds.get("reading", 0.0)
@@ -152,6 +152,7 @@ class _Run:
                 writing = writer.submit(self.write, turn) if first else None
             if writing is not None:
                 writing.result()
+            self.bar.close()  # what is said from here on stands below it
             source = self.images.source
             assert isinstance(source, StackSource)
             usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
@@ -205,7 +206,7 @@ class _Run:
             self.bar.update(sum(self.batches[iteration.number : upcoming - 1]))
         self.bar.set_description(f"{self.job} {min(upcoming, iteration.total)}/{iteration.total}")
 
-    def report(self, usage: Usage, drawers: Drawers | None) -> None:
+    def report(self, usage: Usage, drawers: Drawers) -> None:
         """report.html and its pictures, of the last iteration; usage.json."""
         from polarice.jobs.report import Report, write_report
 

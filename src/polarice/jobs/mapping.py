@@ -13,7 +13,7 @@ import numpy as np
 
 from polarice.cluster import Comm, part, world
 from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings, with_copies
-from polarice.jobs.resources import card_of, device_of
+from polarice.jobs.resources import card_of, device_of, threads_of
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from polarice.io.particles import ParticleTable
+    from polarice.jobs.report.drawers import Drawers
     from polarice.jobs.report.index import Chapter
     from polarice.references.mapping import MapState, MapTurn, Plan
     from polarice.references.posed import PosedImages
@@ -93,13 +94,15 @@ class _Run:
     def all(self) -> None:
         """Every iteration that is left, then map, movie and report."""
         from polarice.io.particles import StackSource
+        from polarice.jobs.report.drawers import Drawers
 
-        state, images, waited_s = self.read() if self.begun is None else self.made(*self.begun)
-        source = self.images.source
-        assert isinstance(source, StackSource)
-        self.finish(state, self.watch.usage(source.traffic, images, waited_s, self.params.price))
+        with Drawers(threads_of(self.params), self.comm) as drawers:
+            state, images, waited_s = self.read() if self.begun is None else self.made(*self.begun, drawers)
+            source = self.images.source
+            assert isinstance(source, StackSource)
+            self.finish(state, self.watch.usage(source.traffic, images, waited_s, self.params.price), drawers)
 
-    def made(self, state: MapState, posed: PosedImages, plan: Plan) -> tuple[MapState, int, float]:
+    def made(self, state: MapState, posed: PosedImages, plan: Plan, drawers: Drawers) -> tuple[MapState, int, float]:
         """(state after the last iteration, images compared, seconds waited for them); rank 0 writes, while the next
         iteration is made."""
         from polarice.references.mapping import fit
@@ -109,6 +112,8 @@ class _Run:
         with self.bar, ThreadPoolExecutor(1, "writer") as writer:
             try:
                 for turn in fit(posed, state, plan):
+                    if turn.state.number == self.params.iter - 1:
+                        drawers.load()
                     state = turn.state
                     images += len(posed)
                     waited_s += turn.clock.seconds.get("reading", 0.0)
@@ -173,7 +178,7 @@ class _Run:
         self.bar.set_description(f"{self.job} {min(number + 1, params.iter)}/{params.iter}")
         self.last = iteration
 
-    def finish(self, state: MapState, usage: Usage) -> None:
+    def finish(self, state: MapState, usage: Usage, drawers: Drawers) -> None:
         """Map, movie, report, and what is to be said at the end."""
         from polarice.jobs.report import Report, class_counts, write_report
 
@@ -187,7 +192,7 @@ class _Run:
                 print(_empty_words(empty, NAMED))
             return page_of(self.job, self.params, self.looked, self.last, [chapter], notes, usage.lines())
 
-        path = write_report(self.params.o, self.comm.once(page), self.comm)
+        path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
         k, bad = self.params.classes, self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
         print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {path}")

@@ -98,8 +98,8 @@ def write_report(
 ) -> Path:
     """Write report.html and its pictures into the job's folder; returns the page's path.
 
-    Several ranks share out the charts, which take longer to draw than all else, or `drawers` of a single one; rank 0
-    writes.
+    Several ranks share out the charts, which take longer to draw than all else, or the processes of `drawers` do;
+    rank 0 writes.
 
     Pictures: run_itNNN_classes.png (the montage) and report_convergence.png, _classes, _occupancy, _poses, _spectra,
     _times.

@@ -1,4 +1,4 @@
-"""Processes that draw a report's charts side by side; they load matplotlib while the job still computes.
+"""Who draws a report's charts: processes side by side that load matplotlib while the job still computes, or the ranks.
 
 A process reads the report from its standard input, and answers with its charts; it ends when its input does, so that
 nothing is left behind by a job that is killed. `python -m polarice.jobs.report.drawers RANK SIZE` is one of them.
@@ -10,8 +10,11 @@ import pickle
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from polarice.cluster import SERIAL, Comm
 
 if TYPE_CHECKING:
     from polarice.jobs.report import Report
@@ -21,10 +24,12 @@ MOST = 3  # processes; there are six charts
 
 
 class Drawers:
-    """As many processes as there are threads to use; with one thread, none, and charts are drawn here."""
+    """As many processes as there are threads to use. With one thread, charts are drawn here; of several ranks each
+    draws its part."""
 
-    def __init__(self, threads: int) -> None:
-        self._count = min(threads, MOST) if threads > 1 else 0
+    def __init__(self, threads: int = 1, comm: Comm = SERIAL) -> None:
+        self._comm = comm
+        self._count = min(threads, MOST) if threads > 1 and comm.size == 1 else 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Drawers:
@@ -44,11 +49,11 @@ class Drawers:
             self._processes.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
 
     def drawn(self, report: Report) -> list[tuple[str, Chart]]:
-        """Names of the report's charts, and the charts."""
+        """Names of the report's charts, and the charts; of several ranks, this one's."""
         self.load()
         if not self._processes:
-            return _drawn(report, 0, 1)
-        content = pickle.dumps(report)
+            return _drawn(report, self._comm.rank, self._comm.size)
+        content = pickle.dumps(_for_charts(report))
         found: list[tuple[str, Chart]] = []
         try:
             for process in self._processes:
@@ -72,6 +77,13 @@ class Drawers:
                     stream.close()
             process.wait()
         self._processes = []
+
+
+def _for_charts(report: Report) -> Report:
+    """Without what no chart shows, which may be gigabytes: the averages' pixels, and the page's further parts."""
+    model = report.iteration.model
+    model = replace(model, averages=model.averages[:, :0])
+    return replace(report, iteration=replace(report.iteration, model=model), chapters=())
 
 
 def _drawn(report: Report, rank: int, size: int) -> list[tuple[str, Chart]]:
