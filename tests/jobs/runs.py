@@ -7,9 +7,10 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,23 @@ def _crash(what: str, at: int) -> None:
         return real(*args, **more)
 
     setattr(module, name, counted)
+
+
+@contextlib.contextmanager
+def launched(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A launcher that is gone, its ranks and pipes with it, when the block is left, whatever failed in it."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()  # it ends its ranks; of one that has ended, nothing
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+    """Exit code of a launcher, and what was said on standard output and on standard error."""
+    with launched(process):
+        out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.runs import polarice, wait_for
+from jobs.runs import ended, launched, polarice, wait_for
 from jobs.sets import ParticleSet
 from polarice.bench import kills
 from polarice.bench.kills import SAME_AVERAGES, Campaign, ranks_in
@@ -40,15 +40,6 @@ def start(line: str, folder: Path, ranks: int, first: str = "") -> subprocess.Po
     return subprocess.Popen(
         words, cwd=folder, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "PYTHONPATH": TESTS}
     )
-
-
-def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher ends its ranks
-        raise
-    return process.returncode, out, err
 
 
 def state(folder: Path, number: int) -> dict[str, np.ndarray]:
@@ -99,12 +90,12 @@ def test_three_ranks_give_what_one_gives(alone, place):
 
 
 def test_a_rank_that_is_killed_ends_all_and_another_number_goes_on(alone, place):
-    process = start(RUN, place, 4)
-    wait_for(lambda: 1 in checkpoints(place / "out"), 60)
-    victim = ranks_in(place)[2]
-    os.kill(victim, signal.SIGKILL)
-    since = time.monotonic()
-    code, _, err = ended(process)
+    with launched(start(RUN, place, 4)) as process:
+        wait_for(lambda: 1 in checkpoints(place / "out"), 60)
+        victim = ranks_in(place)[2]
+        os.kill(victim, signal.SIGKILL)
+        since = time.monotonic()
+        code, _, err = ended(process)
     assert time.monotonic() - since < 10
     assert code != 0
     assert f"polarice class2d: error: rank 2 on {os.uname().nodename}: process {victim} was killed" in err
@@ -149,11 +140,11 @@ def test_deep2d_goes_on_where_a_killed_rank_left_its_map(tmp_path):
     written(one, other)
     code, _, err = ended(start(BOTH, one, 0))
     assert code == 0, err
-    process = start(BOTH, other, 3)
-    wait_for(lambda: (other / "out/sml/job.json").exists() or process.poll() is not None, 60)
-    victim = ranks_in(other)[1]
-    os.kill(victim, signal.SIGKILL)
-    code, _, err = ended(process)
+    with launched(start(BOTH, other, 3)) as process:
+        wait_for(lambda: (other / "out/sml/job.json").exists() or process.poll() is not None, 60)
+        victim = ranks_in(other)[1]
+        os.kill(victim, signal.SIGKILL)
+        code, _, err = ended(process)
     assert code != 0 and f"polarice deep2d: error: rank 1 on {os.uname().nodename}: process {victim} was killed" in err
     assert ranks_in(other) == {}
     aligned = max(path.stat().st_mtime_ns for path in (other / "out/align2d").iterdir())

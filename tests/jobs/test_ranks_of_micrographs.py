@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jobs.movie_sets import simulation, write_table
-from jobs.runs import wait_for
+from jobs.runs import ended, launched, wait_for
 from polarice.cluster import Comm
 from polarice.jobs.micrographs import Farm, Item, Outcome, on_ranks, treat
 from polarice.jobs.resources import take_card
@@ -81,34 +81,34 @@ def alive(process: int) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ranks_take_their_turns_and_one_table_holds_all(tmp_path, workers):
-    out, err = (process := start(tmp_path, 3, workers)).communicate(timeout=60)
-    assert process.returncode == 0, err
+    code, out, err = ended(start(tmp_path, 3, workers))
+    assert code == 0, err
     assert out.split() == [str(row**2) for row in range(ITEMS)]  # said once, by rank 0
     first = made(tmp_path)
     assert {row: rank for row, (rank, _) in first.items()} == {row: row % 3 for row in range(ITEMS)}
     (tmp_path / "job/m5_polarice.json").unlink()
-    out, err = start(tmp_path, 2, 1).communicate(timeout=60)
+    _, out, err = ended(start(tmp_path, 2, 1))
     assert out.split() == [str(row**2) for row in range(ITEMS)], err
     assert [row for row, by in made(tmp_path).items() if by != first[row]] == [5]
 
 
 def test_a_killed_rank_ends_all_with_its_processes_and_what_is_missing_is_done_then(tmp_path):
-    process = start(tmp_path, 3, 2, 0.4)
-    wait_for(lambda: {rank for rank, _ in made(tmp_path).values()} == {0, 1, 2} or process.poll() is not None, 60)
-    first = made(tmp_path)
-    workers = {each for _, each in first.values()}
-    worker = next(each for rank, each in first.values() if rank == 1)
-    victim = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])  # its rank
-    os.kill(victim, signal.SIGKILL)
-    since = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0 and time.monotonic() - since < 10
+    with launched(start(tmp_path, 3, 2, 0.4)) as process:
+        wait_for(lambda: {rank for rank, _ in made(tmp_path).values()} == {0, 1, 2} or process.poll() is not None, 60)
+        first = made(tmp_path)
+        workers = {each for _, each in first.values()}
+        worker = next(each for rank, each in first.values() if rank == 1)
+        victim = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])  # its rank
+        os.kill(victim, signal.SIGKILL)
+        since = time.monotonic()
+        code, _, err = ended(process)
+    assert code != 0 and time.monotonic() - since < 10
     assert f"polarice square: error: rank 1 on {os.uname().nodename}: process {victim} was killed" in err
     wait_for(lambda: not any(map(alive, workers)), 10)
     kept = {row for row in made(tmp_path) if (tmp_path / f"job/m{row}_polarice.json").exists()}
     assert kept and len(kept) < ITEMS
     first = made(tmp_path)
-    out, err = start(tmp_path, 2, 1).communicate(timeout=60)
+    _, out, err = ended(start(tmp_path, 2, 1))
     assert out.split() == [str(row**2) for row in range(ITEMS)], err
     assert {row for row, by in made(tmp_path).items() if by == first.get(row)} == kept
 
