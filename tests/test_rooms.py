@@ -30,7 +30,7 @@ TABLE = {
     "project": GROUND | {"io"},
     "cli": {"jobs", "project", "types", "cluster"},
     "web": {"jobs", "project", "types"},
-    "bench": {"jobs", "project", "types", "io"},
+    "bench": {"jobs", "project", "types", "io", "cluster"},
     "__main__": {"cli"},
     "__init__": set(),
 }

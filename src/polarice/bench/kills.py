@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
 from polarice.bench.results import markdown
 from polarice.bench.scaling_runs import launch_words
+from polarice.cluster import launched
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError
 
@@ -82,7 +82,10 @@ class Campaign:
         while len(found) < count or not whole:
             process = self.start(words, ranks)
             until = time.monotonic() + ENDED_S
-            while len(ranks_in(self.folder)) < ranks and process.poll() is None and time.monotonic() < until:
+            while len(ranks_in(self.folder)) < ranks and process.poll() is None:
+                if time.monotonic() > until:
+                    process.kill()
+                    raise InputError(f"{ranks} ranks are not seen here after {ENDED_S:.0f} s; try another --launcher")
                 time.sleep(0.005)
             victim, together = None, False
             if len(found) < count:
@@ -120,15 +123,18 @@ class Campaign:
 
 
 def ranks_in(folder: Path) -> dict[int, int]:
-    """Process numbers of the ranks that work in `folder`."""
+    """Process numbers of the ranks that work in `folder`, by what launchers tell each of them."""
     found = {}
     for each in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):
             if os.readlink(each / "cwd") != str(folder):
                 continue
-            words, variables = (each / "cmdline").read_bytes().split(b"\0"), (each / "environ").read_bytes()
-            if words[0] == sys.executable.encode() and b"-I" not in words and b"PMI_RANK=" in variables:
-                found[int(variables.partition(b"PMI_RANK=")[2].split(b"\0")[0])] = int(each.name)
+            words, variables = (
+                (each / name).read_text(errors="replace").split("\0") for name in ("cmdline", "environ")
+            )
+            launch = launched({name: value for name, _, value in (text.partition("=") for text in variables)})
+            if launch is not None and words[0] == sys.executable and "-I" not in words:
+                found[launch.rank] = int(each.name)
     return found
 
 
@@ -248,6 +254,6 @@ def _write(params: Params, told: dict[str, Any], found: Sequence[Kill], compared
     verdict = "Something was lost: see kills.json." if lost else "Nothing was lost."
     page = f"{markdown(('what', 'found'), rows)}\n{verdict}\n"
     title = f"class2d on {params.ranks} ranks, killed {len(found)} times"
-    write_json(params.o / "kills.json", json.loads(json.dumps(told)))
+    write_json(params.o / "kills.json", told)
     write_text(params.o / "kills.md", f"{heading(title, told['machine'])}\n{page}\n    {told['command']}\n")
     print(f"\n{page}\n{params.o / 'kills.md'}")
