@@ -113,6 +113,18 @@ def test_bad_movies_are_named_and_the_rest_is_done(movie, monkeypatch, capsys):
         assert text in page
 
 
+def test_a_gain_reference_that_no_movie_suits_is_told_once_and_before_the_work(movie, monkeypatch, capsys):
+    folder, _ = movie
+    monkeypatch.chdir(folder)
+    write_image("other.mrc", np.ones((300, 400)), PIXEL_A)
+    table = write_table(folder / "several.star", ["gone.tif", "a.tif", "b.tif"])
+    shutil.copy("a.tif", "b.tif")
+    assert run(table, "--o", "none", "--gainref", "other.mrc", "--no-dose-weighting") == 2
+    told = capsys.readouterr().err
+    assert told.count("other.mrc: the gain reference is 400 x 300 pixels, the movie 400 x 360") == 1
+    assert not Path("none").exists()
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ([], "give --dose-per-frame or --total-dose"),
     (["--dose-per-frame", "0"], "give --dose-per-frame or --total-dose"),
@@ -149,6 +161,11 @@ def test_a_part_of_the_frames(movie, monkeypatch, capsys):
     later = ["--dose-per-frame", 2, "--preexposure", 4, *gain]
     assert run(write_table(folder / "part.star", ["part.tif"]), "--o", "alone", *later) == 0
     assert np.abs(mrcfile.read("part/a.mrc") - mrcfile.read("alone/part.mrc")).max() < 1e-3
+    frames = tifffile.imread("a.tif") * np.uint8(0)
+    tifffile.imwrite("dark.tif", frames, photometric="minisblack")
+    dark = write_table(folder / "dark.star", ["dark.tif"])
+    assert run(dark, "--o", "dark", "--no-dose-weighting", "--first-frame", 3) == 2
+    assert "0 of 8 frames can be used; frame 3 is zero everywhere" in capsys.readouterr().err
     assert run("movies.star", "--o", "late", "--no-dose-weighting", "--first-frame", FRAMES) == 2
     assert f"a.tif has {FRAMES} frames; two from --first-frame on are wanted" in capsys.readouterr().err
 

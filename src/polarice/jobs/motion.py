@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,7 @@ RANKS = True
 SUMMARY = "align the frames of movies, weight them by dose, and sum them to micrographs"
 EARLY_DOSE = 4.0  # e/A^2: motion up to here counts as early, as in RELION
 HALVES = ("rlnMicrographNameEven", "rlnMicrographNameOdd")
+LOOKED_AT = 5  # movies, until one is found that the gain reference suits
 HEADER_AGREES = 0.02  # relative difference of pixel sizes that nobody minds
 
 
@@ -99,8 +101,10 @@ def _correct_all(params: Params, comm: Comm) -> None:
     references = [path for path in (params.gainref, params.defect_file) if path is not None]
     farm = Farm.of("motion", params, "movies", map(str, references), comm)
     items = items_of(table, params.o)
+    work = Correct(params, farm.threads)
+    _require_fitting(items, work)
     begin("motion", params, [params.micrographs, *references])
-    outcomes = treat(items, Correct(params, farm.threads), farm)
+    outcomes = treat(items, work, farm)
     rows, columns = cells_of(outcomes)
     kept = table.take(np.array(rows))
     pixel_A = [(params.angpix or group.pixel_size_A) * params.bin_factor for group in table.optics]
@@ -191,7 +195,7 @@ class Correct:
                 remarks.append(f"it has {movie.frames} frames; --last-frame is {params.last_frame}")
             frames, facts = read_frames(movie, self.threads, chosen), self._facts(item, movie, pixel_A)
         try:
-            exposure, wrong = expose(frames, gain, defects, params.hot_pixels)
+            exposure, wrong = expose(frames, gain, defects, params.hot_pixels, params.first_frame)
         except InputError as error:
             raise InputError(f"{item.file}: {error}") from None
         remarks += [f"frame {number + facts.first_frame} {what}; left out" for number, what in wrong.items()]
@@ -253,6 +257,24 @@ class Correct:
         with replacing(item.stem + "_track.png") as stream:
             stream.write(track_png(images[""], motion))
         return columns | {"rlnMicrographName": item.stem + ".mrc", "rlnMicrographMetadata": item.stem + ".star"}
+
+
+def _require_fitting(items: Sequence[Item], work: Correct) -> None:
+    """Raise InputError where gain reference or defects suit none of the first movies: said once, before any is done."""
+    refused: InputError | None = None
+    for item in items[:LOOKED_AT] if work.params.gainref or work.params.defect_file else ():
+        try:
+            with open_movie(item.file, work._events(item)) as movie:
+                shape, events = movie.shape, isinstance(movie, EerMovie)
+        except InputError:  # told when its turn comes
+            continue
+        try:
+            _references(work.params, shape, events)
+            return
+        except InputError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 @lru_cache(maxsize=2)

@@ -41,18 +41,23 @@ def usable_frames(frames: np.ndarray) -> dict[int, str]:
 
 
 def expose(
-    frames: np.ndarray, gain: np.ndarray | None = None, defects: np.ndarray | None = None, find_hot: bool = True
+    frames: np.ndarray,
+    gain: np.ndarray | None = None,
+    defects: np.ndarray | None = None,
+    find_hot: bool = True,
+    first_frame: int = 1,
 ) -> tuple[Exposure, dict[int, str]]:
     """The exposure that frames (n, ny, nx) make, and what was wrong with frames that are left out.
 
     The frames are taken over, not copied: their bad pixels are overwritten. `gain` (ny, nx) multiplies, 0 a defect;
-    `defects` (ny, nx) bool. Raises InputError where fewer than two frames, or less than half of them, are usable.
+    `defects` (ny, nx) bool. Raises InputError where fewer than two frames, or less than half of them, are usable;
+    the message counts from `first_frame`, what is handed out from 0.
     """
     wrong = usable_frames(frames)
     numbers = np.array([number for number in range(len(frames)) if number not in wrong])
     if len(numbers) < max(2, len(frames) / 2):
-        first = next(iter(wrong.items()), (0, "is the only one"))
-        raise InputError(f"{len(numbers)} of {len(frames)} frames can be used; frame {first[0] + 1} {first[1]}")
+        number, what = next(iter(wrong.items()), (0, "is the only one"))
+        raise InputError(f"{len(numbers)} of {len(frames)} frames can be used; frame {number + first_frame} {what}")
     raw = frames if not wrong else frames[numbers]
     total = np.zeros(raw.shape[1:], np.float32)
     for frame in raw:
