@@ -13,7 +13,7 @@ import pytest
 from polarice.cli import main
 from polarice.io.cryosparc import read_cs
 from polarice.io.micrographs import read_micrographs
-from polarice.io.star import read_star
+from polarice.io.star import Block, Table, read_star, write_star
 
 tifffile = pytest.importorskip("tifffile")
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -114,6 +114,24 @@ def test_particles_of_relion_to_cryosparc_and_back(here):
         assert np.allclose(again.numbers(label), first.numbers(label), rtol=1e-5, atol=2e-4)
     rot = again.numbers("rlnAngleRot") - first.numbers("rlnAngleRot")
     assert np.allclose((rot + 180) % 360 - 180, 0, atol=2e-4)
+
+
+def test_a_defocus_that_no_microscope_has_is_refused_and_a_missing_one_told(here, capsys):
+    mrc(Path("s.mrcs"), np.ones((2, 8, 8)), 1.5)
+    images, optics = ["1@s.mrcs", "2@s.mrcs"], Table.of({"rlnOpticsGroup": [1], "rlnImagePixelSize": [1.5]})
+
+    def imported(defocus: dict[str, list[float]]) -> int:
+        particles = Table.of({"rlnImageName": images, **defocus, "rlnOpticsGroup": [1, 1]})
+        write_star("p.star", [Block("optics", table=optics), Block("particles", table=particles)])
+        return run("p.star", "--o", "out")
+
+    assert imported({"rlnDefocusU": [1e4, -1e30], "rlnDefocusV": [1e4, 1e4]}) == 2
+    assert "data_particles, row 2: _rlnDefocusU is -1e+30; correct or remove the row" in capsys.readouterr().err
+    assert not Path("out").exists()
+    assert imported({}) == 0
+    assert "warning: p.star has no _rlnDefocusU, _rlnDefocusV; classify with --no-ctf" in capsys.readouterr().err
+    assert imported({"rlnDefocusU": [1e4, 1.1e4], "rlnDefocusV": [1e4, 1e4]}) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_what_a_cs_lacks_is_told(here, capsys):

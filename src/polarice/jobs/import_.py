@@ -13,6 +13,7 @@ import numpy as np
 
 from polarice.cluster import SERIAL
 from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, open_movie
+from polarice.io.optics import DEFOCUS_LABELS, require_defoci
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
@@ -241,6 +242,9 @@ def _import_particles(path: Path, params: Params) -> None:
         if params.passthrough:
             raise InputError("--passthrough is for .cs tables")
         optics, particles = _relion_tables(path, params)
+    require_defoci(particles)
+    if missing := [f"_{label}" for label in DEFOCUS_LABELS if label not in particles]:
+        print(f"warning: {path} has no {', '.join(missing)}; classify with --no-ctf", file=sys.stderr)
     if params.to == "cs":
         shape = _shape(path, particles)
         if shape is None and "rlnMicrographName" in particles:
