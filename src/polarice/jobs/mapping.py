@@ -131,6 +131,7 @@ class _Run:
         """The same of a run that lacks but its report."""
         from polarice.jobs.checkpoint import read_iteration, read_map_checkpoint
 
+        self.bar.close()  # what is said from here on stands below it
         self.last = read_iteration(self.params.o, self.done, self.done, self.looked.rows)
         return read_map_checkpoint(self.params.o, self.done, self.images.device), 0, 0.0
 
