@@ -63,6 +63,8 @@ def _begun(params: Any, held: ExitStack) -> tuple[Any, ParticleTable, np.ndarray
         params = replace(params, iter=params.iter or ITERATIONS)
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     require_poses(table)
+    if "rlnClassNumber" not in table.table:
+        raise InputError(f"{table.path}: no column _rlnClassNumber, and --search maps inside each class; leave it out")
     classes, counts = np.unique(table.particles.pose.class_of, return_counts=True)
     large = classes[counts >= LEAST_PER_NODE * params.classes]
     if not len(large):
@@ -114,7 +116,7 @@ def _join(params: Any, table: ParticleTable, classes: np.ndarray, large: np.ndar
     from polarice.io.particles import read_particles, write_particles
     from polarice.jobs.report.index import Chapter, Picture, write_index
 
-    rank = {(stack, section): row for row, (stack, section) in enumerate(_images(table))}
+    images = _images(table)
     number = np.zeros(len(table.particles), np.int64)
     latent: dict[str, np.ndarray] = {}
     chapters, first = [], 1
@@ -126,7 +128,8 @@ def _join(params: Any, table: ParticleTable, classes: np.ndarray, large: np.ndar
         folder = _folder(params, label)
         data = folder / f"run_it{params.iter:03d}_data.star"
         found = read_particles(data, params.image_dir, params.ctf, params.angpix)
-        rows = np.array([rank[image] for image in _images(found)])
+        own = iter(np.flatnonzero(table.particles.pose.class_of == label))  # some images may have been left out
+        rows = np.array([next(row for row in own if images[row] == image) for image in _images(found)])
         number[rows] = first + found.particles.pose.class_of
         first += params.classes
         for name in [name for name in found.table.labels if name.startswith("polariceLatent")]:
