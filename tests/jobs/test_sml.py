@@ -192,6 +192,20 @@ def test_poses_may_move(place):
     assert error[0] > 2.5 and error[1] < 0.8 * error[0], error
 
 
+def test_class_numbers_may_have_gaps(place):
+    """A map that begins with the classes is the same whatever their numbers are."""
+    found = []
+    for step in (1, 500_000_000):
+        SET.write_table(Path("aligned"), **{**SET.aligned(), "rlnClassNumber": step * SET.label + 1})
+        assert polarice(f"{RUN} --iter 2 --k 9 --start classes --o out").code == 0
+        found.append((nodes("out", "run_it002"), column("out", "rlnAnglePsi", "run_it002")))
+        shutil.rmtree("out")
+    assert all(np.array_equal(*each) for each in zip(*found, strict=True))
+    SET.write_table(Path("aligned"), **{**SET.aligned(), "rlnClassNumber": np.where(SET.label == 2, 10**11, 1)})
+    row = int(np.argmax(SET.label == 2)) + 1
+    refused(polarice(f"{RUN} --o out"), f"row {row}: _rlnClassNumber is 100000000000; correct or remove the row")
+
+
 def test_a_map_inside_each_class(place):
     """Two classes of two species each: the maps part them, and one table tells where each particle lies."""
     class_of = SET.label % 2
@@ -209,6 +223,22 @@ def test_a_map_inside_each_class(place):
     assert np.array_equal(number[6:] // 6, class_of[6:])
     assert purity(number[6:], SET.label[6:]) > 0.85
     assert np.abs(found.numbers("polariceLatent1")[6:]).max() > 0.9
+
+
+def test_a_particle_that_stands_in_two_classes_keeps_both_places(place):
+    """Its image is named in two rows: each has the place that its own class's map gives it."""
+    columns = {**SET.table(), **SET.aligned(), "rlnClassNumber": SET.label % 2 + 1}
+    twice = {label: np.append(values, np.asarray(values)[7:8]) for label, values in columns.items()}
+    wanted = twice["rlnClassNumber"]
+    wanted[-1] = 3 - wanted[-1]
+    SET.write_table(Path("aligned"), **twice)
+    ended = polarice(f"{RUN} --iter 2 --o out --k 2x3 --search")
+    assert ended.code == 0 and "201 particles on 2 maps" in ended.out, ended.err
+    number = read_star("out/run_data.star").table("particles").integers("rlnClassNumber") - 1
+    assert np.array_equal(number // 6 + 1, wanted)
+    SET.write_table(Path("aligned"), **SET.aligned() | {"rlnClassNumber": None})
+    shutil.rmtree("out")
+    refused(polarice(f"{RUN} --o out --k 2x3 --search"), "aligned/particles.star: no column _rlnClassNumber, and")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

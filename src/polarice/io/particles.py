@@ -32,6 +32,7 @@ _NO_CTF = "estimate the CTF and extract again, or leave the CTF out with --no-ct
 _PLAUSIBLE_PIXEL_A = (0.05, 100.0)
 _SAME_SCALE = 1e-4  # relative difference of pixel sizes that is rounding
 MOST_SECTIONS = 2**31 - 1  # what the header of a stack can say
+MOST_CLASSES = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +221,7 @@ def _pose(table: Table, pixel_size_A: np.ndarray) -> Pose2D:
     """What the table knows of class, psi and shift; `pixel_size_A` is (n,)."""
     pose = Pose2D.unknown(len(table))
     if "rlnClassNumber" in table:
-        pose = replace(pose, class_of=table.integers("rlnClassNumber").astype(np.int32) - 1)
+        pose = replace(pose, class_of=_classes(table))
     if "rlnAnglePsi" in table:
         pose = replace(pose, psi_deg=-_finite(table, "rlnAnglePsi"))
     shifts = pose.shift_px
@@ -230,6 +231,16 @@ def _pose(table: Table, pixel_size_A: np.ndarray) -> Pose2D:
         elif f"rlnOrigin{letter}" in table:
             shifts[:, axis] = -_finite(table, f"rlnOrigin{letter}")
     return pose
+
+
+def _classes(table: Table) -> np.ndarray:
+    """(n,) int32, from 0; RELION's 0, no class, is -1."""
+    numbers = table.integers("rlnClassNumber")
+    wrong = (numbers < 0) | (numbers > MOST_CLASSES)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"{table.where}, row {row + 1}: _rlnClassNumber is {numbers[row]}; correct or remove the row")
+    return (numbers - 1).astype(np.int32)
 
 
 def _finite(table: Table, label: str) -> np.ndarray:

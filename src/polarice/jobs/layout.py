@@ -100,8 +100,7 @@ def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
     classes = np.unique(pose.class_of[looked.order])
     if len(classes) < 2 or "polariceLatent1" in table.table:
         return pose
-    frame_of = np.searchsorted(classes, pose.class_of).astype(np.int32)
-    frame_of[~np.isin(pose.class_of, classes)] = -1
+    frame_of = _places(pose.class_of, classes)
     some = _some_of_each(frame_of, looked.order, np.random.default_rng([params.seed, 4]))
     plan = posed_basis(images, params)
     basis = register_basis(plan.box_px, plan.radius_px, plan.r_max, images.device)
@@ -124,6 +123,13 @@ def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
         return frames
 
     return comm.once(found).pose(pose, frame_of)
+
+
+def _places(class_of: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Where each class stands among the sorted `classes`; -1 where it does not. Numbers may have gaps."""
+    place = np.searchsorted(classes, class_of).astype(np.int32)
+    place[~np.isin(class_of, classes)] = -1
+    return place
 
 
 def _some_of_each(frame_of: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -154,7 +160,7 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     if params.start == "pca":
         some = np.sort(rng.permutation(len(posed))[: posed.comm.once(lambda: _subset(posed, params))])
         return _grown(empty, posed, posed.subset(posed.rows[some], pose, Clock()), plan, params), posed.basis.r_max
-    label = pose.class_of
+    label = _places(pose.class_of, np.unique(pose.class_of[pose.class_of >= 0]))
     if params.start == "random":
         label = rng.integers(0, min(RANDOM_LABELS, max(2, len(posed) // 20)), len(label)).astype(np.int32)
     elif len(np.unique(label[posed.rows])) < 2:
