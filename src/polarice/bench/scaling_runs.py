@@ -26,7 +26,7 @@ def launch_words(launcher: str, ranks: int) -> list[str]:
     beside = Path(sys.executable).with_name(words[0])
     found = str(beside) if beside.exists() else shutil.which(words[0])
     if found is None:
-        raise InputError(f"{words[0]} is not there; pip install 'polarice[mpi]', or --ranks 1, or another --launcher")
+        raise InputError(f"{words[0]} is not there; pip install 'polarice[mpi]', or name another --launcher")
     return [found, *words[1:]]
 
 
