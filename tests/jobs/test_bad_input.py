@@ -249,6 +249,7 @@ def test_images_of_huge_values_do_not_spoil_the_rest(place, images):
         ("--memory inf", "--memory inf: must be at least 0.01 GiB"),
         ("--offset-range 12 --offset-step 0.1", "shifts for each image, at most"),
         ("--image-dir gone --i other.star", "other.star"),
+        ("--image-dir gone", "--image-dir gone: no such folder"),
     ],
 )
 def test_parameters_that_do_not_fit_the_particles(place, words, message):

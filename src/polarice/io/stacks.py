@@ -30,8 +30,10 @@ def find_stacks(
 
     A relative name is looked for in `image_dir`, in the working directory, beside the table and in the folders above
     it (RELION's names start at the project's folder); in `image_dir` the bare file name will do, for absolute names
-    too. Raises InputError naming table, row, stack and the places.
+    too. Raises InputError naming table, row, stack and the places, and for an `image_dir` that is no folder.
     """
+    if image_dir is not None and not os.path.isdir(image_dir):
+        raise InputError(f"--image-dir {image_dir}: no such folder; name the one that image names are relative to")
     beside = table.absolute().parent
     roots = [str(root) for root in (Path.cwd(), beside, *beside.parents)]
     missing: list[int] = []
