@@ -44,7 +44,7 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
     from polarice.jobs import resume
     from polarice.jobs.resources import is_out_of_memory
 
-    begun, claimed, new = params.continue_ is not None, False, False
+    begun, claimed, new = False, False, False
     try:
         with ExitStack() as held:
             new = comm.once(lambda: resume.claim(job, params, list(inputs), held))
@@ -55,9 +55,9 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command(job, params.o)}") from None
     except InputError as error:
-        if begun and claimed:
+        if begun:
             raise InputError(f"{error}; to go on: {resume.go_on_command(job, params.o)}") from error
-        if claimed:
+        if claimed and params.continue_ is None:
             resume.abandon(params.o, new)
         raise
     except OSError as error:
