@@ -155,6 +155,14 @@ def test_it_runs_from_the_folder_of_its_file(ran, monkeypatch, tmp_path):
     assert (tmp_path / "second/joined.star").exists() and Path.cwd() == tmp_path / "away"
 
 
+def test_a_number_where_a_job_takes_text_is_that_text(ran):
+    """As k = 1000 of a map, which may be a grid."""
+    assert go('[[step]]\njob = "join"\ntables = "a.star"\nLast-word = 1000').code == 0
+    assert Path("join/joined.star").read_text() == "a1000"
+    ended = go('[[step]]\njob = "join"\ntables = "a.star"\nLast-word = true')
+    assert ended.code == 2 and "must be text" in ended.err
+
+
 def test_watching_takes_what_arrives(ran, monkeypatch):
     passes = iter([lambda: settled(Path("c.star"), "c"), lambda: None])
 

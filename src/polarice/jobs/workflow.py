@@ -99,6 +99,8 @@ class Step:
         for each in options_of(self.module.Params):
             if each.count != 1 and each.field in values and not isinstance(values[each.field], list):
                 values[each.field] = [values[each.field]]
+            if each.kind is str and each.count == 1 and type(values.get(each.field)) is int:  # k = 1000 of a map
+                values[each.field] = str(values[each.field])
         try:
             return from_dict(self.module.Params, {**values, "o": self.name})
         except (TypeError, ValueError) as error:
