@@ -90,6 +90,8 @@ def _dispatch(words: list[str]) -> int:
     check(params)
     if (launch := launched()) and not getattr(job, "RANKS", False):
         raise InputError(f"works in one process, and {launch.size} were started; start it without mpirun or srun")
+    if name.startswith("cluster ") and params.job[0] in JOBS:  # what would end hours later is said now
+        check(parse(params.job[0], load(params.job[0]).Params, params.job[1:]))
     job.run(params)
     return 0
 

@@ -71,6 +71,11 @@ def test_submitted_and_asked_after(place):
     told = polarice("status").out.splitlines()
     assert "slurm 4711" in told[1] and "RUNNING on node[3-4]" in told[1]
     assert "pbs 12.server" in told[2] and "RUNNING on n1, n2" in told[2] and "class2d out" in told[2]
+    with open(place / "state/polarice/submitted.jsonl", "a") as memory:
+        memory.write(
+            'damaged\n[]\n{"system": "slurm", "id": 3, "command": null, "folder": "", "out": "", "when": ""}\n'
+        )
+    assert len(polarice("status").out.splitlines()) == 3  # what can be read is told
     (place / "bin/squeue").unlink()
     assert "not known here" in polarice("status").out
 
@@ -107,12 +112,18 @@ def test_another_process_of_the_same_number_is_not_the_job():
         ("cluster slurm -- clas2d x", "no such command: clas2d; name it after --"),
         ("cluster slurm", "the following arguments are required"),
         ("cluster slurm -- class2d nowhere.star", "nowhere.star"),
+        ("cluster local -- class2d --o out", "class2d: error: the following arguments are required: particles"),
+        ("cluster slurm -- class2d particles.star --iter x", "class2d: error: argument --iter: invalid int value: 'x'"),
+        ("cluster slurm -- class2d particles.star --k 0", "--k 0: must be 1 to"),
+        ("cluster slurm -- sml particles.star --k 3xx", "--k 3xx: give a number, or of a map a grid such as 32x32"),
+        ("cluster slurm --name a;b -- class2d particles.star", "--name 'a;b': letters, digits"),
     ],
 )
 def test_what_is_wrong_is_said(place, monkeypatch, line, message):
     monkeypatch.setenv("PATH", str(place / "bin"))
     ended: Ended = polarice(line)
     assert ended.code == 2 and message in ended.err
+    assert "--submit" in line or not list(place.glob("*.sh"))
 
 
 def test_time_to_ask_for(place):

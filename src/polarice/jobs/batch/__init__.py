@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import string
 import subprocess
 import sys
 import time
@@ -89,6 +90,8 @@ class Submission:
 def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
     """Write the script: the scheduler's lines, the environment, and the job, which goes on if it had been begun."""
     _require_job(batch.job)
+    if strange := set(batch.title) - set(string.ascii_letters + string.digits + "._-"):
+        raise InputError(f"--name {batch.title!r}: letters, digits, ., _ and - only, not {min(strange)!r}")
     path = batch.script or Path(f"{batch.title}.sh")
     ranks = f"{batch.launcher or launcher} " if batch.total > 1 else ""
     program = f"{ranks}{shlex.quote(sys.executable)} -m polarice"
@@ -165,7 +168,7 @@ def _of_particles(words: Sequence[str], table: str) -> float:
 
     particles = read_particles(table, _given(words, "--image-dir") or None, need_ctf=False).particles
     size = (particles.optics[int(particles.optics_of[0])].box_px / 128) ** 2
-    classes = math.prod(int(each) for each in (_given(words, "--k", "-k", "--K") or "100").split("x"))
+    classes = _classes(words)
     iterations = int(_given(words, "--iter") or ITERATIONS[words[0]])
     if words[0] in ("align2d", "class2d"):
         return _compared_s(len(particles) * iterations, size, classes)
@@ -174,6 +177,16 @@ def _of_particles(words: Sequence[str], table: str) -> float:
         align_k, align_iter = (int(_given(words, f"--align-{name}") or 0) for name in ("k", "iter"))
         seconds += _compared_s(len(particles) * (align_iter or ITERATIONS["align2d"]), size, align_k or 50)
     return seconds
+
+
+def _classes(words: Sequence[str]) -> int:
+    """How many a command asks for with --k, or takes without. Raises InputError for a grid that is none."""
+    usual = next(each.default for each in options_of(load(words[0]).Params) if each.field == "k")
+    given = _given(words, "--k", "-k", "--K") or str(usual)
+    try:
+        return math.prod(int(each) for each in given.lower().split("x"))
+    except ValueError:
+        raise InputError(f"--k {given}: give a number, or of a map a grid such as 32x32") from None
 
 
 def _compared_s(images: int, size: float, classes: int) -> float:
@@ -201,10 +214,19 @@ def asked(words: Sequence[str]) -> str:
 def remembered() -> list[Submission]:
     """What was submitted from this account, the oldest first."""
     try:
-        lines = _memory().read_text(encoding="utf-8").splitlines()
-        return [Submission(**json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError):
+        lines = _memory().read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return []
+    return [known for line in lines if (known := _submission(line)) is not None]
+
+
+def _submission(line: str) -> Submission | None:
+    """What a line of the memory says; None where it is damaged."""
+    try:
+        known = Submission(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    return known if known.command and all(isinstance(value, str) for value in vars(known).values()) else None
 
 
 def remember(system: str, id: str, batch: Any) -> None:
