@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,17 @@ def test_images_of_huge_values_do_not_spoil_the_rest(place, images):
 )
 def test_parameters_that_do_not_fit_the_particles(place, words, message):
     assert_refused(polarice(f"{RUN} {words}"), message)
+
+
+def test_an_image_in_two_rows_is_told(place):
+    names = SET.table()["rlnImageName"]
+    SET.write_table(place, rlnImageName=[*names[:40], names[7], names[7], names[3], *names[43:]])
+    ended = polarice(RUN)
+    assert ended.code == 0
+    assert "warning: particles.star: 2 images stand in several rows, the first in row 4 (000004@" in ended.err
+    shutil.rmtree("out")
+    SET.write_table(place)
+    assert "warning" not in polarice(RUN).err
 
 
 def test_no_cuda(place, monkeypatch):

@@ -149,9 +149,23 @@ def _checked_table(params: Any, ranks: int) -> ParticleTable:
         raise InputError(f"{params.particles}: {ranks} ranks for {len(particles)} particles; start fewer")
     source = StackSource(particles, params.unsigned, params.particles)
     source.check()
+    _tell_of_twins(table)
     pixel_A = particles.optics[int(particles.optics_of[0])].pixel_size_A
     _require_sizes(params, source.box_px, pixel_A, _radius_px(params, particles, source.box_px))
     return table
+
+
+def _tell_of_twins(table: ParticleTable) -> None:
+    """Warn of images that stand in several rows: each counts as a particle of its own."""
+    places = (table.particles.stack_of.astype(np.int64) << 32) | table.particles.section
+    _, first, rows = np.unique(places, return_index=True, return_counts=True)
+    if len(twins := np.sort(first[rows > 1])):
+        row = int(twins[0])
+        print(
+            f"warning: {table.path}: {len(twins)} images stand in several rows, the first in row {row + 1} "
+            f"({image_name(table, row)}); each row counts as a particle; remove those that are not meant",
+            file=sys.stderr,
+        )
 
 
 def _radius_px(params: Any, particles: Particles, box_px: int) -> float:
