@@ -112,3 +112,34 @@ def _near(leaf: Any) -> Any:
 
 def _far(leaf: Any) -> Any:
     return Far(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+
+class LateCard:
+    """A card whose copies are made as late as they may be: when somebody waits for them.
+
+    So a buffer that is overwritten while a copy from it is under way shows in what arrives.
+    """
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self._device = device
+        self.pinned_counts: list[int] = []
+        self.under_way = 0
+        self.most_under_way = 0
+
+    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        self.pinned_counts.append(count)
+        return torch.empty(count, dtype=dtype)
+
+    def copy(self, buffer: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
+        there = torch.full(buffer.shape, float("nan"), dtype=buffer.dtype, device=self._device)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        return there, [lambda: there.copy_(buffer)]
+
+    def wait(self, ended: list[Any]) -> None:
+        if ended:
+            ended.pop()()
+            self.under_way -= 1
+
+    def receive(self, there: torch.Tensor, ended: list[Any]) -> None:
+        self.wait(ended)

@@ -12,7 +12,7 @@ import torch
 import accelerator
 from jobs.runs import assert_same_files, stub_report
 from jobs.sets import ParticleSet
-from polarice.align import sweep
+from polarice.align import sweep, transfer
 from polarice.jobs import align2d, class2d, classification, mapping, sml
 from polarice.references import manifold
 
@@ -71,6 +71,25 @@ def test_a_job_on_it_leaves_what_it_leaves_on_the_processor(lent: Path, job: Any
     with accelerator.played():
         job.run(replace(params, particles=None, continue_=Path("out")))
     assert_same_files(near, far, 4)
+
+
+@pytest.mark.parametrize("kept", ["in memory", "in part", "on a disk"])
+def test_transfers_beside_the_computing_change_nothing(lent: Path, kept: str, monkeypatch: pytest.MonkeyPatch):
+    """Through a played card whose copies come as late as they may, from images and from kept fields; to the bit."""
+    where: dict[str, Any] = {"in part": {"memory": 0.01}, "on a disk": {"scratch": lent.parent}}.get(kept, {})
+    params = align2d.Params(particles=lent, o=Path("out"), k=2, iter=3, threads=1, **where)
+    cards: list[accelerator.LateCard] = []
+
+    def lane_to(device: torch.device) -> transfer.Lane | transfer.Direct:
+        if device != accelerator.DEVICE:
+            return transfer.Direct(device)
+        cards.append(accelerator.LateCard(device))
+        return transfer.Lane(cards[-1])
+
+    monkeypatch.setattr(transfer, "lane_to", lane_to)
+    assert_same_files(*near_and_far(monkeypatch, align2d, params), 3)
+    assert sum(len(card.pinned_counts) for card in cards) > 0
+    assert all(card.under_way == 0 for card in cards)
 
 
 @pytest.mark.parametrize("start", ["pca", "classes", "random"])

@@ -80,6 +80,11 @@ class Posterior:
     max_probability: Tensor
     significant: Tensor  # cells with more than SIGNIFICANT of the best one's weight
 
+    def table(self) -> Tensor:
+        """(7, image) float64: the fields in their order, the shift as two; every one of them exact."""
+        class_of, psi_rad, shift_px, *rest = (getattr(self, each.name).double() for each in fields(self))
+        return torch.stack([class_of, psi_rad, *shift_px.unbind(dim=1), *rest])
+
     @staticmethod
     def joined(parts: list[Posterior]) -> Posterior:
         """Posteriors of several batches as one."""
@@ -349,9 +354,8 @@ def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Poste
     table = pair_peak.new_full((n * of_image,), -math.inf)
     table[pairs] = pair_peak
     peak, best = table.view(n, -1).max(dim=1)
-    best_pair = pairs == best[image] + image * of_image
-    of_best = torch.empty_like(weights[:n])
-    of_best[image[best_pair]] = weights[best_pair]
+    at = (pairs == best[image] + image * of_image).nonzero()[:, 0]
+    of_best = torch.empty_like(weights[:n]).index_copy_(0, image[at], weights.index_select(0, at))
     psi_rad, shift_px = problem.best_pose(of_best, best)
 
     near = (pair_peak > peak[image] - math.log(of_image * n_psi / LOST_MASS)).nonzero()[:, 0]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from polarice.align.expect import PolarImages
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import Preparation
+from polarice.align.transfer import near, sent
 from polarice.ctf import ctf, wavelength_A
 from polarice.types import CTFParameters, ImageSource, Particles
 
@@ -69,7 +70,7 @@ class ParticleImages:
     source: ImageSource
     preparation: Preparation
     device: torch.device
-    read_ahead: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter
+    read_ahead: Callable[[Iterable[Any]], Iterable[Any]] = iter
     apply_ctf: bool = True
     intact_first_peak: bool = False
     progress: Callable[[int], object] = int  # told how many images have been compared
@@ -90,22 +91,30 @@ class ParticleImages:
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         yield from zip(chunks, self.read_ahead(self.source.read(chunk) for chunk in chunks), strict=True)
 
-    def fields(self, basis: PolarBasis, images: np.ndarray, cut_px: np.ndarray) -> Tensor:
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """As `raw`, the images on the device: read and brought there while the engine works on those before them."""
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        yield from zip(chunks, self.sent(torch.from_numpy(self.source.read(chunk)) for chunk in chunks), strict=True)
+
+    def sent(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Batches that lie on the processor, made ahead and brought to the device."""
+        return sent(batches, self.device, self.read_ahead)
+
+    def fields(self, basis: PolarBasis, images: np.ndarray | Tensor, cut_px: np.ndarray) -> Tensor:
         """Polar fields (batch, ring, n_theta) of images (batch, N, N), cut around whole-pixel centres (batch, 2)."""
-        centre = torch.from_numpy(cut_px).to(self.device)
-        pixels = torch.from_numpy(images).to(self.device, torch.float32)
-        return basis.sample(self.preparation(pixels, centre))
+        pixels = torch.as_tensor(images).to(self.device, torch.float32)
+        return basis.sample(self.preparation(pixels, torch.from_numpy(cut_px)))
 
     def polar(
         self, basis: PolarBasis, rows: np.ndarray, field: Tensor, cut_px: np.ndarray, centre_px: np.ndarray
     ) -> PolarImages:
         """Fields of images cut around `cut_px`, moved the rest of the way to their centres; with their CTFs."""
-        rest_px = torch.from_numpy(centre_px - cut_px).float().to(self.device)
+        rest_px = (centre_px - cut_px).astype(np.float32)
         return PolarImages(
-            field=basis.moved(field, rest_px) if rest_px.any() else field,
+            field=basis.moved(field, near(rest_px, self.device)) if rest_px.any() else field,
             ctf=self.polar_ctf(basis, rows),
-            optics_of=torch.from_numpy(self.particles.optics_of[rows].astype(np.int64)).to(self.device),
-            centre_px=torch.from_numpy(centre_px).float().to(self.device),
+            optics_of=near(self.particles.optics_of[rows].astype(np.int64), self.device),
+            centre_px=near(centre_px.astype(np.float32), self.device),
         )
 
     def polar_ctf(self, basis: PolarBasis, rows: np.ndarray) -> Tensor:

@@ -36,13 +36,14 @@ def background(images: Tensor, radius_px: float) -> tuple[Tensor, Tensor]:
 def recentre(images: Tensor, centre_px: Tensor) -> Tensor:
     """Move each image by whole pixels so that `centre_px` (batch, 2; x, y; integers) comes to the box's centre.
 
-    What comes from outside of the box is zero.
+    What comes from outside of the box is zero. Centres that lie on the processor are looked at there, so that nobody
+    waits for the images' device.
     """
     box = images.shape[-1]
     reach = max(1, min(box, int(centre_px.abs().max())))
     wide = torch.nn.functional.pad(images, (reach,) * 4)
     windows = wide.unfold(1, box, 1).unfold(2, box, 1)  # (batch, row, column, N, N)
-    start = (centre_px.long() + reach).clamp(0, 2 * reach)
+    start = (centre_px.long() + reach).clamp(0, 2 * reach).to(images.device, non_blocking=True)
     return windows[torch.arange(len(images), device=images.device), start[:, 1], start[:, 0]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from polarice.align.polar import PolarBasis
+from polarice.align.portions import is_out_of_memory
+from polarice.align.transfer import near
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class PolarStore:
         if self._room.scratch is None:
             capacity = min(capacity, self._room.memory_bytes // each)
             self._fields = torch.empty(0)  # give the room back first
-            self._fields = torch.empty(capacity, *shape, device=basis.device)
+            self._fields = roomy(lambda count: torch.empty(count, *shape, device=basis.device), capacity)
+            capacity = len(self._fields)
         else:
             self._fields = mapped(self._room.scratch, capacity * each).view(capacity, *shape)
         self._basis = basis
@@ -67,14 +71,28 @@ class PolarStore:
     def put(self, rows: np.ndarray, fields: Tensor, centre_px: np.ndarray) -> None:
         """Keep fields (row, ring, angle) of images centred at (row, 2)."""
         slots = self._slot[rows]
-        self._fields.index_copy_(0, torch.from_numpy(slots).to(self._fields.device), fields.to(self._fields.device))
+        self._fields.index_copy_(0, near(slots, self._fields.device), fields.to(self._fields.device))
         self._centre_px[slots] = centre_px
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """Fields (row, ring, angle)."""
-        slots = torch.from_numpy(self._slot[rows]).to(self._fields.device)
-        assert self._basis is not None
-        return self._fields.index_select(0, slots).to(self._basis.device)
+        """Fields (row, ring, angle), where they are kept."""
+        return self._fields.index_select(0, near(self._slot[rows], self._fields.device))
+
+    @property
+    def at_hand(self) -> bool:
+        """Fields are kept on the basis's own device."""
+        return self._basis is None or self._fields.device.type == self._basis.device.type
+
+
+def roomy(allocate: Callable[[int], Tensor], count: int) -> Tensor:
+    """allocate(count), or of half as many, and so on, where there is no room for so many."""
+    while True:
+        try:
+            return allocate(count)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or count == 0:
+                raise
+        count //= 2
 
 
 def mapped(path: Path, size_bytes: int) -> Tensor:

@@ -94,7 +94,7 @@ def _spectra(images: ParticleImages, pixels: np.ndarray, shell: np.ndarray) -> n
     found = [np.zeros((0, images.source.box_px // 2 + 1))]
     for start in range(0, len(pixels), SPECTRA_AT_ONCE):
         part_of = torch.from_numpy(pixels[start : start + SPECTRA_AT_ONCE]).to(images.device, torch.float32)
-        masked = images.preparation(part_of, torch.zeros(len(part_of), 2, device=images.device))
+        masked = images.preparation(part_of, torch.zeros(len(part_of), 2))
         transform = torch.fft.fftshift(torch.fft.fft2(masked), dim=(1, 2)) / images.source.box_px
         power = transform.abs().square().cpu().numpy()
         found.append(shell_mean(power, shell, images.source.box_px // 2 + 1))
@@ -124,7 +124,7 @@ def random_sums(
     basis.prepare()
     starts = range(0, len(chosen), batch)
 
-    def blind(_worker: int, item: tuple[int, tuple[np.ndarray, np.ndarray]]) -> Sums:
+    def blind(_worker: int, item: tuple[int, tuple[np.ndarray, Tensor]]) -> Sums:
         start, (chunk, pixels) = item
         centre_px = images.particles.pose.shift_px[chunk]
         cut_px = np.rint(centre_px)
@@ -143,6 +143,6 @@ def random_sums(
             class_weight=member.sum(dim=1),
         )
 
-    for sums in in_turn(zip(starts, images.raw(chosen, batch), strict=True), blind, workers):
+    for sums in in_turn(zip(starts, images.batches(chosen, batch), strict=True), blind, workers):
         total.include(sums)
     return comm.sum(total)

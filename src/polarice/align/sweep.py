@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic
+from functools import reduce
+from operator import add
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from polarice.align.expect import PolarImages, Posterior, References, expect
+from polarice.align.expect import Posterior, References, expect
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.model import M
 from polarice.align.polar import PolarBasis
+from polarice.align.portions import Portions
 from polarice.align.search import Level, Search
 from polarice.align.store import PolarStore
 from polarice.align.sums import Sums
@@ -21,6 +25,7 @@ from polarice.types import Assignment, Pose2D
 from polarice.workers import in_turn
 
 PREPARED_AT_ONCE = {"cpu": 32, "cuda": 256}  # images; always as many, so that each one's bits depend on it alone
+Item = TypeVar("Item")
 SURVIVORS = 4  # at the finest level, one row in so many is expected to be left
 
 
@@ -50,20 +55,25 @@ class Sweep(Generic[M]):
         totals: list[Sums | None] = [None] * self.workers
         clocks = [Clock() for _ in totals]
 
-        def work(worker: int, item: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, Posterior]:
-            rows, pixels = item
-            since = time.perf_counter()
-            field = store.take(rows) if pixels is None else self.images.fields(basis, pixels, cut_px[rows])
-            batch = self.images.polar(basis, rows, field, cut_px[rows], centre_px[rows])
-            since = clocks[worker].add("preparation", since)
-            posterior, sums = self._expect(references, batch)
+        portions = [Portions() for _ in totals]
+
+        def work(worker: int, batch: _Batch) -> tuple[np.ndarray, Posterior]:
+            def part(some: slice) -> tuple[Posterior, Sums]:
+                rows, since = batch.rows[some], time.perf_counter()
+                polar = self.images.polar(basis, rows, batch.field(some), cut_px[rows], centre_px[rows])
+                since = clocks[worker].add("preparation", since)
+                found = expect(basis, references, polar, self.search, self.model.ring_noise)
+                clocks[worker].add("expectation", since)
+                return found
+
+            found = portions[worker].each(part, len(batch.rows))
+            sums = reduce(add, (sums for _, sums in found))
             total = totals[worker]
             totals[worker] = sums.double() if total is None else total.include(sums)
-            clocks[worker].add("expectation", since)
-            return rows, posterior
+            return batch.rows, Posterior.joined([posterior for posterior, _ in found])
 
-        batches = self._batches(kept, streamed)
-        for rows, posterior in in_turn(clock.waiting("reading", batches), work, self.workers):
+        batches = clock.waiting("reading", self._batches(store, kept, streamed, cut_px))
+        for rows, posterior in _one_behind(in_turn(batches, work, self.workers)):
             _store(assignment, rows, posterior)
             self.images.progress(len(rows))
         clock.share(clocks)
@@ -76,40 +86,63 @@ class Sweep(Generic[M]):
         shape = (level.n_q, even, level.rings, len(references))
         return Sums.of_none(shape, self.images.groups, self.images.device)
 
-    def _batches(self, kept: np.ndarray, streamed: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        for start in range(0, len(kept), self.batch):
-            yield kept[start : start + self.batch], None
-        yield from self.images.raw(streamed, self.batch)
+    def _batches(
+        self, store: PolarStore, kept: np.ndarray, streamed: np.ndarray, cut_px: np.ndarray
+    ) -> Iterator[_Batch]:
+        """Rows, and what makes their fields where they are worked on."""
+
+        def taken(rows: np.ndarray) -> _Batch:
+            return _Batch(rows, lambda some: store.take(rows[some]))
+
+        def made(rows: np.ndarray, pixels: Tensor) -> _Batch:
+            return _Batch(rows, lambda some: self._made(pixels[some], cut_px[rows[some]]))
+
+        chunks = [kept[start : start + self.batch] for start in range(0, len(kept), self.batch)]
+        if store.at_hand:
+            yield from map(taken, chunks)
+        else:
+            for rows, fields in zip(chunks, self.images.sent(store.take(rows) for rows in chunks), strict=True):
+                yield _Batch(rows, fields.__getitem__)
+        for rows, pixels in self.images.batches(streamed, self.batch):
+            yield made(rows, pixels)
+
+    def _made(self, pixels: Tensor, cut_px: np.ndarray) -> Tensor:
+        return self.images.fields(self.model.basis, pixels, cut_px)
 
     def _fill(self, store: PolarStore, rows: np.ndarray, cut_px: np.ndarray, clock: Clock) -> None:
         """Prepare images and keep their fields."""
         clocks = [Clock() for _ in range(self.workers)]
+        portions = [Portions() for _ in clocks]
         size = PREPARED_AT_ONCE[self.model.basis.device.type]
 
-        def work(worker: int, item: tuple[np.ndarray, np.ndarray]) -> None:
+        def work(worker: int, item: tuple[np.ndarray, Tensor]) -> None:
             chunk, pixels = item
-            since = time.perf_counter()
-            whole = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), pixels.dtype)])
-            cut = np.concatenate([cut_px[chunk], np.zeros((size - len(chunk), 2))])
-            fields = self.images.fields(self.model.basis, whole, cut)
-            store.put(chunk, fields[: len(chunk)], cut_px[chunk])
-            clocks[worker].add("preparation", since)
+            with clocks[worker].counting("preparation"):
+                whole = torch.cat([pixels, pixels.new_zeros(size - len(pixels), *pixels.shape[1:])])
+                cut = np.concatenate([cut_px[chunk], np.zeros((size - len(chunk), 2))])
+                fields = torch.cat(portions[worker].each(lambda some: self._made(whole[some], cut[some]), size))
+                store.put(chunk, fields[: len(chunk)], cut_px[chunk])
 
-        for _ in in_turn(clock.waiting("reading", self.images.raw(rows, size)), work, self.workers):
+        for _ in in_turn(clock.waiting("reading", self.images.batches(rows, size)), work, self.workers):
             pass
         clock.share(clocks)
 
-    def _expect(self, references: References, batch: PolarImages) -> tuple[Posterior, Sums]:
-        """The expectation of a batch; on a GPU whose memory is short, of its halves."""
-        try:
-            return expect(self.model.basis, references, batch, self.search, self.model.ring_noise)
-        except torch.OutOfMemoryError:
-            half = len(batch) // 2
-            if half == 0:
-                raise
-        torch.cuda.empty_cache()
-        parts = [self._expect(references, batch.take(part)) for part in (slice(0, half), slice(half, None))]
-        return Posterior.joined([posterior for posterior, _ in parts]), parts[0][1] + parts[1][1]
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that are compared at once, and their fields."""
+
+    rows: np.ndarray
+    field: Callable[[slice], Tensor]  # of some of them: (row, ring, angle)
+
+
+def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each when the next one has been asked for: on an accelerator, work that has begun."""
+    before: list[Item] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before
 
 
 def batch_size(basis: PolarBasis, references: int, search: Search, batch_bytes: int) -> int:
@@ -137,10 +170,11 @@ def _writable(assignment: Assignment) -> Assignment:
 
 
 def _store(assignment: Assignment, rows: np.ndarray, posterior: Posterior) -> None:
-    """Write a batch's posterior into arrays that this pass owns."""
-    assignment.pose.class_of[rows] = posterior.class_of.cpu().numpy()
-    assignment.pose.psi_deg[rows] = np.rad2deg(posterior.psi_rad.double().cpu().numpy())
-    assignment.pose.shift_px[rows] = posterior.shift_px.double().cpu().numpy()
-    assignment.log_likelihood[rows] = posterior.log_likelihood.double().cpu().numpy()
-    assignment.max_probability[rows] = posterior.max_probability.cpu().numpy()
-    assignment.significant[rows] = posterior.significant.cpu().numpy()
+    """Write a batch's posterior, brought here at once, into arrays that this pass owns."""
+    found = posterior.table().cpu().numpy()
+    assignment.pose.class_of[rows] = found[0]
+    assignment.pose.psi_deg[rows] = np.rad2deg(found[1])
+    assignment.pose.shift_px[rows] = found[2:4].T
+    assignment.log_likelihood[rows] = found[4]
+    assignment.max_probability[rows] = found[5]
+    assignment.significant[rows] = found[6]

@@ -87,13 +87,6 @@ def _keep_freed_memory() -> None:
     mallopt(trim_threshold, 1 << 30)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, CUDA's, and what torch says on a processor, which is a plain RuntimeError."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def batch_bytes(params: Any, device: torch.device, workers: int) -> int:
     """Memory of one batch: small on a processor, for its cache's sake; an eighth of a GPU's."""
     import torch

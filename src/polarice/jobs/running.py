@@ -41,8 +41,8 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
     Raises InputError for what cannot be used, for a full disk, and where memory is short; a folder that nothing was
     begun in is taken back. Ctrl-C says how to go on.
     """
+    from polarice.align.portions import is_out_of_memory
     from polarice.jobs import resume
-    from polarice.jobs.resources import is_out_of_memory
 
     begun, claimed, new = False, False, False
     try:

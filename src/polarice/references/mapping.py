@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 
 from polarice.align.images import Clock
 from polarice.align.loop import changes
+from polarice.align.portions import Portions
+from polarice.references.aligned import AlignedImages
 from polarice.references.manifold import (
     Manifold,
     ManifoldPrior,
@@ -150,11 +152,17 @@ def expected(
     nodes = model.nodes(images.even)
     found: list[tuple[np.ndarray, NodePosterior]] = []
     total: NodeSums | None = None
+    portions = Portions()
+
+    def compared(part: AlignedImages) -> Callable[[slice], tuple[NodePosterior, NodeSums]]:
+        return lambda some: expect_nodes(images.triangle, nodes, part.take(some), rings)
+
     for rows, part in images.batches(before.pose, batch, clock):
         with clock.counting("expectation"):
-            posterior, sums = expect_nodes(images.triangle, nodes, part, rings)
-            total = sums.double() if total is None else total.include(sums)
-            found.append((rows, posterior))
+            outcomes = portions.each(compared(part), len(part))
+            for _, sums in outcomes:
+                total = sums.double() if total is None else total.include(sums)
+            found.append((rows, NodePosterior.joined([posterior for posterior, _ in outcomes])))
         images.images.progress(len(rows))
     assert total is not None
     rows, posterior = np.concatenate([rows for rows, _ in found]), NodePosterior.joined([each for _, each in found])

@@ -12,7 +12,9 @@ from torch import Tensor
 from polarice.align.expect import PolarImages
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
-from polarice.align.store import Room, mapped
+from polarice.align.portions import Portions
+from polarice.align.store import Room, mapped, roomy
+from polarice.align.transfer import near
 from polarice.cluster import SERIAL, Comm, part
 from polarice.references.aligned import AlignedImages, Triangle
 from polarice.types import Pose2D
@@ -50,7 +52,7 @@ class PosedImages:
         capacity = min(own, room.memory_bytes // (4 * self._width))
         capacity -= capacity % CHUNK if capacity < own else 0
         if room.scratch is None:
-            self._block = torch.empty(capacity, self._width, device=basis.device)
+            self._block = roomy(lambda count: torch.empty(count, self._width, device=basis.device), capacity)
         else:
             self._block = mapped(room.scratch, 4 * own * self._width).view(own, self._width)
         self._of: Pose2D | None = None  # the poses that the block was made for
@@ -82,9 +84,9 @@ class PosedImages:
         kept = len(self._block)
         if not self._holds(pose):
             self._fill(pose, clock)
-        for start in range(0, kept, size):
-            place = slice(start, min(start + size, kept))
-            yield self.own[place], self._kept(place)
+        places = [slice(start, min(start + size, kept)) for start in range(0, kept, size)]
+        for place, block in zip(places, self._blocks(places), strict=True):
+            yield self.own[place], self._kept(place, block)
         yield from self._joined(self._prepared(self.own[kept:], pose, clock), size)
 
     def subset(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> AlignedImages:
@@ -107,8 +109,13 @@ class PosedImages:
             place += len(rows)
         self._of = pose
 
-    def _kept(self, place: slice) -> AlignedImages:
-        vector, ctf_power, image_power, _ = self._block[place].to(self.basis.device).split(self._parts, dim=1)
+    def _blocks(self, places: list[slice]) -> Iterator[Tensor]:
+        """What is kept in these places, on the device: brought there ahead where it is kept elsewhere."""
+        blocks = (self._block[place] for place in places)
+        return blocks if self._block.device.type == self.basis.device.type else self.images.sent(blocks)
+
+    def _kept(self, place: slice, block: Tensor) -> AlignedImages:
+        vector, ctf_power, image_power, _ = block.split(self._parts, dim=1)
         return AlignedImages(
             vector=vector,
             ctf_power=ctf_power.unflatten(1, (self.basis.r_max, -1)),
@@ -117,7 +124,7 @@ class PosedImages:
         )
 
     def _optics_of(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.images.particles.optics_of[rows].astype(np.int64)).to(self.basis.device)
+        return near(self.images.particles.optics_of[rows].astype(np.int64), self.basis.device)
 
     def _prepared(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
         """Rows and images, CHUNK at a time."""
@@ -129,21 +136,26 @@ class PosedImages:
 
     def _each(self, rows: np.ndarray, pose: Pose2D, work: Work[R], clock: Clock) -> Iterator[R]:
         clocks = [Clock() for _ in range(self._workers)]
+        portions = [Portions() for _ in clocks]
 
-        def done(worker: int, item: tuple[np.ndarray, np.ndarray]) -> R:
+        def done(worker: int, item: tuple[np.ndarray, Tensor]) -> list[R]:
+            chunk, pixels = item
             with clocks[worker].counting("preparation"):
-                return work(item[0], *self._posed(*item, pose))
+                return portions[worker].each(
+                    lambda some: work(chunk[some], *self._posed(chunk[some], pixels[some], pose)), len(chunk)
+                )
 
-        yield from in_turn(clock.waiting("reading", self.images.raw(rows, CHUNK)), done, self._workers)
+        for results in in_turn(clock.waiting("reading", self.images.batches(rows, CHUNK)), done, self._workers):
+            yield from results
         clock.share(clocks)
 
-    def _posed(self, rows: np.ndarray, pixels: np.ndarray, pose: Pose2D) -> tuple[PolarImages, AlignedImages]:
+    def _posed(self, rows: np.ndarray, pixels: Tensor, pose: Pose2D) -> tuple[PolarImages, AlignedImages]:
         """Images (batch, N, N) of `rows`, moved to their centres, and in the frame that their poses lead to."""
         centre_px = pose.shift_px[rows]
         cut_px = np.rint(centre_px)
         field = self.images.fields(self.basis, pixels, cut_px)
         polar = self.images.polar(self.basis, rows, field, cut_px, centre_px)
-        psi_rad = torch.from_numpy(np.deg2rad(pose.psi_deg[rows])).to(self.basis.device)
+        psi_rad = near(np.deg2rad(pose.psi_deg[rows]), self.basis.device)
         return polar, AlignedImages.of(self.triangle, polar, psi_rad, self.even)
 
     @staticmethod
