@@ -356,10 +356,17 @@ def test_engine_times_the_grid_and_keeps_its_runs(tmp_path, monkeypatch):
         assert kept["stages_ms"]["preparation"] < fresh["stages_ms"]["preparation"]
         rate = case["gflop_per_image"] / (1e-3 * kept["stages_ms"]["expectation"])
         assert case["share"] == pytest.approx(rate / case["gemm_gflops"]) and 0 < case["share"] < 1
+        assert case["precision"] == "float32" and case["largest_error"] == case["changed_best"] == 0
     two, four = (case["gflop_per_image"] for case in told["cases"])
     assert 1.5 * two < four < 2.5 * two  # matrix products grow with the references
     assert "class averages" in told["references"] and "after 2 iterations" in Path("e/engine.md").read_text()
-    assert ended.out.count("references: 2 iterations") == 2 and "references:" not in run(line).out
+    assert ended.out.count("references: 2 iterations") == 2
+    again = run(line.replace("2,4", "2") + " --precision tf32,bfloat16")
+    assert "references:" not in again.out
+    tf32, bfloat16 = json.loads(Path("e/engine.json").read_text())["cases"]
+    assert (tf32["precision"], bfloat16["precision"]) == ("tf32", "bfloat16")
+    assert 0 < 3 * tf32["largest_error"] < bfloat16["largest_error"]
+    assert tf32["gflop_per_image"] == pytest.approx(two, rel=0.1)  # real products of twice the columns: as many
 
 
 def test_lists_are_given_by_commas_or_blanks_or_one_by_one():

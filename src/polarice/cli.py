@@ -174,13 +174,13 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         return
     metavar = option.unit or {int: "N", float: "X", Path: "PATH", str: "TEXT"}[option.kind]
     shared["nargs"] = {1: None, None: "+"}.get(option.count, option.count)
-    if option.choices:
+    if option.choices and option.count == 1:
         shared["choices"] = option.choices
     else:
-        shared["metavar"] = metavar
+        shared["metavar"] = f"{{{','.join(option.choices)}}}" if option.choices else metavar
     if option.count is None:
         shared["action"] = _Several
-    parser.add_argument(*flags, type=_numbers(option.kind) if option.count is None else option.kind, **shared)
+    parser.add_argument(*flags, type=_several(option) if option.count is None else option.kind, **shared)
 
 
 def describe(option: Option) -> str:
@@ -238,16 +238,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Several(argparse.Action):
-    """A list: its values stand side by side, numbers also joined by commas, or each behind the flag again."""
+    """A list: values side by side, numbers and choices also joined by commas, or each behind the flag again."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         items = [item for value in values for item in (value if isinstance(value, list) else [value])]
         setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *items])
 
 
-def _numbers(kind: type) -> Callable[[str], Any]:
-    """What turns a word into a list of numbers; other kinds are left as they are."""
-    if kind not in (int, float):
+def _several(option: Option) -> Callable[[str], Any]:
+    """What turns a word into a list of numbers or choices; other kinds are left as they are."""
+    kind = option.kind
+    if kind not in (int, float) and not option.choices:
         return kind
 
     def several(text: str) -> list[Any]:

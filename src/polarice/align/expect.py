@@ -27,6 +27,7 @@ from torch import Tensor
 
 from polarice.align.peak import between_angles, between_shifts
 from polarice.align.polar import PolarBasis
+from polarice.align.products import Precision, product, product_over_rows
 from polarice.align.search import Level, Search
 from polarice.align.sums import Sums
 
@@ -259,7 +260,7 @@ class _Problem:
 
     def _log_weights_of(self, compared: _Compared, classes: slice, pairs: Tensor, row_of: Tensor | None) -> Tensor:
         level, n, n_refs = compared.level, len(self.field), len(self.references)
-        spectrum = _products(self.basis, compared, self.references.conjugate[:, :, classes])
+        spectrum = _products(self.basis, compared, self.references.conjugate[:, :, classes], self.search.precision)
         even, rings = len(compared.ctf_power), level.rings
         norm = torch.bmm(compared.ctf_power, self.references.power_conjugate[:even, :rings, classes])
         shift_prior, class_prior = self.shift_log_prior(level), self.references.log_prior
@@ -285,14 +286,14 @@ def _picked(fields: Tensor, which: Tensor) -> Tensor:
     return fields.view(len(fields), -1).index_select(0, which).view(-1, *fields.shape[1:])
 
 
-def _products(basis: PolarBasis, compared: _Compared, conjugate: Tensor) -> Tensor:
+def _products(basis: PolarBasis, compared: _Compared, conjugate: Tensor, precision: Precision) -> Tensor:
     """sum over rings of data and references, (q, row, reference) complex64; conjugate (q, ring, reference)."""
     n_q, rows, rings = compared.data.shape
     spectrum = conjugate.new_empty(n_q, rows, conjugate.shape[2])
     for start in range(0, n_q, HARMONIC_BLOCK):
         block = slice(start, min(n_q, start + HARMONIC_BLOCK))
         ring = int(basis.first_ring[start])
-        torch.bmm(compared.data[block, :, ring:], conjugate[block, ring:rings], out=spectrum[block])
+        product(compared.data[block, :, ring:], conjugate[block, ring:rings], precision, out=spectrum[block])
     return spectrum
 
 
@@ -394,9 +395,9 @@ def _accumulate(
     harmonics = torch.fft.rfft(kept.weights)[:, :n_q].conj().resolve_conj()
     turned.index_copy_(1, kept.row_of * n_refs + kept.class_of, harmonics.T.contiguous())
     turned = turned.view(n_q, -1, n_refs)
-    numerator = torch.bmm(compared.data[:, place].transpose(1, 2), turned)  # (q, ring, reference)
+    numerator = product_over_rows(compared.data[:, place], turned, problem.search.precision)  # (q, ring, reference)
     ctf_power = compared.ctf_power[:, kept.rows // n_shifts]
-    denominator = torch.bmm(ctf_power.transpose(1, 2), turned[: 2 * len(ctf_power) : 2])
+    denominator = product_over_rows(ctf_power, turned[: 2 * len(ctf_power) : 2], "float32")
     weight = kept.weights.sum(dim=1)
     squared_shift = problem.squared_shift(compared.level).view(-1)[kept.rows]
     return Sums.of_batch(

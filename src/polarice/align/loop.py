@@ -16,6 +16,7 @@ from polarice.align.images import Clock, ParticleImages
 from polarice.align.model import M
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import soft_mask
+from polarice.align.products import Precision
 from polarice.align.schedule import RESOLUTION_MARGIN_RINGS, Schedule, Step, shift_grid
 from polarice.align.search import Search
 from polarice.align.store import PolarStore, Room
@@ -40,6 +41,7 @@ class Settings:
     workers: int = 1  # threads that each work on a batch
     room: Room = Room()  # for polar fields
     centre_classes: bool = True
+    precision: Precision = "float32"  # of the products of images and references
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def fit(
         step, clock = schedule.step(number), Clock()
         rng = np.random.default_rng([settings.seed, 2, number])
         model = _grown(state.model, step, rng).on(_basis(images, state.model.basis, step, _resolved_px(state.model)))
-        search = _search(model, step, state.assignment, rng)
+        search = replace(_search(model, step, state.assignment, rng), precision=settings.precision)
         drawn = _drawn(len(rows), step.batch, rng)
         used, mine = rows[drawn], rows[drawn[slice(*np.searchsorted(drawn, (own.start, own.stop)))]]
         size = batch_size(model.basis, len(model.weights), search, settings.batch_bytes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polarice.align.polar import PolarBasis
+from polarice.align.products import Precision
 
 FEWEST_RINGS = 5  # a level of fewer parts nothing
 PHASE_OFF_RAD = 0.4  # on a level's last ring, between a shift and the nearest that the level tries
@@ -40,6 +41,7 @@ class Search:
     shifts_px: Tensor  # (shift, 2) x, y
     levels: tuple[Level, ...]  # the last is the whole basis; those before it tell what need not be looked at there
     shift_sigma_px: float  # width of the Gaussian prior on the whole shift, per axis
+    precision: Precision = "float32"  # of the products of images and references
     between_px: float = 0.0  # the best pose is looked for up to so far beside the grid's points, 0: only on them
 
     @property

@@ -29,7 +29,9 @@ class Params:
     box: tuple[int, ...] = option((128,), "boxes", unit="px", low=16, high=1024)
     shifts: tuple[int, ...] = option((21,), "numbers of shifts, in discs of 2 px steps; 21: up to 5 px", low=1)
     threads: tuple[int, ...] = option((), "numbers of processor threads; all", low=1, high=1024, flags=("--j",))
-    precision: Literal["float32"] = option("float32", "numbers that the engine computes with")
+    precision: tuple[str, ...] = option(
+        ("float32",), "numbers that images and references are multiplied in", choices=("float32", "tf32", "bfloat16")
+    )
     repeat: int = option(3, "passes of each kind; the best and the median are stated", low=1, high=1000)
     particles: int = option(2000, "number of simulated particles", low=30, high=10_000_000)
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
@@ -52,10 +54,10 @@ def run(params: Params) -> None:
     cases = []
     for box_px, k in itertools.product(params.box, params.k):
         finished = _finished_run(params, box_px, k, max(all_threads))
-        for shifts, threads in itertools.product(params.shifts, all_threads):
-            print(f"K {k}, {box_px} px, {shifts} shifts, {threads} threads", flush=True)
-            times = time_passes(replace(finished, threads=threads), shifts, params.repeat)
-            case = {"k": k, "box_px": box_px, "shifts": shifts, "threads": threads, "precision": params.precision}
+        for shifts, threads, precision in itertools.product(params.shifts, all_threads, params.precision):
+            print(f"K {k}, {box_px} px, {shifts} shifts, {threads} threads, {precision}", flush=True)
+            times = time_passes(replace(finished, threads=threads, precision=precision), shifts, params.repeat)
+            case = {"k": k, "box_px": box_px, "shifts": shifts, "threads": threads, "precision": precision}
             cases.append({**case, **times, **shares(times, machines[threads]["gemm_gflops"])})
     _write(params, machines[max(all_threads)], cases)
 
@@ -91,13 +93,16 @@ def _finished_run(params: Params, box_px: int, k: int, threads: int) -> Any:
 
 
 HEAD = (
-    "K", "box", "shifts", "threads", "rings", "ms fresh: best", "median", "ms kept: best", "median", "preparation",
-    "expectation", "maximization", "images/s", "GFLOP per image", "GEMM GFLOP/s", "share",
+    "K", "box", "shifts", "threads", "precision", "rings", "ms fresh: best", "median", "ms kept: best", "median",
+    "preparation", "expectation", "maximization", "images/s", "GFLOP per image", "GEMM GFLOP/s", "share", "error",
+    "best class changed",
 )  # fmt: skip
 NOTE = (
     "Times are ms per image, of one expectation and maximization of all. Fresh: images are read and prepared; kept: "
     "they are at hand, prepared; stages and images/s are of the best of these. Share: of the machine's rate of float32 "
-    "matrix products, reached by those of the expectation over all of its time."
+    "matrix products, reached by those of the expectation over all of its time. Error: the largest, of the log odds of "
+    "any shift, class and angle that matters against the image's best, from those in float32; best class changed: the "
+    "share of the images in which it is another one."
 )
 
 
@@ -106,13 +111,15 @@ def cells(case: dict[str, Any]) -> list[str]:
     fresh, kept = case["fresh"], case["kept"]
     stages = kept["stages_ms"]
     return [
-        *(f"{case[name]}" for name in ("k", "box_px", "shifts", "threads", "rings")),
+        *(f"{case[name]}" for name in ("k", "box_px", "shifts", "threads", "precision", "rings")),
         *(number(each[name], ".3f") for each in (fresh, kept) for name in ("best_ms", "median_ms")),
         *(number(stages.get(name), ".3f") for name in ("preparation", "expectation", "maximization")),
         number(kept["images_per_s"], ".0f"),
         number(case["gflop_per_image"], ".4f"),
         number(case["gemm_gflops"], ".1f"),
         number(case["share"], ".2f"),
+        number(case["largest_error"], ".2g"),
+        number(case["changed_best"], ".3f"),
     ]
 
 
@@ -120,7 +127,7 @@ def _write(params: Params, where: dict[str, Any], cases: Sequence[dict[str, Any]
     references = REFERENCES.format(iterations=params.iter)
     command = command_line("bench engine", params)
     table = markdown(HEAD, [cells(case) for case in cases])
-    title = f"The engine alone, {params.particles} images, {params.precision}"
+    title = f"The engine alone, {params.particles} images"
     told = {"command": command, "parameters": as_dict(params), "machine": where, "references": references}
     write_json(params.o / "engine.json", {**told, "cases": list(cases)})
     page = f"{heading(title, where)}\n{table}\n{NOTE}\n\nReferences: {references}.\n\n    {command}\n"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -66,6 +66,9 @@ class Classification(ParticleJob):
     )
     ref: Path | None = option(
         None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = option(
+        "float32", "numbers that images and references are multiplied in; sums are of float32"
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
@@ -182,6 +185,7 @@ class _Run:
             workers=workers,
             room=room_of(params, self.images.device, len(self.comm.node_ranks)),
             centre_classes=params.center_classes,
+            precision=params.precision,
         )
         return fit(self.images, self.state, self.schedule, self.order, settings, self.comm)
 

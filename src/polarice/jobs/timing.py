@@ -28,6 +28,7 @@ T = TypeVar("T")
 MAP_RADIUS, MAP_IMAGES = 0.4, 256  # the particle's radius over the box; images that meet a map's nodes at once
 GEMM_SIDE, GEMM_REPEAT = {"cpu": 2048, "cuda": 8192}, 5
 SHIFT_STEP_PX = 2.0  # as in the first half of a run
+COMPARED_IMAGES = 100  # whose log weights are compared between precisions
 MOST_STEPS = 40  # radius of the largest disc of shifts
 
 
@@ -111,7 +112,8 @@ def shift_range_px(shifts: int) -> float:
 def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     """Time expectation and maximization of all images, from the last checkpoint of the finished class2d run `params`.
 
-    `fresh` prepares the images, `kept` finds them prepared. The flops are those of the matrix products, counted.
+    Products are of `params.precision`. `fresh` prepares the images, `kept` finds them prepared. The flops are those of
+    the matrix products, counted. `largest_error`, `changed_best`: see `errors_of`.
     """
     from polarice.align.store import PolarStore, Room
     from polarice.align.sweep import Sweep, batch_size
@@ -123,6 +125,7 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     table, images = open_particles(params, device)
     state = read_checkpoint(params.o, params.iter, device)
     model, search = _wide(state, shifts)
+    search = replace(search, precision=params.precision)
     workers = workers_of(params, device)
     size = batch_size(model.basis, len(model.weights), search, batch_bytes(params, device, workers))
     sweep = Sweep(images, model, search, size, workers)
@@ -142,7 +145,35 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
         "fresh": summary(fresh, len(rows)),
         "kept": summary(kept, len(rows)),
         "gflop_per_image": sum(products) / len(rows) / 1e9,
+        **errors_of(sweep, state, rows),
     }
+
+
+def errors_of(sweep: Sweep[Averages], state: State[Averages], rows: np.ndarray) -> dict[str, float]:
+    """What the precision of the sweep's products does to the log weights of some images, on the whole basis.
+
+    largest_error: of a cell's log odds against the image's best cell, from those in float32, among cells that matter:
+    by these within log(1 / PRUNED_MASS) of the best. changed_best: share of the images whose best class is another.
+    """
+    from polarice.align.expect import PRUNED_MASS, log_weights
+
+    images, model, exact = sweep.images, sweep.model, replace(sweep.search, precision="float32")
+    basis, largest, changed = model.basis, 0.0, 0
+    references = model.references(images.even_harmonics(basis))
+    chosen = rows[:: max(1, len(rows) // COMPARED_IMAGES)]
+    for row in chosen.reshape(-1, 1):
+        cut_px = state.cut_px[row]
+        field = images.fields(basis, images.source.read(row), cut_px)
+        batch = images.polar(basis, row, field, cut_px, state.assignment.pose.shift_px[row])
+        true, found = (
+            log_weights(basis, references, batch, search, model.ring_noise)[0] for search in (exact, sweep.search)
+        )
+        matter = true > true.max() + math.log(PRUNED_MASS)
+        error = (found - true)[matter]
+        largest = max(largest, float((error - error[true[matter].argmax()]).abs().max()))
+        best, wanted = (int(weights.amax(dim=(0, 2)).argmax()) for weights in (found, true))
+        changed += best != wanted
+    return {"largest_error": largest, "changed_best": changed / len(chosen)}
 
 
 def summary(passes: list[dict[str, float]], images: int) -> dict[str, Any]:
