@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,15 @@ import torch
 from align.scenes import Scene, run, scene
 from polarice.align.expect import PRUNED_MASS, expect
 from polarice.align.images import Clock
+from polarice.align.polar import PolarBasis
+from polarice.align.portions import Portions
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
 from polarice.align.store import PolarStore, Room
 from polarice.align.sums import Sums
 from polarice.align.sweep import Sweep, batch_size
 from polarice.references.averages import Averages
-from polarice.types import Assignment, Pose2D
+from polarice.types import Assignment, InputError, Pose2D
 from polarice.workers import in_turn
 
 
@@ -119,22 +123,83 @@ def test_a_store_keeps_what_fits_and_forgets_what_moved():
     assert store.missing(kept, at).tolist() == [2, 9]
 
 
+class ShortOfMemory:
+    """Stands before a function that takes images, and has no room for more than `most` at once."""
+
+    def __init__(self, function: Callable[..., Any], most: int, images: Callable[..., Any]) -> None:
+        self.function, self.most, self.images = function, most, images
+        self.seen: list[int] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.function(*args, **kwargs)  # memory ends when nearly all is done
+        self.seen.append(len(self.images(*args)))
+        if self.seen[-1] > self.most:
+            raise torch.OutOfMemoryError("no room")
+        return result
+
+
 def test_where_memory_is_short_batches_are_halved(monkeypatch):
+    """Sums of what failed are not added; what was too much is not tried again."""
     where = searched(scene(48, 4000.0, n=20), True)
     rows = np.arange(20)
     whole = swept(where, PolarStore(rows, Room()), batch=20)
-    seen = []
-
-    def short_of_memory(basis, references, batch, search, noise_power):
-        seen.append(len(batch))
-        if len(batch) > 6:
-            raise torch.OutOfMemoryError("no room")
-        return expect(basis, references, batch, search, noise_power)
-
-    monkeypatch.setattr("polarice.align.sweep.expect", short_of_memory)
+    short = ShortOfMemory(expect, 6, lambda basis, references, batch, *_: batch)
+    monkeypatch.setattr("polarice.align.sweep.expect", short)
     halved = swept(where, PolarStore(rows, Room()), batch=20)
-    assert seen == [20, 10, 5, 5, 5, 5]  # what was too much is not tried again
+    assert short.seen == [20, 10, 5, 5, 5, 5]
     same(whole, halved, 1e-5)
+    assert float(halved[1].group_count.sum()) == 20
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+def test_where_memory_is_short_fewer_images_are_prepared_at_once(monkeypatch, kept):
+    """Streamed, and to be kept."""
+    where = searched(scene(48, 4000.0, n=20), True)
+    rows, room = np.arange(20), Room(kept * 4 * where.basis.r_max * where.basis.n_theta)
+    whole = swept(where, PolarStore(rows, room), batch=20)
+    short = ShortOfMemory(PolarBasis.sample, 3, lambda basis, images: images)
+    monkeypatch.setattr(PolarBasis, "sample", lambda basis, images: short(basis, images))
+    halved = swept(where, PolarStore(rows, room), batch=20)
+    assert max(short.seen) in (20, 32) and short.seen[-1] <= 3
+    same(whole, halved, 1e-5)
+
+
+def test_no_room_for_a_single_image_is_said_in_words(monkeypatch):
+    where = searched(scene(48, 4000.0, n=4), True)
+    monkeypatch.setattr(
+        "polarice.align.sweep.expect", ShortOfMemory(expect, 0, lambda basis, references, batch, *_: batch)
+    )
+    with pytest.raises(InputError, match="even for one image at a time; ask for fewer classes"):
+        swept(where, PolarStore(np.arange(4), Room()), batch=4)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def fails(part: slice) -> int:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Portions().each(fails, 4)
+
+
+def test_a_processor_that_cannot_allocate_is_short_of_memory_too():
+    def work(part: slice) -> list[int]:
+        if part.stop - part.start > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return list(range(part.start, part.stop))
+
+    portions = Portions()
+    assert portions.each(work, 7) == [[0], [1], [2], [3], [4], [5], [6]]
+    assert portions.each(work, 2) == [[0], [1]]  # never more than has been found to fit
+
+
+def test_a_store_without_room_for_all_keeps_fewer(monkeypatch):
+    basis, rows = scene(48, 0.0, n=1).basis, np.arange(16)
+    short = ShortOfMemory(torch.empty, 5, lambda *shape, **_: range(shape[0]))
+    monkeypatch.setattr("polarice.align.store.torch.empty", short)
+    store = PolarStore(rows, Room())
+    store.suit(basis)
+    kept, streamed = store.parted(rows)
+    assert (len(kept), len(streamed)) == (4, 12)
 
 
 def test_batches_fit_the_memory_given():

@@ -248,6 +248,11 @@ def test_images_of_huge_values_do_not_spoil_the_rest(place, images):
         ("--offset-range 1e30", "at most half the box"),
         ("--offset-range nan", "--offset-range nan"),
         ("--memory inf", "--memory inf: must be at least 0.01 GiB"),
+        ("--k 60 --threads 8 --memory 0.01", "60 classes of 24 px take up to 0.0"),
+        (
+            "--k 60 --threads 8 --memory 0.01",
+            "--memory 0.01 allows 0.01; allow more, ask for fewer classes (--k), or compare",
+        ),
         ("--offset-range 12 --offset-step 0.1", "shifts for each image, at most"),
         ("--image-dir gone --i other.star", "other.star"),
         ("--image-dir gone", "--image-dir gone: no such folder"),

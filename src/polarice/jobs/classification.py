@@ -26,7 +26,7 @@ from polarice.jobs.intake import (
     with_copies,
 )
 from polarice.jobs.params import option
-from polarice.jobs.resources import batch_bytes, card_of, device_of, room_of, threads_of, workers_of
+from polarice.jobs.resources import batch_bytes, card_of, device_of, require_room, room_of, threads_of, workers_of
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from polarice.align.images import ParticleImages
     from polarice.align.loop import State, Turn
+    from polarice.align.polar import PolarBasis
     from polarice.align.schedule import Schedule
     from polarice.jobs.report.drawers import Drawers
     from polarice.references.averages import Averages
@@ -98,7 +99,7 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
 
 
 def _require_suitable(params: Any, images: ParticleImages) -> None:
-    """Raise InputError where the search over shifts is too wide, or the classes of --ref do not suit."""
+    """Raise InputError where shifts are too many, the classes of --ref do not suit, or classes take all memory."""
     box_px = images.preparation.box_px
     if params.ref is not None and params.continue_ is None:  # what goes on needs it no more
         known_classes(images, params)
@@ -110,6 +111,26 @@ def _require_suitable(params: Any, images: ParticleImages) -> None:
             f"--offset-range {params.offset_range:g} --offset-step {params.offset_step:g}: {shifts:.0f} shifts for "
             f"each image, at most {MOST_SHIFTS} are searched; take a coarser step or a smaller range"
         )
+    require_room(params, images.device, held_bytes(images, params), f"{params.k} classes of {box_px} px")
+
+
+def held_bytes(images: ParticleImages, params: Any) -> int:
+    """Memory for the classes of a run that comes to the last ring."""
+    from polarice.align.loop import FARTHEST_FROM_CUT_PX
+    from polarice.references.averages import Averages
+
+    slack_px = params.offset_range + 2 * params.offset_step + FARTHEST_FROM_CUT_PX
+    basis = _basis(images, last_ring(images, params), slack_px)
+    return Averages.held_bytes(basis, params.k, workers_of(params, images.device))
+
+
+def _basis(images: ParticleImages, r_max: int, slack_px: float) -> PolarBasis:
+    from polarice.align.polar import PolarBasis
+    from polarice.align.prepare import MASK_EDGE_PX
+
+    preparation = images.preparation
+    radius_px = min(preparation.box_px / 2, preparation.radius_px + MASK_EDGE_PX / 2)
+    return PolarBasis(preparation.box_px, radius_px, r_max, slack_px, images.device)
 
 
 class _Run:
@@ -169,7 +190,8 @@ class _Run:
         from polarice.jobs.profile import told, write_profile
 
         model, device = turn.state.model, self.images.device
-        batch = batch_size(model.basis, len(model.weights), turn.search, batch_bytes(self.params, device, 1))
+        room = batch_bytes(self.params, device, 1, held_bytes(self.images, self.params))
+        batch = batch_size(model.basis, len(model.weights), turn.search, room)
         images = replace(self.images, progress=int)
         print(told(write_profile(self.params.o, images, turn, batch)))
 
@@ -177,13 +199,14 @@ class _Run:
         from polarice.align.loop import Settings, fit
 
         params = self.params
-        workers = workers_of(params, self.images.device)
+        device, held = self.images.device, held_bytes(self.images, params)
+        workers = workers_of(params, device)
         settings = Settings(
             tau2_fudge=params.tau2_fudge,
             seed=params.seed,
-            batch_bytes=batch_bytes(params, self.images.device, workers),
+            batch_bytes=batch_bytes(params, device, workers, held),
             workers=workers,
-            room=room_of(params, self.images.device, len(self.comm.node_ranks)),
+            room=room_of(params, device, len(self.comm.node_ranks), held),
             centre_classes=params.center_classes,
             precision=params.precision,
         )
@@ -268,16 +291,13 @@ def first_state(
 def _random_classes(
     images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise: torch.Tensor, params: Any, comm: Comm
 ) -> Averages:
-    from polarice.align.polar import PolarBasis
-    from polarice.align.prepare import MASK_EDGE_PX
     from polarice.align.survey import random_sums
     from polarice.references.averages import Averages
 
-    preparation, step = images.preparation, schedule.step(1)
-    radius_px = min(preparation.box_px / 2, preparation.radius_px + MASK_EDGE_PX / 2)
+    step = schedule.step(1)
     slack_px = step.shift_range_px + step.shift_step_px  # the loop widens it
-    basis = PolarBasis(preparation.box_px, radius_px, step.whole_rings(step.ramp_px), slack_px, images.device)
-    empty = Averages.empty(basis, step.references, noise, FIRST_SHIFT_SIGMA_PX, preparation.mask_fraction)
+    basis = _basis(images, step.whole_rings(step.ramp_px), slack_px)
+    empty = Averages.empty(basis, step.references, noise, FIRST_SHIFT_SIGMA_PX, images.preparation.mask_fraction)
     draw, workers = (rows, params.seed, SURVEY_BATCH), workers_of(params, images.device)
     sums = random_sums(images, basis, step.references, empty.ring_noise, draw, workers, comm)
     return empty.maximize(sums, step.prior(params.tau2_fudge))

@@ -87,27 +87,49 @@ def _keep_freed_memory() -> None:
     mallopt(trim_threshold, 1 << 30)
 
 
-def batch_bytes(params: Any, device: torch.device, workers: int) -> int:
-    """Memory of one batch: small on a processor, for its cache's sake; an eighth of a GPU's."""
-    import torch
+def require_room(params: Any, device: torch.device, held: int, what: str) -> None:
+    """Raise InputError where `what`, of so many bytes, leaves no room for a single image."""
+    limit = _all_bytes(device) if params.memory is None else _bytes(params.memory)
+    if held < limit:
+        return
+    where = "the device has" if params.memory is None else f"--memory {params.memory:g} allows"
+    raise InputError(
+        f"{what} take up to {held / (1 << 30):.2g} GiB beside the images, {where} {limit / (1 << 30):.2g}; allow more, "
+        "ask for fewer classes (--k), or compare images at a coarser resolution (--strict-highres-exp)"
+    )
 
-    default = 64 << 20 if device.type == "cpu" else torch.cuda.mem_get_info(device)[1] // 8
-    return default if params.memory is None else min(default, int(params.memory * (1 << 30)) // (2 * workers))
+
+def batch_bytes(params: Any, device: torch.device, workers: int, held: int = 0) -> int:
+    """Memory of one batch beside what is held: small on a processor, for its cache's sake; an eighth of a GPU's."""
+    default = 64 << 20 if device.type == "cpu" else _all_bytes(device) // 8
+    return default if params.memory is None else min(default, max(0, _bytes(params.memory) - held) // (2 * workers))
 
 
-def room_of(params: Any, device: torch.device, ranks: int = 1) -> Room:
+def room_of(params: Any, device: torch.device, ranks: int = 1, held: int = 0) -> Room:
     """Where prepared images are kept: in memory, or in a file below --scratch."""
     from polarice.align.store import Room
 
-    return Room(store_bytes(params, device, ranks), params.scratch)
+    return Room(store_bytes(params, device, ranks, held), params.scratch)
 
 
-def store_bytes(params: Any, device: torch.device, ranks: int = 1) -> int:
-    """Memory for prepared images, of a rank among so many on a node; on a GPU two fifths of it."""
+def store_bytes(params: Any, device: torch.device, ranks: int = 1, held: int = 0) -> int:
+    """Memory for prepared images beside what is held, of a rank among so many on a node; two fifths of a GPU's."""
+    if params.memory is not None:
+        return max(0, _bytes(params.memory) - held) // 2
+    everything = _all_bytes(device)
+    if device.type == "cuda":
+        return max(0, min(2 * everything // 5, everything - everything // 8 - held))
+    return min(2 << 30, everything // (4 * ranks))
+
+
+def _bytes(memory_GiB: float) -> int:
+    return int(memory_GiB * (1 << 30))
+
+
+def _all_bytes(device: torch.device) -> int:
+    """All the memory there is, in use or not: of the device, or of this machine."""
     import torch
 
-    if params.memory is not None:
-        return int(params.memory * (1 << 30)) // 2
-    if device.type == "cuda":
-        return int(0.4 * torch.cuda.mem_get_info(device)[1])
-    return min(2 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (4 * ranks))
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(torch.cuda.mem_get_info(device)[1])

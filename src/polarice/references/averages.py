@@ -93,6 +93,12 @@ class Averages:
         return numerator + self.field * (weight + prior), denominator + weight
 
     @staticmethod
+    def held_bytes(basis: PolarBasis, k: int, workers: int = 1) -> int:
+        """What K classes take on the device at the most, whatever the number of images: references, every worker's
+        sums, and what maximization makes of them; as multiples of a field in double precision, as measured."""
+        return (12 + 2 * workers) * 8 * k * basis.r_max * basis.n_theta
+
+    @staticmethod
     def empty(basis: PolarBasis, k: int, noise_power: Tensor, shift_sigma_px: float, mask_fraction: float) -> Averages:
         """K classes without structure; noise_power (G, S) float64."""
         rings = torch.zeros(k, basis.r_max, dtype=torch.float64, device=basis.device)
