@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from align.phantoms import Blobs, ctf_parameters, particle_images
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.store import Room
+from polarice.references import mapping
 from polarice.references.growth import pca_start
 from polarice.references.latent import LatentGrid
-from polarice.references.manifold import Manifold, ManifoldPrior
+from polarice.references.manifold import Manifold, ManifoldPrior, expect_nodes
 from polarice.references.mapping import MapState, Placement, Plan, expected, fit
 from polarice.references.posed import PosedImages
 from polarice.references.refine import Freedom, refined
@@ -120,3 +123,32 @@ def test_streamed_chunks_are_the_kept_ones(scene):
     ):
         assert np.array_equal(rows, again)
         assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in vars(b))
+
+
+def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatch):
+    """And are posed in halves: the sums of what failed are not added."""
+    images, _, off, _ = scene
+    model = pca_start(blank(images), images.subset(images.rows, off, Clock()), images.even, ManifoldPrior(), 0)
+    before, how = Placement.unknown(off, 2), (256, images.basis.r_max)
+    whole, sums = expected(images, model, before, how, Clock())
+    seen: dict[str, list[int]] = {"expect_nodes": [], "sample": []}
+
+    def short(of_images: Callable[..., Any]) -> Callable[..., Any]:
+        def short_of_memory(*args: Any, **kwargs: Any) -> Any:
+            result = of_images(*args, **kwargs)
+            count = len(args[2] if of_images is expect_nodes else args[1])
+            seen[of_images.__name__].append(count)
+            if count > 100:
+                raise torch.OutOfMemoryError("no room")
+            return result
+
+        return short_of_memory
+
+    monkeypatch.setattr(mapping, "expect_nodes", short(expect_nodes))
+    monkeypatch.setattr(PolarBasis, "sample", short(PolarBasis.sample))
+    streamed = PosedImages(images.images, images.basis, images.rows, Room(0))
+    halved, sums_halved = expected(streamed, model, before, how, Clock())
+    assert seen == {"expect_nodes": [256, 128, 64, 64, 64, 64, 44], "sample": [1, 256, 128, 64, 64, 64, 64, 44]}
+    assert np.array_equal(halved.pose.class_of, whole.pose.class_of)
+    torch.testing.assert_close(sums_halved.numerator, sums.numerator, rtol=1e-4, atol=1e-4)
+    assert float(sums_halved.group_count.sum()) == N
