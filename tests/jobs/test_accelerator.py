@@ -60,10 +60,12 @@ def test_tensors_of_two_devices_do_not_meet():
             far.numpy()
 
 
-@pytest.mark.parametrize("job", [align2d, class2d], ids=["align2d", "class2d"])
-def test_a_job_on_it_leaves_what_it_leaves_on_the_processor(lent: Path, job: Any, monkeypatch: pytest.MonkeyPatch):
-    """To the bit, since the arithmetic is the same; also when it goes on from a checkpoint."""
-    params = job.Params(particles=lent, o=Path("out"), k=3, iter=4, threads=1, memory=0.25)
+@pytest.mark.parametrize(("job", "precision"), [(align2d, "auto"), (class2d, "tf32")], ids=["align2d", "class2d"])
+def test_a_job_on_it_leaves_what_it_leaves_on_the_processor(
+    lent: Path, job: Any, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    """To the bit, since the arithmetic is the same; also when it goes on from a checkpoint, with its precision."""
+    params = job.Params(particles=lent, o=Path("out"), k=3, iter=4, threads=1, memory=0.25, precision=precision)
     near, far = near_and_far(monkeypatch, job, params)
     assert_same_files(near, far, 4)
     for path in far.glob("run_it00[34]_*"):

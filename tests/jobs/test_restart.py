@@ -280,6 +280,7 @@ def test_more_iterations_than_the_default_and_as_many_as_it(whole, place):
     ("words", "message"),
     [
         ("--k 7", "--k 7: a run that goes on keeps what it began with (4)"),
+        ("--precision tf32", "--precision tf32: a run that goes on keeps what it began with (auto)"),
         ("--seed 3", "--seed 3: a run that goes on keeps what it began with (1)"),
         ("--no-ctf", "error: --no-ctf: a run that goes on keeps what it began with (--ctf)"),
         ("--o elsewhere", "--o elsewhere: a run that goes on keeps what it began with (out)"),

@@ -26,7 +26,16 @@ from polarice.jobs.intake import (
     with_copies,
 )
 from polarice.jobs.params import option
-from polarice.jobs.resources import batch_bytes, card_of, device_of, require_room, room_of, threads_of, workers_of
+from polarice.jobs.resources import (
+    batch_bytes,
+    card_of,
+    device_of,
+    precision_of,
+    require_room,
+    room_of,
+    threads_of,
+    workers_of,
+)
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -68,8 +77,9 @@ class Classification(ParticleJob):
     ref: Path | None = option(
         None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
     )
-    precision: Literal["float32", "tf32", "bfloat16"] = option(
-        "float32", "numbers that images and references are multiplied in; sums are of float32"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = option(
+        "auto",
+        "numbers that images and references are multiplied in, with float32 sums; auto: tf32 on cards made for it",
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
@@ -208,7 +218,7 @@ class _Run:
             workers=workers,
             room=room_of(params, device, len(self.comm.node_ranks), held),
             centre_classes=params.center_classes,
-            precision=params.precision,
+            precision=precision_of(params, device),
         )
         return fit(self.images, self.state, self.schedule, self.order, settings, self.comm)
 

@@ -63,9 +63,10 @@ def write_profile(folder: Path, images: ParticleImages, turn: Turn[Averages], ba
     column = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     spent = by_kind({event.key: getattr(event, column) / 1e6 for event in profiled.key_averages()})
     content = report(stages, spent, sum(products) / 1e9, machine, len(rows))
+    setting = {"iteration": state.number, "device": device, "precision": turn.search.precision, "threads": 1}
     path = folder / PROFILE_NAME
     with replacing(path, "w") as stream:
-        json.dump({"iteration": state.number, "device": device, "threads": 1} | content, stream, indent=2)
+        json.dump(setting | content, stream, indent=2)
     return path
 
 

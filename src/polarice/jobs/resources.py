@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polarice.cluster import SERIAL, Comm
 from polarice.types import InputError
@@ -12,6 +12,7 @@ from polarice.types import InputError
 if TYPE_CHECKING:
     import torch
 
+    from polarice.align.products import Precision
     from polarice.align.store import Room
 
 CARDS = Path("/proc/driver/nvidia/gpus")  # a folder for each
@@ -85,6 +86,14 @@ def _keep_freed_memory() -> None:
         return
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, 1 << 30)
+
+
+def precision_of(params: Any, device: torch.device) -> Precision:
+    """What images and references are multiplied in."""
+    from polarice.align.products import suited
+
+    chosen: Precision | Literal["auto"] = params.precision
+    return suited(device) if chosen == "auto" else chosen
 
 
 def require_room(params: Any, device: torch.device, held: int, what: str) -> None:
