@@ -128,9 +128,8 @@ class ParticleImages:
             for group in np.unique(optics_of):
                 mine = np.flatnonzero(optics_of == group)
                 optics = self.particles.optics[group]
-                values[torch.from_numpy(mine)] = ctf(
-                    optics, parameters.take(rows[mine]), fx, fy, self.intact_first_peak
-                )
+                found = ctf(optics, parameters.take(rows[mine]), fx, fy, self.intact_first_peak)
+                values.index_copy_(0, near(mine, self.device), found)
         return torch.cat([values, values], dim=2)
 
     def even_harmonics(self, basis: PolarBasis) -> int:

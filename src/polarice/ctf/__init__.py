@@ -57,7 +57,10 @@ def frequency_grid(box_px: int, pixel_size_A: float) -> tuple[np.ndarray, np.nda
 def _column(values: np.ndarray, fx: Any) -> Any:
     """A fresh copy of (n,) values as (n, 1, ...), of the kind and type of fx."""
     column = np.array(values, np.float64).reshape(-1, *(1,) * fx.ndim)
-    return namespace_of(fx).asarray(column, dtype=fx.dtype, device=fx.device)
+    xp = namespace_of(fx)
+    if xp is np:
+        return column.astype(fx.dtype)
+    return xp.from_numpy(column).to(fx.device, fx.dtype, non_blocking=True)  # without waiting for a card
 
 
 def phase(optics: Optics, parameters: CTFParameters, fx: Any, fy: Any) -> Any:
