@@ -16,15 +16,8 @@ from polarice.ctf import ctf, ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.references.aligned import AlignedImages, power_vectors
 from polarice.references.latent import LatentGrid
-from polarice.references.manifold import (
-    Manifold,
-    ManifoldPrior,
-    NodePosterior,
-    Nodes,
-    NodeSums,
-    expect_nodes,
-    ring_ramp,
-)
+from polarice.references.manifold import Manifold, ManifoldPrior, ring_ramp
+from polarice.references.nodes import NodePosterior, Nodes, NodeSums, expect_nodes
 
 RADIUS_PX = 11.0
 

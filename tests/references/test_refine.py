@@ -101,7 +101,7 @@ def test_a_sweep_never_lowers_the_posterior(scene):
     model = pca_start(blank(images), images.subset(images.rows, off, Clock()), images.even, prior, 0)
     pose, values = off, []
     for _ in range(4):
-        _, sums = expected(images, model, Placement.unknown(pose, 2), (1024, images.basis.r_max), Clock())
+        _, sums, _ = expected(images, model, Placement.unknown(pose, 2), (1024, images.basis.r_max), Clock())
         away = ((pose.psi_deg - off.psi_deg) / freedom.psi_sd_deg) ** 2
         cost = away.sum() + ((pose.shift_px - off.shift_px) ** 2).sum() / freedom.shift_sd_px**2
         values.append(model.log_posterior(sums, prior) - 0.5 * cost)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from align.phantoms import Blobs
+from polarice.cluster import SERIAL
 from polarice.references import subspace
 from polarice.references.aligned import AlignedImages
 from polarice.references.growth import pca_start, unseen_rank
-from polarice.references.manifold import Manifold, ManifoldPrior, log_weights
+from polarice.references.manifold import Manifold, ManifoldPrior
+from polarice.references.nodes import expect_nodes, expect_thin, gathered, log_weights
 from polarice.references.starts import from_pca
 from polarice.simulate.score import adjusted_rand_index
 from references.maps import PosedSet, expected, on_arc, posed_set, problem
@@ -32,33 +34,35 @@ def test_both_steps_solve_the_equations_written_out(rank):
     model = from_pca(where.empty, where.aligned)
     model = model.maximize(expected(model, where.aligned)[1], ManifoldPrior()).cut(rank)
     _, sums = expected(model, where.aligned)
-    seen, old, grid = model._seen(sums), model._rows, model.grid
-    new, variance, product = subspace.improved(grid, model.triangle, seen, old)
+    held, old, grid = model._held(sums), model._rows, model.grid
+    numerator = sums.numerator.double()
+    seen = subspace.Weighted(numerator @ old.rows.T, lambda design: design.T @ numerator)
+    new, variance, product = subspace.improved(grid, model.shares(SERIAL), held, seen, old)
 
     phi, of = grid.phi, model.triangle.ring_of
-    power, penalty = seen.power[:, of], seen.penalty[of]
-    held = torch.ones(grid.m, dtype=torch.float64)
-    held[0] = 0
+    power, penalty = held.power[:, of], held.penalty[of]
+    free = torch.ones(grid.m, dtype=torch.float64)
+    free[0] = 0
     system = torch.einsum("km,kd,kn,ad,bd->manb", phi, power, phi, old.rows, old.rows)
-    system += torch.einsum("mn,d,ad,bd->manb", torch.diag(held), penalty, old.rows, old.rows)
-    right = phi.T @ (seen.numerator - power * old.mean) @ old.rows.T
+    system += torch.einsum("mn,d,ad,bd->manb", torch.diag(free), penalty, old.rows, old.rows)
+    right = phi.T @ (numerator - power * old.mean) @ old.rows.T
     truth = torch.linalg.solve(system.reshape(grid.m * rank, -1), right.reshape(-1)).view(grid.m, rank)
     assert (phi @ (new.amplitudes - truth)).abs().max() < 1e-3 * (phi @ truth).abs().max()
 
     design = torch.cat([torch.ones(grid.k, 1, dtype=torch.float64), phi @ new.amplitudes], dim=1)
     tied = torch.block_diag(torch.zeros(1, 1, dtype=torch.float64), new.amplitudes[1:].T @ new.amplitudes[1:])
     systems = torch.einsum("ka,kd,kb->dab", design, power, design) + penalty[:, None, None] * tied
-    rows = torch.linalg.solve(systems, (design.T @ seen.numerator).T)
+    rows = torch.linalg.solve(systems, (design.T @ numerator).T)
     found = torch.cat([new.mean[None], new.rows]).T
     torch.testing.assert_close(found, rows, rtol=0, atol=1e-6 * float(rows.abs().max()))
     trace = torch.einsum("dab,ba->d", torch.linalg.inv(systems), tied) / (grid.m - 1)
     firsts = torch.from_numpy(model.triangle.bounds[:-1])
     torch.testing.assert_close(variance, trace[firsts], rtol=1e-6, atol=0)
     torch.testing.assert_close(
-        product, model.triangle.ring_sums((seen.numerator * (design @ found.T)).sum(dim=0)), rtol=1e-8, atol=1e-8
+        product, model.triangle.ring_sums((numerator * (design @ found.T)).sum(dim=0)), rtol=1e-8, atol=1e-8
     )
     error = torch.einsum("ka,dab,kb->kd", design, torch.linalg.inv(systems), design)[:, firsts]
-    torch.testing.assert_close(subspace.variance(grid, seen, new), error, rtol=1e-6, atol=0)
+    torch.testing.assert_close(subspace.variance(grid, held, new), error, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(15,), (4, 5), (3, 3, 3), (170,)])
@@ -74,19 +78,38 @@ def test_penalised_log_likelihood_does_not_fall(shape, rank):
     gained = np.diff(history)
     assert gained[0] > 10 and model.rank == rank
     assert gained.min() > -1e-5 * (history[-1] - history[0])
-    assert torch.linalg.matrix_rank(model.coefficients[1:], rtol=1e-9) == rank
+    assert torch.linalg.matrix_rank(model.dense[1:], rtol=1e-9) == rank
 
 
+@pytest.mark.parametrize("rings", [9, None])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_thin_factors_give_the_same_weights(groups):
+def test_rows_alone_give_the_same_map(groups, rings):
+    """Weights, posterior and sums of thin factors, and what maximization makes of them, as with whole nodes."""
     where = problem(48, 1500.0, n=12, groups=groups)
     model = where.model.cut(2)
-    nodes = model.nodes(where.even)
-    assert nodes.product is not None
-    thin, plain = (
-        log_weights(model.triangle, each, where.aligned, 9) for each in (nodes, replace(nodes, product=None))
-    )
+    nodes, images, triangle = model.nodes(where.even), where.aligned, where.model.triangle
+    whole = replace(nodes, vector=model.vectors, factors=None)
+    thin, plain = (log_weights(triangle, each, images, rings) for each in (nodes, whole))
     assert (thin - plain).abs().max() < 1e-5 * float(np.ptp(plain.numpy(), axis=1).min())
+
+    posterior, sums, first = expect_thin(triangle, nodes, images, rings)
+    at, seen = expect_nodes(triangle, whole, images, rings)
+    torch.testing.assert_close(posterior.latent_mean, at.latent_mean, rtol=0, atol=1e-3)
+    design, rows = nodes.factors
+    for ours, truth in (
+        (sums.numerator, seen.numerator @ rows.T),
+        (sums.denominator, seen.denominator),
+        (gathered(triangle, nodes, images, first, rings, design), design.T @ seen.numerator),
+    ):
+        assert (ours - truth).abs().max() < 1e-4 * truth.abs().max()
+
+    found = model.maximize(
+        sums.double(), FIXED, gather=lambda z: gathered(triangle, nodes, images, first, rings, z).double()
+    )
+    truth = model.maximize(seen.double(), FIXED)
+    assert (found.vectors - truth.vectors).abs().max() < 1e-3 * (truth.vectors - model.vectors).abs().max()
+    torch.testing.assert_close(found.noise_power, truth.noise_power, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.ring_power, found.triangle.ring_sums(found.vectors.square()), rtol=1e-4, atol=0)
 
 
 def test_a_cut_keeps_what_varies_most():

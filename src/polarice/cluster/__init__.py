@@ -6,7 +6,7 @@ Every rank calls the same methods of its `Comm` in the same order. Alone (`Seria
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -43,6 +43,10 @@ class Comm(Protocol):
         """The sum over all ranks of `stats`: a tensor, an array, a number, or a dataclass, dict or tuple of them."""
         ...
 
+    def deal(self, parts: Sequence[T]) -> T:
+        """The sum over all ranks of parts[rank], tensors of real numbers: `sum` where each needs a part."""
+        ...
+
     def join(self, parts: T) -> T:
         """Arrays of all ranks (a dataclass, dict or tuple of them), one rank's after another's along the first axis."""
         ...
@@ -74,6 +78,9 @@ class Serial:
 
     def sum(self, stats: T) -> T:
         return stats
+
+    def deal(self, parts: Sequence[T]) -> T:
+        return parts[0]
 
     def join(self, parts: T) -> T:
         return parts

@@ -7,14 +7,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from polarice.cluster.launch import Launch
-from polarice.cluster.packed import joined, summed
+from polarice.cluster.packed import dealt, joined, summed
 from polarice.cluster.watch import Line, start_hub
 from polarice.types import InputError
 
@@ -44,6 +44,10 @@ class MPI:
 
         self._meet()
         return summed(stats, lambda buffer: self._comm.Allreduce(IN_PLACE, buffer))
+
+    def deal(self, parts: Sequence[T]) -> T:
+        self._meet()
+        return dealt(parts, self.rank, self._comm.Reduce_scatter)
 
     def join(self, parts: T) -> T:
         self._meet()

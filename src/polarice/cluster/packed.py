@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -64,6 +64,14 @@ def summed(tree: T, all_reduce: Callable[[np.ndarray], None]) -> T:
             yield _like(leaf, values.reshape(array.shape).astype(array.dtype, copy=False))
 
     return rebuilt(tree, unpacked())
+
+
+def dealt(parts: Sequence[T], rank: int, reduce_scatter: Callable[[np.ndarray, np.ndarray, list[int]], None]) -> T:
+    """What `reduce_scatter` (from, into, counts) leaves of the ranks' parts, one for each rank, as this rank's part."""
+    arrays = [_reals(_array(each)) for each in parts]
+    own = np.empty_like(arrays[rank])
+    reduce_scatter(np.concatenate(arrays), own, [len(each) for each in arrays])
+    return _like(parts[rank], own.reshape(_array(parts[rank]).shape))
 
 
 def joined(tree: T, gather: Callable[[np.ndarray], list[np.ndarray]]) -> T:

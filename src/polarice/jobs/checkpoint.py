@@ -157,11 +157,13 @@ def _require_fitting(state: MapState) -> None:
     """Raise ValueError where the arrays of a map are not of one map, or not of one set of particles."""
     model, placement = state.model, state.placement
     shapes = {
-        "coefficients": (model.grid.m, model.triangle.d),
+        "coefficients": (1 + model.rank if model.rank else model.grid.m, model.triangle.d),
         "weights": (model.grid.k,),
         "tau2": (model.basis.r_max,),
         "noise_power": (len(model.noise_power), model.basis.box_px // 2 + 1),
     }
+    if model.amplitudes is not None:
+        shapes["amplitudes"] = (model.grid.m, model.rank)
     wrong = [name for name, shape in shapes.items() if tuple(getattr(model, name).shape) != shape]
     found = placement.assignment
     each = [*vars(found.pose).values(), *vars(state.anchor).values(), placement.latent_mean, placement.latent_sd]
@@ -174,7 +176,7 @@ def _of_model(model: Any) -> Arrays:
     arrays: Arrays = {f"basis.{name}": getattr(model.basis, name) for name in _BASIS}
     for each in fields(model):
         value = getattr(model, each.name)
-        if each.name not in ("basis", "grid"):
+        if each.name not in ("basis", "grid") and value is not None:
             arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else value
     return arrays
 

@@ -81,7 +81,8 @@ def untied(params: Any) -> np.ndarray:
 
     from polarice.align.images import Clock
     from polarice.references.latent import LatentGrid
-    from polarice.references.manifold import Manifold, ManifoldPrior, expect_nodes, ring_ramp
+    from polarice.references.manifold import Manifold, ManifoldPrior, ring_ramp
+    from polarice.references.nodes import expect_nodes
     from polarice.references.plain import PlainAverages
 
     posed, noise_power = _posed(params)

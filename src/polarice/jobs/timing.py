@@ -257,7 +257,8 @@ def time_map(box_px: int, k: int) -> dict[str, Any]:
     from polarice.align.polar import PolarBasis
     from polarice.references.aligned import AlignedImages
     from polarice.references.latent import LatentGrid
-    from polarice.references.manifold import Manifold, ManifoldPrior, expect_nodes
+    from polarice.references.manifold import Manifold, ManifoldPrior
+    from polarice.references.nodes import expect_nodes
 
     basis = PolarBasis(box_px, MAP_RADIUS * box_px, box_px // 2, 0.0, torch.device("cpu"))
     basis.prepare()
@@ -273,7 +274,7 @@ def time_map(box_px: int, k: int) -> dict[str, Any]:
         expect_s, (_, sums) = _timed(lambda: expect_nodes(triangle, nodes, images))
         whole_s, fitted = _timed(lambda: model.maximize(sums, ManifoldPrior()))
         rest_s, _ = _timed(lambda: fitted.grid.images(fitted.coefficients, torch.float32))
-        divided_s, _ = _timed(lambda: model._solved(sums, SERIAL))
+        divided_s, _ = _timed(lambda: model._solved(sums, model.shares(SERIAL)))
     return {
         "image_ms": 1e3 * expect_s / many, "prepare_ms": 1e3 * prepare_s / many, "divided_s": divided_s,
         "maximize_s": max(0.0, whole_s - divided_s) + rest_s, "rings": basis.r_max,

@@ -79,6 +79,19 @@ class Triangle:
         """Sums over each ring's numbers: (..., d) -> (..., ring)."""
         return torch.stack([ring.sum(dim=-1) for ring in values.split(np.diff(self.bounds).tolist(), dim=-1)], dim=-1)
 
+    def ring_squares(self, values: Tensor, rings: slice) -> Tensor:
+        """(n, ring) sums of squares over some rings' numbers (n, those of the rings), some vectors at a time."""
+        counts = np.diff(self.bounds)[rings].tolist()
+        found = values.new_empty(len(values), len(counts))
+        for block, into in zip(values.split(IMAGE_BLOCK), found.split(IMAGE_BLOCK), strict=True):
+            for ring, each in enumerate(block.split(counts, dim=1)):
+                into[:, ring] = each.square().sum(dim=1)
+        return found
+
+    def ring_products(self, values: Tensor) -> Tensor:
+        """(ring, n, n) products of vectors (n, d) with each other, ring by ring."""
+        return torch.stack([ring @ ring.T for ring in values.split(np.diff(self.bounds).tolist(), dim=1)])
+
 
 def power_vectors(harmonics: Tensor, n_theta: int) -> Tensor:
     """Even harmonics of squared fields (n, ring, e) complex -> (n, ring, 2 e - 1) real.

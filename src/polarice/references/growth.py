@@ -12,7 +12,8 @@ from torch import Tensor
 from polarice.cluster import SERIAL, Comm
 from polarice.references.aligned import AlignedImages
 from polarice.references.latent import LatentGrid
-from polarice.references.manifold import Manifold, ManifoldPrior, NodeSums, expect_nodes, first_rings, ring_ramp
+from polarice.references.manifold import Manifold, ManifoldPrior, first_rings, ring_ramp
+from polarice.references.nodes import NodeSums, expect_nodes
 from polarice.references.starts import from_coarser, from_pca
 
 COARSER = 3  # a grid has so many times the nodes of the coarser one that it starts from
@@ -129,4 +130,5 @@ class _Some:
         return expect_nodes(model.triangle, model.nodes(self.even), self.images)[0].log_likelihood.double()
 
     def sums(self, model: Manifold, rings: int | None) -> NodeSums:
-        return self.comm.sum(expect_nodes(model.triangle, model.nodes(self.even), self.images, rings)[1])
+        sums = expect_nodes(model.triangle, model.nodes(self.even), self.images, rings)[1]
+        return model.shares(self.comm).together(sums)

@@ -134,7 +134,7 @@ class LatentGrid:
         """Phi' S: values (K, ...) float64 -> (M, ...)."""
         found = values.new_empty(self.m, *values.shape[1:])
         torch.sum(values, dim=0, out=found[0])
-        _along_axes(values, [f.T for f in self._factors], found[1:])
+        _along_axes(values, self._transposed, found[1:])
         return found
 
     def gram(self, weights: Tensor) -> Systems:
@@ -175,22 +175,26 @@ class LatentGrid:
         return torch.cat([self.at(block)[:, 1:].square().sum(dim=1) for block in self.nodes.split(POINT_BLOCK)])
 
     @cached_property
-    def _factors(self) -> list[Tensor]:
+    def _factors(self) -> list[_Factor]:
         """(node, Gaussian) of each axis."""
         return [
-            _gaussians(_axis(n, self.device), *_centres(m, self.device), self.width)
+            _Factor.of(_gaussians(_axis(n, self.device), *_centres(m, self.device), self.width))
             for n, m in zip(self.shape, self.functions, strict=True)
         ]
 
     @cached_property
-    def _midpoints(self) -> list[Tensor]:
+    def _transposed(self) -> list[_Factor]:
+        return [_Factor.of(factor.values.T) for factor in self._factors]
+
+    @cached_property
+    def _midpoints(self) -> list[_Factor]:
         """(2 m - 1, node) of each axis: the narrower Gaussians that lie halfway between two."""
         found = []
         for n, m in zip(self.shape, self.functions, strict=True):
             centres, spacing = _centres(m, self.device)
             steps = torch.arange(2 * m - 1, dtype=torch.float64, device=self.device)
             halfway = centres[0] + 0.5 * spacing * steps
-            found.append(_gaussians(_axis(n, self.device), halfway, spacing, self.width / math.sqrt(2)).T)
+            found.append(_Factor.of(_gaussians(_axis(n, self.device), halfway, spacing, self.width / math.sqrt(2)).T))
         return found
 
     @cached_property
@@ -230,27 +234,38 @@ def _gaussians(x: Tensor, centres: Tensor, spacing: float, width: float) -> Tens
     return torch.exp(-0.5 * ((x[:, None] - centres) / (width * spacing)).square())
 
 
-def _along_axes(values: Tensor, factors: list[Tensor], out: Tensor) -> None:
+@dataclass(frozen=True)
+class _Factor:
+    """A table of functions at points of an axis, (out, in), and where it is anything, AXIS_BLOCK rows at a time."""
+
+    values: Tensor
+    reach: list[slice]
+
+    @staticmethod
+    def of(values: Tensor) -> _Factor:
+        near = [(block.abs().amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist() for block in values.split(AXIS_BLOCK)]
+        return _Factor(values, [slice(each[0], each[-1] + 1) for each in near])
+
+
+def _along_axes(values: Tensor, factors: list[_Factor], out: Tensor) -> None:
     """The Kronecker product of factors (out, in) times values (product of in, ...), an axis at a time, into `out`."""
     done = 1
     for factor in factors[:-1]:
-        found = values.new_empty(done, len(factor), values.numel() // (done * factor.shape[1]))
-        _times(factor, values.reshape(done, factor.shape[1], -1), found)
+        rows, columns = factor.values.shape
+        found = values.new_empty(done, rows, values.numel() // (done * columns))
+        _times(factor, values.reshape(done, columns, -1), found)
         values = found
-        done *= len(factor)
-    last = factors[-1]
-    _times(last, values.reshape(done, last.shape[1], -1), out.view(done, len(last), -1))
+        done *= rows
+    rows, columns = factors[-1].values.shape
+    _times(factors[-1], values.reshape(done, columns, -1), out.view(done, rows, -1))
 
 
-def _times(factor: Tensor, values: Tensor, out: Tensor) -> None:
+def _times(factor: _Factor, values: Tensor, out: Tensor) -> None:
     """factor (out, in) times values (batch, in, D), into `out`; of a long axis, block by block, only what lies near."""
-    room = values.new_empty(min(AXIS_BLOCK, len(factor)), values.shape[2])
-    for start in range(0, len(factor), AXIS_BLOCK):
-        block = factor[start : start + AXIS_BLOCK]
-        near = (block.abs().amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist()
-        reach = slice(near[0], near[-1] + 1)
+    room = values.new_empty(min(AXIS_BLOCK, len(factor.values)), values.shape[2])
+    for number, (block, reach) in enumerate(zip(factor.values.split(AXIS_BLOCK), factor.reach, strict=True)):
         for each, target in zip(values, out, strict=True):
-            target = target[start : start + len(block)]
+            target = target[number * AXIS_BLOCK :][: len(block)]
             if target.dtype == values.dtype:
                 torch.mm(block[:, reach], each[reach], out=target)
             else:

@@ -21,30 +21,30 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polarice.align.expect import SIGNIFICANT, References
+from polarice.align.expect import References
 from polarice.align.polar import PolarBasis
-from polarice.align.sums import Additive
-from polarice.cluster import SERIAL, Comm
+from polarice.cluster import SERIAL, Comm, part
 from polarice.references import subspace
-from polarice.references.aligned import AlignedImages, Triangle, power_vectors
+from polarice.references.aligned import Triangle, power_vectors
 from polarice.references.banded import Factors
 from polarice.references.latent import LatentGrid
+from polarice.references.nodes import Nodes, NodeSums
 from polarice.references.noise import noise_left
-from polarice.references.subspace import Rows, Weighted
+from polarice.references.sharing import RingShares
+from polarice.references.subspace import Gather, Held, Rows, Weighted
 
 RING_BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of systems that are factored at once
 ERROR_BLOCK = 512  # nodes whose errors are computed at once
 NODE_BLOCK = 64  # nodes whose fields are multiplied at once
 PROBES = 32  # random signs that estimate a trace; up to as many functions it is exact
 SMALLEST_SHIFT = 1e-9  # of the mean diagonal: a system is held down at least so much
-FLOOR = -60.0  # log shares below this count as this: nothing, yet no slow denormal numbers, however many nodes
 RAMP_SHARE = 0.6  # of the iterations in which images are compared on few rings
 
 
@@ -79,138 +79,17 @@ def ring_ramp(basis: PolarBasis, iterations: int, first: int | None = None) -> l
 
 
 @dataclass(frozen=True)
-class Nodes:
-    """What a manifold hands the expectation; float32."""
-
-    vector: Tensor  # (K, d)
-    power: Tensor  # (K, ring, 2 e - 1) of Y^2, see `power_vectors`
-    log_weight: Tensor  # (K,)
-    scale: Tensor  # (G, ring) w / sigma^2
-    place: Tensor  # (K, axis) on the latent grid
-    product: tuple[Tensor, Tensor] | None = None  # (K, a), (a, d): factors of `vector`, where they are thin
-
-
-@dataclass(frozen=True)
-class NodePosterior:
-    """Where on the map the images of a batch lie; tensors of (image,)."""
-
-    node_of: Tensor  # int64, the most probable
-    max_probability: Tensor
-    latent_mean: Tensor  # (image, axis), in [-1, 1]
-    latent_sd: Tensor  # (image, axis) spread of the posterior
-    log_likelihood: Tensor  # log of the sum of all weights, up to the image's own power
-    significant: Tensor  # int64, nodes with more than SIGNIFICANT of the best one's weight
-
-    @staticmethod
-    def joined(parts: list[NodePosterior]) -> NodePosterior:
-        """Posteriors of several batches as one."""
-        return NodePosterior(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(NodePosterior)))
-
-
-@dataclass(frozen=True)
-class NodeSums(Additive):
-    """Weighted sums over images, which add; a batch's in single precision, `double` what batches are added into."""
-
-    numerator: Tensor  # (K, d) S
-    denominator: Tensor  # (K, ring, 2 e - 1) sum of R w/sigma^2 C'^2, see `power_vectors`; its mean over theta is D
-    node_weight: Tensor  # (K,) sum of R
-    image_power: Tensor  # (G, ring) sum over images of mean_theta X^2
-    ctf_power: Tensor  # (G, ring) sum over images of mean_theta C^2
-    group_count: Tensor  # (G,) images
-    log_likelihood: Tensor  # () float64
-    max_probability: Tensor  # () float64
-
-    def light(self) -> NodeSums:
-        """The same with what is large in single precision, in which it was computed: half to send."""
-        return replace(self, numerator=self.numerator.float(), denominator=self.denominator.float())
-
-
-def log_weights(triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None) -> Tensor:
-    """log p(i, k) up to the image's own power, on the first `rings` (all): (image, K) float32.
-
-    One large matrix product and a small one; where nodes have thin factors, small ones only.
-    """
-    rings = triangle.basis.r_max if rings is None else min(rings, triangle.basis.r_max)
-    kept = int(triangle.bounds[rings])
-    scale = _scale_of(nodes, images)[:, :rings]
-    each = scale[:, triangle.ring_of[:kept]]
-    power = (images.ctf_power[:, :rings] * scale[..., None]).flatten(1)
-    weights = power @ nodes.power[:, :rings].flatten(1).T
-    data = images.vector[:, :kept]
-    right = (nodes.vector if nodes.product is None else nodes.product[1])[:, :kept]
-    if len(scale) == 1:
-        right = right * each
-    else:
-        data = data * each
-    if nodes.product is not None:
-        data, right = data @ right.T, nodes.product[0]
-    return torch.addmm(weights, data, right.T, beta=-0.5).add_(nodes.log_weight)
-
-
-def expect_nodes(
-    triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None
-) -> tuple[NodePosterior, NodeSums]:
-    """The posterior of a batch over the nodes, on the first `rings` (all), and its share of the sums of all rings."""
-    share = log_weights(triangle, nodes, images, rings)
-    peak, node_of = share.max(dim=1)
-    share.sub_(peak[:, None]).clamp_(min=FLOOR).exp_()
-    total = share.sum(dim=1)
-    significant = (share > SIGNIFICANT).sum(dim=1)
-    share /= total[:, None]
-    place = nodes.place.to(share.dtype)
-    mean = share @ place
-    posterior = NodePosterior(
-        node_of=node_of,
-        max_probability=1 / total,
-        latent_mean=mean,
-        latent_sd=(share @ place.square() - mean.square()).clamp_min(0).sqrt(),
-        log_likelihood=peak + total.log(),
-        significant=significant,
-    )
-    return posterior, _accumulate(triangle, nodes, images, share, posterior)
-
-
-def _scale_of(nodes: Nodes, images: AlignedImages) -> Tensor:
-    """w / sigma^2 of each image, or the one of all where there is only one optics group: (image or 1, ring)."""
-    return nodes.scale if len(nodes.scale) == 1 else nodes.scale[images.optics_of]
-
-
-def _accumulate(
-    triangle: Triangle, nodes: Nodes, images: AlignedImages, share: Tensor, posterior: NodePosterior
-) -> NodeSums:
-    """The batch's sums, of shares (image, K)."""
-    scale = _scale_of(nodes, images)
-    each = scale[:, triangle.ring_of]
-    alone = len(scale) == 1
-    ctf_power = images.mean_ctf_power(triangle.basis.n_theta)
-    by_node = share.T.contiguous()  # as it is, the large product took twice as long
-    member = torch.nn.functional.one_hot(images.optics_of, len(nodes.scale)).to(share.dtype)
-    return NodeSums(
-        numerator=(by_node @ images.vector).mul_(each) if alone else by_node @ (images.vector * each),
-        denominator=(by_node @ (images.ctf_power * scale[..., None]).flatten(1)).unflatten(
-            1, images.ctf_power.shape[1:]
-        ),
-        node_weight=share.sum(dim=0),
-        image_power=member.T @ images.image_power,
-        ctf_power=member.T @ ctf_power,
-        group_count=member.sum(dim=0),
-        log_likelihood=posterior.log_likelihood.double().sum(),
-        max_probability=posterior.max_probability.double().sum(),
-    )
-
-
-@dataclass(frozen=True)
 class Manifold:
     """The model; tensors on the engine's device."""
 
     basis: PolarBasis
     grid: LatentGrid
-    coefficients: Tensor  # (M, d) float64, in the triangle's numbers
+    coefficients: Tensor  # (M, d) float64 W, in the triangle's numbers; of a map of few ways (1 + rank, d): mean and V
     weights: Tensor  # (K,) float64, sum 1: share of the images
     tau2: Tensor  # (ring,) float64, the prior's variance of a coefficient's field
     noise_power: Tensor  # (G, shell) float64, shells 0 .. N // 2
     mask_fraction: float
-    rank: int = 0  # of the coefficients beside the constant's: images differ in so many ways (`subspace`); 0: in all
+    amplitudes: Tensor | None = None  # (M, rank) float64 A of a map of few ways (`subspace`): W = mean + A V
 
     @staticmethod
     def empty(basis: PolarBasis, grid: LatentGrid, noise_power: Tensor, mask_fraction: float) -> Manifold:
@@ -229,13 +108,31 @@ class Manifold:
     def triangle(self) -> Triangle:
         return Triangle(self.basis)
 
+    @property
+    def rank(self) -> int:
+        """In so many ways the images differ; 0: in all."""
+        return 0 if self.amplitudes is None else self.amplitudes.shape[1]
+
+    @property
+    def thin(self) -> bool:
+        """Whether products with rows are cheaper than with nodes."""
+        return 0 < self.rank < self.grid.k // 2
+
+    def shares(self, comm: Comm) -> RingShares:
+        """Which rings are whose."""
+        return RingShares(self.triangle, comm)
+
+    @property
+    def dense(self) -> Tensor:
+        """(M, d) float64 W."""
+        return self.coefficients if self.amplitudes is None else self._rows.coefficients
+
     @cached_property
     def vectors(self) -> Tensor:
         """(K, d) float32 Phi W."""
-        if self._thin:
-            design, rows = self._rows.nodes(self.grid)
-            return design @ rows
-        return self.grid.images(self.coefficients, torch.float32)
+        if self.thin:
+            return self._design.float() @ self.coefficients.float()
+        return self.grid.images(self.dense, torch.float32)
 
     @property
     def field(self) -> Tensor:
@@ -256,15 +153,16 @@ class Manifold:
 
         Raises ValueError where all hold the same image: expectation maximization would never part them.
         """
-        if torch.equal(self.vectors, self.vectors[:1].expand_as(self.vectors)):
+        apart = self._design if self.thin else self.vectors
+        if torch.equal(apart, apart[:1].expand_as(apart)):
             raise ValueError("all nodes of the latent grid hold the same image and would stay together")
         return Nodes(
-            vector=self.vectors,
+            vector=None if self.thin else self.vectors,
             power=power_vectors(self._power(even_harmonics), self.basis.n_theta),
             log_weight=self.weights.log().float(),
             scale=self.scale.float(),
             place=self.grid.nodes,
-            product=self._rows.nodes(self.grid) if self._thin else None,
+            factors=(self._design.float(), self.coefficients.float()) if self.thin else None,
         )
 
     def references(self, even_harmonics: int) -> References:
@@ -276,13 +174,21 @@ class Manifold:
             log_prior=self.weights.log().float(),
         )
 
-    def maximize(self, sums: NodeSums, prior: ManifoldPrior, comm: Comm = SERIAL) -> Manifold:
-        """The model that all ranks' sums speak for; of a free map every rank solves some rings, and gets all."""
-        solved = self._solved(sums, comm) if self.rank == 0 else self._improved(sums)
+    def maximize(
+        self, sums: NodeSums, prior: ManifoldPrior, comm: Comm = SERIAL, gather: Gather | None = None
+    ) -> Manifold:
+        """The model that all ranks' sums speak for (`RingShares.together`); every rank solves some rings, and gets all.
+
+        gather: Z' S (a, own d) for Z (K, a), where the sums are S V' alone (`nodes.expect_thin`).
+        """
+        shares = self.shares(comm)
+        solved = self._solved(sums, shares) if self.rank == 0 else self._improved(sums, shares, gather)
         count = sums.node_weight.double()
         count = count + prior.granted(count.sum(), self.grid.k)
-        model = replace(self, coefficients=solved.coefficients, weights=count / count.sum())
-        noise_power = model._noise(sums, solved.product)
+        weights = count / count.sum()
+        model = replace(self, coefficients=solved.coefficients, amplitudes=solved.amplitudes, weights=weights)
+        model.__dict__.update(solved.images)
+        noise_power = model._noise(sums, solved.product, comm)
         tau2 = _smooth(prior.tau2_fudge * (model._coefficient_power() + solved.spread) / self.freedom)
         return model._with(noise_power, tau2 if prior.learn_tau2 else self.tau2)
 
@@ -310,7 +216,7 @@ class Manifold:
         """
         unit = self.mask_fraction * self.basis.weight.double()
         if self.rank:
-            return subspace.variance(self.grid, self._seen(sums), self._rows) * unit
+            return subspace.variance(self.grid, self._held(sums), self._rows) * unit
         found = torch.empty(self.grid.k, self.basis.r_max, dtype=torch.float64, device=self.basis.device)
         for block, factors in self._factors(sums, ERROR_BLOCK):
             for nodes, variance in zip(self.grid.nodes.split(ERROR_BLOCK), found.split(ERROR_BLOCK), strict=True):
@@ -322,7 +228,7 @@ class Manifold:
         """The same map on another basis of the same box: rings are cut, or filled with nothing and held as the last."""
         rings, n_q = min(basis.r_max, self.basis.r_max), min(basis.n_q, self.basis.n_q)
         old = self.triangle.harmonics(self.coefficients)[:, :rings, :n_q]
-        harmonics = old.new_zeros(self.grid.m, basis.r_max, basis.n_q)
+        harmonics = old.new_zeros(len(self.coefficients), basis.r_max, basis.n_q)
         harmonics[:, :rings, :n_q] = old * (basis.n_theta / self.basis.n_theta)
         tau2 = torch.cat([self.tau2[:rings], self.tau2[rings - 1 : rings].expand(basis.r_max - rings)])
         return replace(self, basis=basis, coefficients=Triangle(basis).vectors(harmonics), tau2=tau2)
@@ -331,9 +237,8 @@ class Manifold:
         """The map with what varies most over it, in `rank` ways, which stays its rank; ValueError below 1."""
         if rank < 1:
             raise ValueError(f"a map varies in at least one way, not in {rank}")
-        rank = min(rank, self.grid.m - 1)
-        rows = Rows.cut(self.coefficients, rank, self._telling)
-        return replace(self, coefficients=rows.coefficients, rank=rank)
+        rows = Rows.cut(self.dense, min(rank, self.grid.m - 1), self._telling)
+        return replace(self, coefficients=rows.stacked, amplitudes=rows.amplitudes)
 
     @property
     def freedom(self) -> float:
@@ -345,24 +250,30 @@ class Manifold:
         """(d,) how much a number of an image tells, by the noise."""
         return self.scale.mean(dim=0)[self.triangle.ring_of]
 
-    @cached_property
-    def _rows(self) -> Rows:
-        return Rows.of(self.coefficients, self.rank)
-
     @property
-    def _thin(self) -> bool:
-        """Whether products with rows are cheaper than with nodes."""
-        return 0 < self.rank < self.grid.k // 2
+    def _rows(self) -> Rows:
+        assert self.amplitudes is not None
+        return Rows(self.coefficients[0], self.amplitudes, self.coefficients[1:])
 
-    def _seen(self, sums: NodeSums) -> Weighted:
-        round_power = sums.denominator[..., 0].double() / math.sqrt(self.basis.n_theta)
-        return Weighted(sums.numerator.double(), round_power, self._penalty)
+    @cached_property
+    def _design(self) -> Tensor:
+        """(K, 1 + rank) float64 Z of a map of few ways."""
+        return self._rows.design(self.grid)
 
-    def _improved(self, sums: NodeSums) -> _Solution:
+    def _held(self, sums: NodeSums) -> Held:
+        return Held(sums.denominator[..., 0].double() / math.sqrt(self.basis.n_theta), self._penalty)
+
+    def _improved(self, sums: NodeSums, shares: RingShares, gather: Gather | None) -> _Solution:
         """Better coefficients of the same rank; not the best, yet the penalised log likelihood does not fall."""
-        rows, variance, product = subspace.improved(self.grid, self.triangle, self._seen(sums), self._rows)
+        old, numerator = self._rows, sums.numerator.double()
+        if gather is None:
+            along = shares.comm.sum(numerator @ old.rows[:, shares.place].T)
+            seen = Weighted(along, lambda design: design.T @ numerator)
+        else:
+            seen = Weighted(numerator[:, 1:], lambda design: gather(design.float()).double())
+        rows, variance, product = subspace.improved(self.grid, shares, self._held(sums), seen, old)
         spread = self.mask_fraction * self.basis.weight.double() * variance
-        return _Solution(rows.coefficients, spread, product)
+        return _Solution(rows.stacked, spread, product, rows.amplitudes)
 
     @property
     def _penalty(self) -> Tensor:
@@ -371,7 +282,11 @@ class Manifold:
 
     def _coefficient_power(self) -> Tensor:
         """(ring,) mean over the Gaussians' coefficients and the circle of W^2."""
-        square = sum(block.square().sum(dim=0) for block in self.coefficients[1:].split(NODE_BLOCK))
+        if self.amplitudes is None:
+            square = sum(block.square().sum(dim=0) for block in self.coefficients[1:].split(NODE_BLOCK))
+        else:
+            rows, others = self.coefficients[1:], self.amplitudes[1:]
+            square = (rows * (others.T @ others @ rows)).sum(dim=0)
         return self.triangle.ring_sums(square) / ((self.grid.m - 1) * self.basis.n_theta)
 
     def _with(self, noise_power: Tensor, tau2: Tensor) -> Manifold:
@@ -383,23 +298,40 @@ class Manifold:
     @cached_property
     def ring_power(self) -> Tensor:
         """(K, ring) float32 sums over the circle of the squared fields."""
-        return torch.cat([self.triangle.ring_sums(block.square()) for block in self.vectors.split(NODE_BLOCK)])
+        if self.thin:
+            products = self.triangle.ring_products(self.coefficients)
+            return torch.stack([((self._design @ ring) * self._design).sum(dim=1) for ring in products], 1).float()
+        return self.triangle.ring_squares(self.vectors, slice(0, self.basis.r_max))
 
-    def _power(self, even_harmonics: int) -> Tensor:
-        """(K, ring, e) complex64 even harmonics of the squared fields."""
+    def _power(self, even_harmonics: int, comm: Comm = SERIAL) -> Tensor:
+        """(K, ring, e) complex64 even harmonics of the squared fields, found once; ranks share them out by nodes."""
         if even_harmonics == 1:
             return self.ring_power[..., None].to(torch.complex64)
-        parts = [
-            torch.fft.rfft(self.triangle.field(block).square_())[..., : 2 * even_harmonics : 2]
-            for block in self.vectors.split(NODE_BLOCK)
-        ]
-        return torch.cat(parts)
+        if even_harmonics not in self._powers:
+            own = range(self.grid.k)[part(np.zeros(self.grid.k), comm.rank, comm.size)]
+            found = torch.empty(
+                len(own), self.basis.r_max, even_harmonics, dtype=torch.complex64, device=self.basis.device
+            )
+            for start in range(0, len(own), NODE_BLOCK):
+                fields = self.triangle.field(self._vectors_of(own[start : start + NODE_BLOCK]))
+                found[start : start + NODE_BLOCK] = torch.fft.rfft(fields.square_())[..., : 2 * even_harmonics : 2]
+            self._powers[even_harmonics] = comm.join(found)
+        return self._powers[even_harmonics]
 
-    def _solved(self, sums: NodeSums, comm: Comm) -> _Solution:
+    @cached_property
+    def _powers(self) -> dict[int, Tensor]:
+        """What `_power` has found, by the number of harmonics."""
+        return {}
+
+    def _vectors_of(self, nodes: range) -> Tensor:
+        """(node, d) float32 of some nodes, where the others are not wanted."""
+        some = slice(nodes.start, nodes.stop)
+        return self._design[some].float() @ self.coefficients.float() if self.thin else self.vectors[some]
+
+    def _solved(self, sums: NodeSums, shares: RingShares) -> _Solution:
         """The coefficients' equations: one factor for each ring serves all of its harmonics."""
-        own = self._own_rings(comm)
-        first, last = self.triangle.bounds[own.start], self.triangle.bounds[own.stop]
-        right = self.grid.project(sums.numerator[:, first:last].double())  # and, ring by ring, what solves them
+        own, first = shares.own, shares.place.start
+        right = self.grid.project(sums.numerator.double())  # and, ring by ring, what solves them
         probes = _probes(self.grid.m, right.device)
         count = probes.shape[1]
         traces, products = [right.new_empty(0)], [right.new_empty(0)]
@@ -417,19 +349,12 @@ class Manifold:
             padded *= found
             traces.append(padded[..., :count].sum(dim=(1, 2)))
             products.append(padded[..., count:].sum(dim=(1, 2)))
-        trace, product = torch.cat(traces), torch.cat(products)
-        if comm.size > 1:
-            trace, product = comm.join((trace, product))
-            right = comm.join(right.T.float()).T.double()  # single precision is half to send, and enough
+        trace, product = shares.comm.join((torch.cat(traces), torch.cat(products)))
         spread = self.mask_fraction * self.basis.weight.double() * trace / (self.grid.m - 1)
-        return _Solution(right, spread, product)
-
-    def _own_rings(self, comm: Comm) -> slice:
-        """The rings whose equations this rank solves: as much of the work as any other's."""
-        bounds = self.triangle.bounds
-        work = np.asarray(bounds) + PROBES * np.arange(len(bounds))
-        edges = np.rint(np.interp(work[-1] * np.arange(comm.size + 1) / comm.size, work, np.arange(len(work))))
-        return slice(int(edges[comm.rank]), int(edges[comm.rank + 1]))
+        vectors = self.grid.images(right, torch.float32)
+        power = self.triangle.ring_squares(vectors, own)
+        images = {"vectors": shares.join(vectors), "ring_power": shares.join(power)}
+        return _Solution(shares.join(right), spread, product, images=images)
 
     def _factors(self, sums: NodeSums, columns: int, rings: slice | None = None) -> Iterator[tuple[slice, Factors]]:
         """Cholesky factors of Phi' D_r Phi + lambda_r I', for as many rings (of `rings`, or all) at a time as fit with
@@ -443,29 +368,31 @@ class Manifold:
             least = SMALLEST_SHIFT / self.grid.m * systems.trace()
             yield block, systems.shifted(torch.maximum(self._penalty[block], least), 1e-30).factors()
 
-    def _noise(self, sums: NodeSums, product: Tensor) -> Tensor:
+    def _noise(self, sums: NodeSums, product: Tensor, comm: Comm) -> Tensor:
         """What the map leaves unexplained, per optics group and shell; self: new coefficients, old noise.
 
         product (ring,) is the sum over nodes of Y S.
         """
         weight = self.basis.weight.double()
         even = (sums.denominator.shape[2] + 1) // 2
-        power = power_vectors(self._power(even), self.basis.n_theta)
+        power = power_vectors(self._power(even, comm), self.basis.n_theta)
         square = (sums.denominator * power).sum(dim=(0, 2))
         explained = (2 * product - square) / weight
         return noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction)
 
 
-_OF_IMAGES = ("triangle", "vectors", "ring_power", "_rows")
+_OF_IMAGES = ("triangle", "vectors", "ring_power", "_powers", "_design")
 
 
 @dataclass(frozen=True)
 class _Solution:
     """What the coefficients' equations hold."""
 
-    coefficients: Tensor  # (M, d)
+    coefficients: Tensor  # as the map's
     spread: Tensor  # (ring,) how much the posterior variance of a coefficient adds to its square
     product: Tensor  # (ring,) sum over functions of W Phi' S, which is that over nodes of Y S
+    amplitudes: Tensor | None = None
+    images: dict[str, Tensor] = field(default_factory=dict)  # of the new map, where they are known already
 
 
 def _probes(m: int, device: torch.device) -> Tensor:

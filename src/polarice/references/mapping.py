@@ -8,21 +8,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polarice.align.images import Clock
 from polarice.align.loop import changes
 from polarice.align.portions import Portions
 from polarice.references.aligned import AlignedImages
-from polarice.references.manifold import (
-    Manifold,
-    ManifoldPrior,
-    NodePosterior,
-    NodeSums,
-    expect_nodes,
-    ring_ramp,
-)
+from polarice.references.manifold import Manifold, ManifoldPrior, ring_ramp
+from polarice.references.nodes import NodePosterior, NodeSums, expect_nodes, expect_thin, gathered
 from polarice.references.posed import PosedImages
 from polarice.references.refine import Freedom, refined
+from polarice.references.subspace import Gather
 from polarice.types import Assignment, Pose2D
 
 FIRST_REFINED, REFINED_EVERY = 0.3, 2  # share of the iterations after which poses may move, and how often
@@ -125,11 +121,11 @@ def fit(images: PosedImages, state: MapState, plan: Plan) -> Iterator[MapTurn]:
         if plan.freedom is not None and plan.refines(number):
             moved = refined(images, model, (before.pose, state.anchor), plan.freedom, clock)
             start = replace(before, assignment=replace(before.assignment, pose=moved))
-        placement, sums = expected(images, model, start, (plan.batch, ramp[number - 1]), clock)
-        since = time.perf_counter()
-        fitted = model.maximize(sums, plan.prior, images.comm)
-        _ = fitted.vectors  # made now, and counted here
-        clock.add("maximization", since)
+        placement, sums, gather = expected(images, model, start, (plan.batch, ramp[number - 1]), clock)
+        since, counted = time.perf_counter(), sum(clock.seconds.values())
+        fitted = model.maximize(sums, plan.prior, images.comm, gather)
+        _ = fitted.ring_power  # made now, and counted here
+        clock.add("maximization", since + sum(clock.seconds.values()) - counted)  # less what `gather` took
         state = replace(state, number=number, model=fitted, placement=placement)
         count = float(sums.group_count.sum())
         yield MapTurn(
@@ -146,28 +142,54 @@ def fit(images: PosedImages, state: MapState, plan: Plan) -> Iterator[MapTurn]:
 
 def expected(
     images: PosedImages, model: Manifold, before: Placement, how: tuple[int, int], clock: Clock
-) -> tuple[Placement, NodeSums]:
-    """The placement of all ranks' images under a model, and their sums; how = (batch, rings)."""
+) -> tuple[Placement, NodeSums, Gather | None]:
+    """The placement of all ranks' images under a model, and their sums; how = (batch, rings).
+
+    Where nodes are thin and all images are kept, the sums are those along the rows, and what gathers the rest.
+    """
     (batch, rings), comm = how, images.comm
-    nodes = model.nodes(images.even)
-    found: list[tuple[np.ndarray, NodePosterior]] = []
+    shares = model.shares(comm)
+    nodes, thin = model.nodes(images.even), model.thin and images.all_kept
+    found: list[np.ndarray] = []
+    posteriors: list[NodePosterior] = []
+    products: list[Tensor] = []
     total: NodeSums | None = None
     portions = Portions()
 
-    def compared(part: AlignedImages) -> Callable[[slice], tuple[NodePosterior, NodeSums]]:
-        return lambda some: expect_nodes(images.triangle, nodes, part.take(some), rings)
+    def compared(part: AlignedImages) -> Callable[[slice], tuple[NodePosterior, NodeSums, Tensor]]:
+        if thin:
+            return lambda some: expect_thin(images.triangle, nodes, part.take(some), rings)
+        return lambda some: (*expect_nodes(images.triangle, nodes, part.take(some), rings), part.vector[:0])
 
     for rows, part in images.batches(before.pose, batch, clock):
         with clock.counting("expectation"):
             outcomes = portions.each(compared(part), len(part))
-            for _, sums in outcomes:
+            for posterior, sums, first in outcomes:
                 total = sums.double() if total is None else total.include(sums)
-            found.append((rows, NodePosterior.joined([posterior for posterior, _ in outcomes])))
+                posteriors.append(posterior)
+                products.append(first)
+            found.append(rows)
         images.images.progress(len(rows))
     assert total is not None
-    rows, posterior = np.concatenate([rows for rows, _ in found]), NodePosterior.joined([each for _, each in found])
+    rows, posterior, first = np.concatenate(found), NodePosterior.joined(posteriors), torch.cat(products)
     if comm.size > 1:
         with clock.counting("communication"):
-            total = comm.sum(total.light()).double()
+            total = comm.sum(total.light()).double() if thin else shares.together(total)
             rows, posterior = comm.join((rows, posterior))
-    return before.put(rows, posterior), total
+
+    def gather(design: Tensor) -> Tensor:
+        """Z' S of all ranks, this one's rings: a second look at the images."""
+        done, sums = 0, torch.zeros(design.shape[1], images.triangle.d, dtype=torch.float64, device=design.device)
+
+        def again(part: AlignedImages, along: Tensor) -> Callable[[slice], Tensor]:
+            return lambda some: gathered(images.triangle, nodes, part.take(some), along[some], rings, design)
+
+        for _, part in images.batches(before.pose, batch, clock):
+            with clock.counting("expectation"):
+                for each in portions.each(again(part, first[done : done + len(part)]), len(part)):
+                    sums += each
+            done += len(part)
+        with clock.counting("communication"):
+            return shares.deal(sums)
+
+    return before.put(rows, posterior), total, gather if thin else None

@@ -41,7 +41,7 @@ def path_points(model: Manifold, share: np.ndarray, frames: int) -> np.ndarray:
 def images_at(model: Manifold, points: np.ndarray) -> Tensor:
     """(point, N, N) float32 images anywhere on the map; points (point, axis) in [-1, 1]."""
     functions = model.grid.at(torch.from_numpy(points).to(model.coefficients))
-    return model.triangle.images((functions @ model.coefficients).float())
+    return model.triangle.images((functions @ model.dense).float())
 
 
 def _farthest(length: np.ndarray, occupied: np.ndarray) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -59,6 +60,11 @@ class PosedImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def all_kept(self) -> bool:
+        """Whether every rank keeps all of its images; asked by all of them together."""
+        return not self.comm.sum(int(len(self._block) < len(self.own)))
 
     def share(self, rows: np.ndarray) -> np.ndarray:
         """Those of some rows, in the order of the disk, that are this rank's."""

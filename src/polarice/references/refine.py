@@ -22,7 +22,8 @@ from polarice.align.expect import PolarImages
 from polarice.align.images import Clock
 from polarice.align.schedule import shift_grid
 from polarice.references.aligned import AlignedImages
-from polarice.references.manifold import Manifold, Nodes, log_weights
+from polarice.references.manifold import Manifold
+from polarice.references.nodes import Nodes, log_weights
 from polarice.references.posed import PosedImages
 from polarice.types import Pose2D
 
@@ -49,7 +50,7 @@ def refined(
 
     def work(rows: np.ndarray, polar: PolarImages, posed: AlignedImages) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         share = log_weights(images.triangle, nodes, posed).softmax(dim=1)
-        mean = images.triangle.harmonics(share @ nodes.vector)
+        mean = images.triangle.harmonics(nodes.mean(share))
         local = _Local(images, nodes, pose.psi_deg[rows], pose.shift_px[rows])
         turn, move = local.best(polar, mean, anchor.psi_deg[rows], anchor.shift_px[rows], freedom)
         return rows, turn, move

@@ -66,7 +66,7 @@ def from_coarser(empty: Manifold, coarse: Manifold) -> Manifold:
 
     Priors made of the coefficients alone hold the finer map down: it ended lower.
     """
-    images = coarse.grid.at(empty.grid.nodes) @ coarse.coefficients
+    images = coarse.grid.at(empty.grid.nodes) @ coarse.dense
     model = _started(empty, empty.grid.nodes, images, torch.ones_like(empty.weights), PCA_RIDGE)
     return replace(model, noise_power=coarse.noise_power, tau2=coarse.tau2)
 

@@ -19,24 +19,38 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polarice.references.aligned import Triangle
 from polarice.references.latent import LatentGrid
+from polarice.references.sharing import RingShares
 
 STEPS = 12  # of conjugate gradients, at the most
 ENOUGH = 1e-5  # of the first residual's norm
 
 
-@dataclass(frozen=True)
-class Weighted:
-    """What the images say of the nodes, and how the prior holds coefficients; float64."""
+Gather = Callable[[Tensor], Tensor]  # Z (K, a) -> Z' S (a, d)
 
-    numerator: Tensor  # (K, d) S
+
+@dataclass(frozen=True)
+class Held:
+    """How firmly nodes are held by their images, and coefficients by the prior; float64."""
+
     power: Tensor  # (K, ring) D
     penalty: Tensor  # (ring,) lambda
+
+    def of(self, rings: slice) -> Held:
+        """The same of some rings."""
+        return Held(self.power[:, rings], self.penalty[rings])
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What both steps need to know of S (K, d), the weighted sums of the images; float64."""
+
+    along: Tensor  # (K, rank) S V', of the rows as they were
+    gather: Gather  # of this rank's rings
 
 
 @dataclass(frozen=True)
@@ -54,47 +68,46 @@ class Rows:
         found[0] += self.mean
         return found
 
-    def nodes(self, grid: LatentGrid) -> tuple[Tensor, Tensor]:
-        """(K, 1 + rank) and (1 + rank, d) float32 whose product is the nodes' images."""
-        return _design(grid, self.amplitudes).float(), torch.cat([self.mean[None], self.rows]).float()
+    @property
+    def stacked(self) -> Tensor:
+        """(1 + rank, d) mean and rows."""
+        return torch.cat([self.mean[None], self.rows])
+
+    def design(self, grid: LatentGrid) -> Tensor:
+        """(K, 1 + rank) Z: the nodes' images are Z times mean and rows."""
+        return _design(grid, self.amplitudes)
 
     @staticmethod
     def cut(coefficients: Tensor, rank: int, weight: Tensor) -> Rows:
         """Coefficients (M, d) cut to a rank: what is kept are the main directions under the weights (d,)."""
         other = coefficients[1:]
         _, direction = torch.linalg.eigh((other * weight) @ other.T)
-        return Rows._along(direction[:, -rank:], coefficients)
-
-    @staticmethod
-    def of(coefficients: Tensor, rank: int) -> Rows:
-        """Coefficients (M, d) that have such a rank already, beside the constant's; found from sums of random signs
-        (Halko, Martinsson and Tropp, SIAM Review 53, 217, 2011), the same every time."""
-        signs = torch.randint(0, 2, (coefficients.shape[1], 2 * rank), generator=torch.Generator().manual_seed(0))
-        sketch = coefficients[1:] @ (2 * signs.double() - 1).to(coefficients.device)
-        return Rows._along(torch.linalg.svd(sketch, full_matrices=False).U[:, :rank], coefficients)
-
-    @staticmethod
-    def _along(direction: Tensor, coefficients: Tensor) -> Rows:
-        amplitudes = torch.cat([direction.new_zeros(1, direction.shape[1]), direction])
-        return Rows(coefficients[0], amplitudes, direction.T @ coefficients[1:])
+        direction = direction[:, -rank:]
+        amplitudes = torch.cat([direction.new_zeros(1, rank), direction])
+        return Rows(coefficients[0], amplitudes, direction.T @ other)
 
 
-def improved(grid: LatentGrid, triangle: Triangle, seen: Weighted, old: Rows) -> tuple[Rows, Tensor, Tensor]:
+def improved(
+    grid: LatentGrid, shares: RingShares, held: Held, seen: Weighted, old: Rows
+) -> tuple[Rows, Tensor, Tensor]:
     """Rows after both steps; (ring,) mean posterior variance of a coefficient, in units of the mask's share and the
-    weight, and (ring,) sums over nodes of Y S."""
-    amplitudes = _amplitudes(grid, triangle, seen, old)
-    design, held, factors = _systems(grid, seen, amplitudes)
-    right = design.T @ seen.numerator
-    found = torch.empty_like(right)
-    for factor, (a, b) in zip(factors, itertools.pairwise(triangle.bounds.tolist()), strict=True):
+    weight, and (ring,) sums over nodes of Y S. Every rank solves the second step of its rings, and gets all."""
+    amplitudes = _amplitudes(grid, shares.triangle, held, seen.along, old)
+    design, tied, factors = _systems(grid, held.of(shares.own), amplitudes)
+    right = seen.gather(design)
+    found, product = torch.empty_like(right), right.new_empty(len(factors))
+    ends = shares.triangle.bounds[shares.own.start : shares.own.stop + 1] - shares.place.start
+    for ring, (factor, (a, b)) in enumerate(zip(factors, itertools.pairwise(ends.tolist()), strict=True)):
         found[:, a:b] = torch.cholesky_solve(right[:, a:b], factor)
-    variance = (torch.cholesky_inverse(factors) * held).sum(dim=(1, 2)) / (grid.m - 1)
-    return Rows(found[0], amplitudes, found[1:]), variance, triangle.ring_sums((right * found).sum(dim=0))
+        product[ring] = (right[:, a:b] * found[:, a:b]).sum()
+    variance = (torch.cholesky_inverse(factors) * tied).sum(dim=(1, 2)) / (grid.m - 1)
+    found, variance, product = shares.join(found), shares.comm.join(variance), shares.comm.join(product)
+    return Rows(found[0], amplitudes, found[1:]), variance, product
 
 
-def variance(grid: LatentGrid, seen: Weighted, of: Rows) -> Tensor:
+def variance(grid: LatentGrid, held: Held, of: Rows) -> Tensor:
     """(K, ring) posterior variance of the nodes' fields where the amplitudes are known, in the same units."""
-    design, _, factors = _systems(grid, seen, of.amplitudes)
+    design, _, factors = _systems(grid, held, of.amplitudes)
     return torch.linalg.solve_triangular(factors, design.T, upper=False).square().sum(dim=1).T
 
 
@@ -105,26 +118,27 @@ def _design(grid: LatentGrid, amplitudes: Tensor) -> Tensor:
     return grid.images(torch.cat([constant, amplitudes], dim=1))
 
 
-def _systems(grid: LatentGrid, seen: Weighted, amplitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _systems(grid: LatentGrid, held: Held, amplitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(K, 1 + rank) Z, (1 + rank, 1 + rank) A' I' A, and the Cholesky factors of the second step's systems, by ring."""
     design = _design(grid, amplitudes)
-    held = torch.block_diag(design.new_zeros(1, 1), amplitudes[1:].T @ amplitudes[1:])
-    systems = torch.einsum("ka,kr,kb->rab", design, seen.power, design) + seen.penalty[:, None, None] * held
+    tied = torch.block_diag(design.new_zeros(1, 1), amplitudes[1:].T @ amplitudes[1:])
+    systems = design.new_empty(held.power.shape[1], *tied.shape)
+    for system, power in zip(systems, held.power.T, strict=True):  # an einsum took four times as long
+        torch.mm((design * power[:, None]).T, design, out=system)
+    systems += held.penalty[:, None, None] * tied
     least = 1e-12 * systems.diagonal(dim1=1, dim2=2).mean(dim=1)
-    return design, held, torch.linalg.cholesky(systems + least[:, None, None] * torch.eye(len(held)).to(held))
+    return design, tied, torch.linalg.cholesky(systems + least[:, None, None] * torch.eye(len(tied)).to(tied))
 
 
-def _amplitudes(grid: LatentGrid, triangle: Triangle, seen: Weighted, old: Rows) -> Tensor:
-    """(M, rank) the first step."""
-    products = torch.stack([ring @ ring.T for ring in _rings(triangle, old.rows)], dim=-1)  # (rank, rank, ring)
-    each = torch.einsum("kr,abr->kab", seen.power, products)
-    held = torch.einsum("r,abr->ab", seen.penalty, products)
-    count = seen.power.sum(dim=1) / seen.power.sum()
-    mean = each.sum(dim=0)
-    turn, back, strength = _diagonal(mean, held)
+def _amplitudes(grid: LatentGrid, triangle: Triangle, held: Held, along: Tensor, old: Rows) -> Tensor:
+    """(M, rank) the first step; along (K, rank) S V'."""
+    products = triangle.ring_products(old.rows)
+    each = torch.einsum("kr,rab->kab", held.power, products)
+    count = held.power.sum(dim=1) / held.power.sum()
+    turn, back, strength = _diagonal(each.sum(dim=0), torch.einsum("r,rab->ab", held.penalty, products))
     each = turn @ each @ turn.T
     of_mean = triangle.ring_sums(old.rows * old.mean)  # (rank, ring)
-    right = grid.project((seen.numerator @ old.rows.T - seen.power @ of_mean.T) @ turn.T)
+    right = grid.project((along - held.power @ of_mean.T) @ turn.T)
     systems = grid.gram(count[:, None].expand(-1, len(strength)))
     factors = systems.shifted(torch.maximum(strength, 1e-9 / grid.m * systems.trace()), 1e-30).factors()
 
@@ -137,11 +151,6 @@ def _amplitudes(grid: LatentGrid, triangle: Triangle, seen: Weighted, old: Rows)
         return factors.solve(values.T[:, :, None])[:, :, 0].T
 
     return _conjugate_gradients(applied, preconditioned, right, old.amplitudes @ back) @ turn
-
-
-def _rings(triangle: Triangle, values: Tensor) -> tuple[Tensor, ...]:
-    """Each ring's part of values (n, d)."""
-    return values.split(np.diff(triangle.bounds).tolist(), dim=1)
 
 
 def _diagonal(mean: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
