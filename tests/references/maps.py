@@ -81,6 +81,18 @@ def fitted(model: Manifold, images: AlignedImages, iterations: int, even: int = 
     return model
 
 
+def climbed(
+    model: Manifold, images: AlignedImages, iterations: int, prior: ManifoldPrior
+) -> tuple[Manifold, np.ndarray]:
+    """The model after so many iterations on all rings, and the log posterior that each began with."""
+    history = []
+    for _ in range(iterations):
+        _, sums = expected(model, images)
+        history.append(model.log_posterior(sums, prior))
+        model = model.maximize(sums, prior)
+    return model, np.array(history)
+
+
 def seen_through(clean: np.ndarray, parameters: object) -> np.ndarray:
     """Images (n, N, N) as a microscope shows them."""
     if parameters is None:

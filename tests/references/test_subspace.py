@@ -7,19 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from align.phantoms import Blobs
 from polarice.cluster import SERIAL
 from polarice.references import subspace
-from polarice.references.aligned import AlignedImages
 from polarice.references.growth import pca_start, unseen_rank
-from polarice.references.manifold import Manifold, ManifoldPrior
+from polarice.references.manifold import ManifoldPrior
 from polarice.references.nodes import expect_nodes, expect_thin, gathered, log_weights
 from polarice.references.starts import from_pca
 from polarice.simulate.score import adjusted_rand_index
-from references.maps import PosedSet, expected, on_arc, posed_set, problem
+from references.maps import PosedSet, climbed, expected, on_arc, posed_set, problem
 
 FIXED = ManifoldPrior(learn_tau2=False, evenness=1.5)
+LEARNED = ManifoldPrior(evenness=1.5)
 
 
 def arc_set(shape: int | tuple[int, ...], n: int = 150, noise_sd: float = 1.0, astigmatism_A: float = 0.0) -> PosedSet:
@@ -69,12 +70,7 @@ def test_both_steps_solve_the_equations_written_out(rank):
 @pytest.mark.parametrize("rank", [4])
 def test_penalised_log_likelihood_does_not_fall(shape, rank):
     where = arc_set(shape)
-    model = from_pca(where.empty, where.aligned).cut(rank)
-    history = []
-    for _ in range(9):
-        _, sums = expected(model, where.aligned)
-        history.append(model.log_posterior(sums, FIXED))
-        model = model.maximize(sums, FIXED)
+    model, history = climbed(from_pca(where.empty, where.aligned).cut(rank), where.aligned, 9, FIXED)
     gained = np.diff(history)
     assert gained[0] > 10 and model.rank == rank
     assert gained.min() > -1e-5 * (history[-1] - history[0])
@@ -149,13 +145,23 @@ def test_what_cannot_be_seen_is_not_fitted():
     start = pca_start(where.empty, where.aligned, where.even, ManifoldPrior(), 0)
     agreed = []
     for model in (start, start.cut(4)):
-        fitted = run(model, where.aligned)
+        fitted, _ = climbed(model, where.aligned, 12, LEARNED)
         node_of = expected(fitted, where.aligned)[0].node_of.numpy()
         agreed.append(adjusted_rand_index(node_of, species))
     assert agreed[1] > 1.2 * agreed[0]
 
 
-def run(model: Manifold, images: AlignedImages) -> Manifold:
-    for _ in range(12):
-        model = model.maximize(expected(model, images)[1], ManifoldPrior(evenness=1.5))
-    return model
+def test_spread_says_how_far_the_truth_is():
+    """On an arc: a curve through the coordinates says where a place on it lies on the map; within one and two standard
+    deviations of that should lie 68 and 95 % of the images, and a posterior too sure or too vague would miss both."""
+    rng = np.random.default_rng(0)
+    place = rng.uniform(0, 1, 400)
+    where = posed_set([on_arc(t) for t in place], (30,), 0.5)
+    start = pca_start(where.empty, where.aligned, where.even, ManifoldPrior(), 0).cut(4)
+    found = expected(climbed(start, where.aligned, 12, LEARNED)[0], where.aligned)[0]
+    latent, spread = found.latent_mean[:, 0].numpy(), found.latent_sd[:, 0].numpy()
+    assert abs(spearmanr(latent, place).statistic) > 0.97
+    away = np.abs(latent - np.polynomial.Polynomial.fit(place, latent, 7)(place))
+    away /= np.hypot(spread, 1 / 29 / np.sqrt(3))  # a node stands for what lies around it
+    assert 0.6 < np.mean(away < 1) < 0.8
+    assert 0.9 < np.mean(away < 2) < 0.98
