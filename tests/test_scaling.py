@@ -78,10 +78,17 @@ def test_what_runs_took_beside_computing_is_told_apart():
     assert (found.first_s, found.look_byte_s, found.box_px) == (1.0, 5e-4, 10)
 
 
+def test_each_message_waits_for_the_one_before():
+    more = replace(WORK, messages=5)
+    assert compute_s(more, 4, SLOW, 0.0) - compute_s(WORK, 4, SLOW, 0.0) == pytest.approx(2 * 4 * 2 * ROUNDS * 0.01)
+
+
 def test_a_map_is_timed():
-    found = time_map(24, 20)
-    assert all(found[name] > 0 for name in ("image_ms", "prepare_ms", "divided_s", "maximize_s"))
-    assert found["rings"] == 12 and found["bytes"] > 4 * 20 * 12
+    free, few = time_map(24, 20), time_map(24, 20, 3)
+    for found in (free, few):
+        assert all(found[name] > 0 for name in ("image_ms", "prepare_ms", "divided_s", "maximize_s"))
+        assert found["rings"] == 12 and found["messages"] > 1
+    assert free["bytes"] > 3 * few["bytes"] > 12 * 4 * 20 * 12
 
 
 def test_efficiency_falls_with_nodes():

@@ -68,6 +68,7 @@ class Work:
     cores: int = 1  # of a node
     once_s: float = 0.0  # for all images, on one node
     divided_s: float = 0.0  # of a maximization, shared by the nodes
+    messages: int = 1  # in which an iteration's sums and what is made of them go about
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ class Disks:
     shared_bytes_per_s: float = math.inf  # of a file system that all nodes read from
 
 
-def reduce_s(volume_bytes: float, ranks: int, network: Network, pack_s_per_byte: float) -> float:
-    """A reduction whose sum every rank has."""
+def reduce_s(volume_bytes: float, ranks: int, network: Network, pack_s_per_byte: float, messages: int = 1) -> float:
+    """A reduction whose sum every rank has, in so many messages."""
     if ranks == 1:
         return 0.0
     sent = 2 * volume_bytes * (ranks - 1) / ranks
     return (
-        ROUNDS * math.ceil(math.log2(ranks)) * network.latency_s
+        messages * ROUNDS * math.ceil(math.log2(ranks)) * network.latency_s
         + sent / network.bytes_per_s
         + volume_bytes * pack_s_per_byte
     )
@@ -95,7 +96,7 @@ def compute_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float) 
     total = work.once_s / nodes
     for images, share in zip(work.images, work.share, strict=True):
         total += math.ceil(images / nodes) * share * work.image_s + share * (work.maximize_s + work.divided_s / nodes)
-        total += reduce_s(share * work.volume_bytes, nodes, network, pack_s_per_byte)
+        total += reduce_s(share * work.volume_bytes, nodes, network, pack_s_per_byte, work.messages)
     return total
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from polarice.align.loop import State
     from polarice.align.search import Search
     from polarice.align.sweep import Sweep
+    from polarice.references.aligned import AlignedImages
     from polarice.references.averages import Averages
+    from polarice.references.manifold import Manifold
 
 T = TypeVar("T")
 MAP_RADIUS, MAP_IMAGES = 0.4, 256  # the particle's radius over the box; images that meet a map's nodes at once
@@ -246,19 +248,19 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_map(box_px: int, k: int) -> dict[str, Any]:
+def time_map(box_px: int, k: int, rank: int = 0) -> dict[str, Any]:
     """What a map of k nodes on a line takes on one thread, on all rings of a box; of random images, as none is known.
 
-    Preparation and expectation in ms per image; of a maximization, what is divided among ranks and what is not, in s;
-    bytes: what each rank sends and takes in an iteration, as one sum.
+    rank: in how many ways it varies, 0 for all. Preparation and expectation in ms per image; of a maximization, what is
+    divided among ranks and what is not, in s; bytes: what each rank sends and takes in an iteration, as one sum: a
+    numerator dealt out and rings joined are sent once, half as much.
     """
     import torch
 
     from polarice.align.polar import PolarBasis
     from polarice.references.aligned import AlignedImages
     from polarice.references.latent import LatentGrid
-    from polarice.references.manifold import Manifold, ManifoldPrior
-    from polarice.references.nodes import expect_nodes
+    from polarice.references.manifold import Manifold
 
     basis = PolarBasis(box_px, MAP_RADIUS * box_px, box_px // 2, 0.0, torch.device("cpu"))
     basis.prepare()
@@ -270,16 +272,46 @@ def time_map(box_px: int, k: int) -> dict[str, Any]:
         prepare_s, vectors = _timed(lambda: triangle.vectors(basis.harmonics(basis.sample(pixels))))
         ones = torch.ones(many, basis.r_max, 1)
         images = AlignedImages(vectors, ones, ones[..., 0], torch.zeros(many, dtype=torch.int64))
-        nodes = model.nodes()
-        expect_s, (_, sums) = _timed(lambda: expect_nodes(triangle, nodes, images))
-        whole_s, fitted = _timed(lambda: model.maximize(sums, ManifoldPrior()))
-        rest_s, _ = _timed(lambda: fitted.grid.images(fitted.coefficients, torch.float32))
-        divided_s, _ = _timed(lambda: model._solved(sums, model.shares(SERIAL)))
+        times = _thin_times(model.cut(rank), images) if rank else _free_times(model, images)
+    sent = (k + k / 2 + model.grid.m / 2) * triangle.d if not rank else (1 + rank) * (triangle.d + k)
     return {
-        "image_ms": 1e3 * expect_s / many, "prepare_ms": 1e3 * prepare_s / many, "divided_s": divided_s,
-        "maximize_s": max(0.0, whole_s - divided_s) + rest_s, "rings": basis.r_max,
-        "bytes": 4.0 * triangle.d * k + 4.0 * triangle.d * model.grid.m / 2,
+        "image_ms": 1e3 * times["expect_s"] / many, "prepare_ms": 1e3 * prepare_s / many,
+        "divided_s": times["divided_s"], "maximize_s": max(0.0, times["whole_s"] - times["divided_s"]),
+        "rings": basis.r_max, "bytes": 4.0 * (sent + k * basis.r_max), "messages": 5 if rank else 6,
     }  # fmt: skip
+
+
+def _free_times(model: Manifold, images: AlignedImages) -> dict[str, float]:
+    """Seconds of an expectation and a maximization, and of this what is shared out by rings."""
+    from polarice.references.manifold import ManifoldPrior
+    from polarice.references.nodes import expect_nodes
+
+    nodes = model.nodes()
+    expect_s, (_, sums) = _timed(lambda: expect_nodes(model.triangle, nodes, images))
+    whole_s, _ = _timed(lambda: model.maximize(sums, ManifoldPrior()))
+    divided_s, _ = _timed(lambda: model._solved(sums, model.shares(SERIAL)))
+    return {"expect_s": expect_s, "whole_s": whole_s, "divided_s": divided_s}
+
+
+def _thin_times(model: Manifold, images: AlignedImages) -> dict[str, float]:
+    """The same of a map of few ways; its images are looked at twice in an expectation."""
+    from polarice.references import subspace
+    from polarice.references.manifold import ManifoldPrior
+    from polarice.references.nodes import expect_thin, gathered
+
+    nodes, triangle = model.nodes(), model.triangle
+    assert nodes.factors is not None
+    design = nodes.factors[0]
+    first_s, (_, sums, along) = _timed(lambda: expect_thin(triangle, nodes, images))
+    second_s, right = _timed(lambda: gathered(triangle, nodes, images, along, None, design))
+    sums = sums.double()
+    whole_s, _ = _timed(lambda: model.maximize(sums, ManifoldPrior(), gather=lambda _: right).ring_power)
+    seen, old = subspace.Weighted(sums.numerator[:, 1:], lambda _: right.double()), model._rows
+    parts = (model.grid, triangle, model._held(sums), seen.along, old)
+    alone_s, _ = _timed(lambda: subspace.first_step(*parts))
+    both = (model.grid, model.shares(SERIAL), parts[2], seen, old)
+    both_s, _ = _timed(lambda: subspace.improved(*both))
+    return {"expect_s": first_s + second_s, "whole_s": whole_s, "divided_s": max(0.0, both_s - alone_s)}
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

@@ -92,7 +92,7 @@ def improved(
 ) -> tuple[Rows, Tensor, Tensor]:
     """Rows after both steps; (ring,) mean posterior variance of a coefficient, in units of the mask's share and the
     weight, and (ring,) sums over nodes of Y S. Every rank solves the second step of its rings, and gets all."""
-    amplitudes = _amplitudes(grid, shares.triangle, held, seen.along, old)
+    amplitudes = first_step(grid, shares.triangle, held, seen.along, old)
     design, tied, factors = _systems(grid, held.of(shares.own), amplitudes)
     right = seen.gather(design)
     found, product = torch.empty_like(right), right.new_empty(len(factors))
@@ -101,7 +101,7 @@ def improved(
         found[:, a:b] = torch.cholesky_solve(right[:, a:b], factor)
         product[ring] = (right[:, a:b] * found[:, a:b]).sum()
     variance = (torch.cholesky_inverse(factors) * tied).sum(dim=(1, 2)) / (grid.m - 1)
-    found, variance, product = shares.join(found), shares.comm.join(variance), shares.comm.join(product)
+    found, (variance, product) = shares.join(found), shares.comm.join((variance, product))
     return Rows(found[0], amplitudes, found[1:]), variance, product
 
 
@@ -130,7 +130,7 @@ def _systems(grid: LatentGrid, held: Held, amplitudes: Tensor) -> tuple[Tensor, 
     return design, tied, torch.linalg.cholesky(systems + least[:, None, None] * torch.eye(len(tied)).to(tied))
 
 
-def _amplitudes(grid: LatentGrid, triangle: Triangle, held: Held, along: Tensor, old: Rows) -> Tensor:
+def first_step(grid: LatentGrid, triangle: Triangle, held: Held, along: Tensor, old: Rows) -> Tensor:
     """(M, rank) the first step; along (K, rank) S V'."""
     products = triangle.ring_products(old.rows)
     each = torch.einsum("kr,rab->kab", held.power, products)
