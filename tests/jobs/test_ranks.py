@@ -107,6 +107,7 @@ def test_a_rank_that_is_killed_ends_all_and_another_number_goes_on(alone, place)
 
 MAP = "sml particles.star --k 3x3 --iter 4 --write-every 2 --particle-diameter 50 --threads 1 --o out"
 FREE = f"{MAP} --refine-poses --average hard --price 1"
+FEW = MAP.replace("3x3", "4x5") + " --rank 3"
 BOTH = "deep2d particles.star --k 6 --iter 4 --align-k 4 --align-iter 2 --particle-diameter 50 --threads 1 --o out"
 
 
@@ -133,6 +134,18 @@ def test_a_map_of_three_ranks_is_that_of_one(tmp_path):
     assert np.abs(a - b).max() < 1e-4 * np.abs(a).max()
     assert {path.name for path in (one / "out").iterdir()} == {path.name for path in (three / "out").iterdir()}
     assert json.loads((three / "out/usage.json").read_text())["ranks"] == 3
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_map_of_few_ways_on_several_ranks_is_that_of_one(ranks, tmp_path):
+    one, several = tmp_path / "one", tmp_path / "several"
+    written(one, several)
+    for folder, number in ((one, 0), (several, ranks)):
+        code, _, err = ended(start(FEW, folder, number))
+        assert code == 0, err
+        assert "the map varies in 3 ways" in err
+    assert state(several / "out", 4)["model.coefficients"].shape[0] == 4
+    assert_same_answer(several, one, model="coefficients")
 
 
 def test_deep2d_goes_on_where_a_killed_rank_left_its_map(tmp_path):

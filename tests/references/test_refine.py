@@ -152,3 +152,21 @@ def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatc
     assert np.array_equal(halved.pose.class_of, whole.pose.class_of)
     torch.testing.assert_close(sums_halved.numerator, sums.numerator, rtol=1e-4, atol=1e-4)
     assert float(sums_halved.group_count.sum()) == N
+
+
+def test_images_kept_or_streamed_give_the_same_map_of_few_ways(scene):
+    """Kept ones are looked at twice, for the rows alone; streamed ones once, for all nodes. More batches than one."""
+    images, pose, _, _ = scene
+    streamed = PosedImages(images.images, images.basis, images.rows, Room(0))
+    assert images.all_kept and not streamed.all_kept
+    start = pca_start(blank(images), images.subset(images.rows, pose, Clock()), images.even, ManifoldPrior(), 0).cut(3)
+    state = MapState(0, start, Placement.unknown(pose, 2), 4, pose)
+    turns = [list(fit(each, state, Plan(3, ManifoldPrior(), 100))) for each in (images, streamed)]
+    for kept, other in zip(*turns, strict=True):
+        one, two = kept.state, other.state
+        assert kept.sums.numerator.shape[1] == 4 < other.sums.numerator.shape[1]
+        assert np.mean(one.placement.pose.class_of == two.placement.pose.class_of) > 0.99
+        moved = (two.model.dense - start.dense).abs().max()
+        assert (one.model.dense - two.model.dense).abs().max() < 1e-3 * moved
+        assert kept.log_posterior == pytest.approx(other.log_posterior, abs=0.1)  # a sum over 300 images
+    assert all(kept.clock.seconds["maximization"] >= 0 for kept in turns[0])
