@@ -273,7 +273,7 @@ def time_map(box_px: int, k: int, rank: int = 0) -> dict[str, Any]:
         ones = torch.ones(many, basis.r_max, 1)
         images = AlignedImages(vectors, ones, ones[..., 0], torch.zeros(many, dtype=torch.int64))
         times = _thin_times(model.cut(rank), images) if rank else _free_times(model, images)
-    sent = (k + k / 2 + model.grid.m / 2) * triangle.d if not rank else (1 + rank) * (triangle.d + k)
+    sent = (k + model.grid.m / 2) * triangle.d if not rank else (1 + rank) * (triangle.d + k)
     return {
         "image_ms": 1e3 * times["expect_s"] / many, "prepare_ms": 1e3 * prepare_s / many,
         "divided_s": times["divided_s"], "maximize_s": max(0.0, times["whole_s"] - times["divided_s"]),
