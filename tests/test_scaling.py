@@ -86,7 +86,8 @@ def test_each_message_waits_for_the_one_before():
 def test_a_map_is_timed():
     free, few = time_map(24, 20), time_map(24, 20, 3)
     for found in (free, few):
-        assert all(found[name] > 0 for name in ("image_ms", "prepare_ms", "divided_s", "maximize_s"))
+        assert all(found[name] > 0 for name in ("image_ms", "prepare_ms"))
+        assert all(found[name] >= 0 for name in ("divided_s", "maximize_s"))  # differences of what a machine took
         assert found["rings"] == 12 and found["messages"] > 1
     assert free["bytes"] > 3 * few["bytes"] > 12 * 4 * 20 * 12
 
