@@ -264,7 +264,7 @@ def time_map(box_px: int, k: int, rank: int = 0) -> dict[str, Any]:
 
     basis = PolarBasis(box_px, MAP_RADIUS * box_px, box_px // 2, 0.0, torch.device("cpu"))
     basis.prepare()
-    empty = Manifold.empty(basis, LatentGrid.of(k), torch.ones(1, box_px // 2 + 1, dtype=torch.float64), 0.5)
+    empty = Manifold.empty(basis, LatentGrid.of((k,)), torch.ones(1, box_px // 2 + 1, dtype=torch.float64), 0.5)
     model = replace(empty, coefficients=torch.randn(empty.coefficients.shape, dtype=torch.float64))
     triangle, many = model.triangle, MAP_IMAGES
     pixels = torch.randn(many, box_px, box_px)
