@@ -17,8 +17,9 @@ from polarice.align.store import Room
 from polarice.references import mapping
 from polarice.references.growth import pca_start
 from polarice.references.latent import LatentGrid
-from polarice.references.manifold import Manifold, ManifoldPrior, expect_nodes
+from polarice.references.manifold import Manifold, ManifoldPrior
 from polarice.references.mapping import MapState, Placement, Plan, expected, fit
+from polarice.references.nodes import expect_nodes
 from polarice.references.posed import PosedImages
 from polarice.references.refine import Freedom, refined
 from polarice.types import Pose2D
@@ -130,7 +131,7 @@ def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatc
     images, _, off, _ = scene
     model = pca_start(blank(images), images.subset(images.rows, off, Clock()), images.even, ManifoldPrior(), 0)
     before, how = Placement.unknown(off, 2), (256, images.basis.r_max)
-    whole, sums = expected(images, model, before, how, Clock())
+    whole, sums, _ = expected(images, model, before, how, Clock())
     seen: dict[str, list[int]] = {"expect_nodes": [], "sample": []}
 
     def short(of_images: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,7 +148,7 @@ def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatc
     monkeypatch.setattr(mapping, "expect_nodes", short(expect_nodes))
     monkeypatch.setattr(PolarBasis, "sample", short(PolarBasis.sample))
     streamed = PosedImages(images.images, images.basis, images.rows, Room(0))
-    halved, sums_halved = expected(streamed, model, before, how, Clock())
+    halved, sums_halved, _ = expected(streamed, model, before, how, Clock())
     assert seen == {"expect_nodes": [256, 128, 64, 64, 64, 64, 44], "sample": [1, 256, 128, 64, 64, 64, 64, 44]}
     assert np.array_equal(halved.pose.class_of, whole.pose.class_of)
     torch.testing.assert_close(sums_halved.numerator, sums.numerator, rtol=1e-4, atol=1e-4)
