@@ -67,9 +67,10 @@ class Sweep(Generic[M]):
                 return found
 
             found = portions[worker].each(part, len(batch.rows))
-            sums = reduce(add, (sums for _, sums in found))
-            total = totals[worker]
-            totals[worker] = sums.double() if total is None else total.include(sums)
+            with clocks[worker].counting("expectation"):
+                sums = reduce(add, (sums for _, sums in found))
+                total = totals[worker]
+                totals[worker] = sums.double() if total is None else total.include(sums)
             return batch.rows, Posterior.joined([posterior for posterior, _ in found])
 
         batches = clock.waiting("reading", self._batches(store, kept, streamed, cut_px))
