@@ -117,11 +117,12 @@ def _far(leaf: Any) -> Any:
 class LateCard:
     """A card whose copies are made as late as they may be: when somebody waits for them.
 
-    So a buffer that is overwritten while a copy from it is under way shows in what arrives.
+    So a buffer that is overwritten while a copy from it is under way shows in what arrives. Whoever waits for a copy
+    that another thread is making waits until it is made.
     """
 
     def __init__(self, device: torch.device = CPU) -> None:
-        self._device = device
+        self._device, self._making = device, threading.Lock()
         self.pinned_counts: list[int] = []
         self.under_way = 0
         self.most_under_way = 0
@@ -132,14 +133,16 @@ class LateCard:
 
     def copy(self, buffer: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
         there = torch.full(buffer.shape, float("nan"), dtype=buffer.dtype, device=self._device)
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        with self._making:
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
         return there, [lambda: there.copy_(buffer)]
 
     def wait(self, ended: list[Any]) -> None:
-        if ended:
-            ended.pop()()
-            self.under_way -= 1
+        with self._making:
+            if ended:
+                ended.pop()()
+                self.under_way -= 1
 
     def receive(self, there: torch.Tensor, ended: list[Any]) -> None:
         self.wait(ended)
