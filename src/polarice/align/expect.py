@@ -65,10 +65,6 @@ class PolarImages:
     def __len__(self) -> int:
         return len(self.field)
 
-    def take(self, rows: slice | Tensor) -> PolarImages:
-        """The images `rows`."""
-        return PolarImages(*(getattr(self, each.name)[rows] for each in fields(self)))
-
 
 @dataclass(frozen=True)
 class Posterior:

@@ -224,6 +224,7 @@ class Chart:
 
     @staticmethod
     def of(figure: Figure, name: str) -> Chart:
+        """The figure in every format; `name` tells it from the page's others."""
         return Chart(svg(figure, name), png(figure))
 
 
