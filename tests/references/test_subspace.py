@@ -28,7 +28,7 @@ def arc_set(shape: int | tuple[int, ...], n: int = 150, noise_sd: float = 1.0, a
     return posed_set([on_arc(t) for t in rng.uniform(0, 1, n)], shape, noise_sd, astigmatism_A)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("rank", [1, 3, 7])
 def test_both_steps_solve_the_equations_written_out(rank):
     """Amplitudes: one dense system of all functions and rows; rows: one for each number of an image."""
     where = arc_set((15,), n=40)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from polarice.cluster import SERIAL
+from polarice.cluster import SERIAL, Serial
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ def time_map(box_px: int, k: int, rank: int = 0) -> dict[str, Any]:
     from polarice.references.aligned import AlignedImages
     from polarice.references.latent import LatentGrid
     from polarice.references.manifold import Manifold
+    from polarice.references.subspace import STEPS
 
     basis = PolarBasis(box_px, MAP_RADIUS * box_px, box_px // 2, 0.0, torch.device("cpu"))
     basis.prepare()
@@ -273,11 +274,12 @@ def time_map(box_px: int, k: int, rank: int = 0) -> dict[str, Any]:
         ones = torch.ones(many, basis.r_max, 1)
         images = AlignedImages(vectors, ones, ones[..., 0], torch.zeros(many, dtype=torch.int64))
         times = _thin_times(model.cut(rank), images) if rank else _free_times(model, images)
-    sent = (k + model.grid.m / 2) * triangle.d if not rank else (1 + rank) * (triangle.d + k)
+    products = 1 + STEPS if rank else 0
+    sent = (1 + rank) * (triangle.d + k) + products * k * rank / 2 if rank else (k + model.grid.m / 2) * triangle.d
     return {
         "image_ms": 1e3 * times["expect_s"] / many, "prepare_ms": 1e3 * prepare_s / many,
         "divided_s": times["divided_s"], "maximize_s": max(0.0, times["whole_s"] - times["divided_s"]),
-        "rings": basis.r_max, "bytes": 4.0 * (sent + k * basis.r_max), "messages": 5 if rank else 6,
+        "rings": basis.r_max, "bytes": 4.0 * (sent + k * basis.r_max), "messages": 6 + products,
     }  # fmt: skip
 
 
@@ -307,11 +309,20 @@ def _thin_times(model: Manifold, images: AlignedImages) -> dict[str, float]:
     sums = sums.double()
     whole_s, _ = _timed(lambda: model.maximize(sums, ManifoldPrior(), gather=lambda _: right).ring_power)
     seen, old = subspace.Weighted(sums.numerator[:, 1:], lambda _: right.double()), model._rows
-    parts = (model.grid, triangle, model._held(sums), seen.along, old)
-    alone_s, _ = _timed(lambda: subspace.first_step(*parts))
-    both = (model.grid, model.shares(SERIAL), parts[2], seen, old)
-    both_s, _ = _timed(lambda: subspace.improved(*both))
-    return {"expect_s": first_s + second_s, "whole_s": whole_s, "divided_s": max(0.0, both_s - alone_s)}
+    held, grid = model._held(sums), model.grid
+    both_s, _ = _timed(lambda: subspace.improved(grid, model.shares(SERIAL), held, seen, old))
+    power_s, _ = _timed(lambda: model._thin_power(slice(0, triangle.basis.r_max)))
+    one = model.shares(_OneOfMany(size=grid.k))
+    alone_s, _ = _timed(lambda: subspace.first_step(grid, one, held, seen.along, old))
+    return {"expect_s": first_s + second_s, "whole_s": whole_s, "divided_s": max(0.0, both_s + power_s - alone_s)}
+
+
+@dataclass(frozen=True)
+class _OneOfMany(Serial):
+    """As many ranks as there are nodes, so that next to nothing is its own to do; what others would send is nothing."""
+
+    def join(self, parts: Any) -> Any:
+        return parts.new_zeros(self.size, *parts.shape[1:])
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

@@ -188,6 +188,8 @@ class Manifold:
         weights = count / count.sum()
         model = replace(self, coefficients=solved.coefficients, amplitudes=solved.amplitudes, weights=weights)
         model.__dict__.update(solved.images)
+        if model.thin:
+            model.__dict__["ring_power"] = shares.join(model._thin_power(shares.own))
         noise_power = model._noise(sums, solved.product, comm)
         tau2 = _smooth(prior.tau2_fudge * (model._coefficient_power() + solved.spread) / self.freedom)
         return model._with(noise_power, tau2 if prior.learn_tau2 else self.tau2)
@@ -284,10 +286,11 @@ class Manifold:
         """(ring,) mean over the Gaussians' coefficients and the circle of W^2."""
         if self.amplitudes is None:
             square = sum(block.square().sum(dim=0) for block in self.coefficients[1:].split(NODE_BLOCK))
+            found = self.triangle.ring_sums(square)
         else:
-            rows, others = self.coefficients[1:], self.amplitudes[1:]
-            square = (rows * (others.T @ others @ rows)).sum(dim=0)
-        return self.triangle.ring_sums(square) / ((self.grid.m - 1) * self.basis.n_theta)
+            others = self.amplitudes[1:]
+            found = torch.einsum("rab,ab->r", self._products[:, 1:, 1:], others.T @ others)
+        return found / ((self.grid.m - 1) * self.basis.n_theta)
 
     def _with(self, noise_power: Tensor, tau2: Tensor) -> Manifold:
         """The same map under another noise and prior; its images are not made again."""
@@ -298,10 +301,20 @@ class Manifold:
     @cached_property
     def ring_power(self) -> Tensor:
         """(K, ring) float32 sums over the circle of the squared fields."""
-        if self.thin:
-            products = self.triangle.ring_products(self.coefficients)
-            return torch.stack([((self._design @ ring) * self._design).sum(dim=1) for ring in products], 1).float()
-        return self.triangle.ring_squares(self.vectors, slice(0, self.basis.r_max))
+        every = slice(0, self.basis.r_max)
+        return self._thin_power(every) if self.thin else self.triangle.ring_squares(self.vectors, every)
+
+    def _thin_power(self, rings: slice) -> Tensor:
+        """(K, those of `rings`) float32 the same of a map of few ways."""
+        found = self._design.new_empty(rings.stop - rings.start, self.grid.k)
+        for ring, products in zip(found, self._products[rings], strict=True):
+            torch.sum((self._design @ products) * self._design, dim=1, out=ring)
+        return found.T.float()
+
+    @cached_property
+    def _products(self) -> Tensor:
+        """(ring, 1 + rank, 1 + rank) of mean and rows of a map of few ways with each other."""
+        return self.triangle.ring_products(self.coefficients)
 
     def _power(self, even_harmonics: int, comm: Comm = SERIAL) -> Tensor:
         """(K, ring, e) complex64 even harmonics of the squared fields, found once; ranks share them out by nodes."""
@@ -381,7 +394,7 @@ class Manifold:
         return noise_left(self.noise_power, sums, explained / self.basis.n_theta, self.mask_fraction)
 
 
-_OF_IMAGES = ("triangle", "vectors", "ring_power", "_powers", "_design")
+_OF_IMAGES = ("triangle", "vectors", "ring_power", "_powers", "_design", "_products")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which rings of a map each rank solves: what it needs of the sums, and what it hands to the others."""
+"""Which rings and nodes of a map are each rank's: what it needs of the sums, and what it hands to the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from polarice.cluster import SERIAL, Comm
+from polarice.cluster import SERIAL, Comm, part
 from polarice.references.aligned import Triangle
 from polarice.references.nodes import NodeSums
 
@@ -32,6 +32,10 @@ class RingShares:
     def place(self) -> slice:
         """Where the numbers of this rank's rings stand among those of an image."""
         return self._place(self.own)
+
+    def some(self, count: int) -> slice:
+        """This rank's part of `count` things of equal work, such as nodes; all parts joined are all."""
+        return part(np.zeros(count), self.comm.rank, self.comm.size)
 
     def deal(self, values: Tensor) -> Tensor:
         """The sum over all ranks of values (n, d), of this rank's rings: (n, own); sent in single precision."""

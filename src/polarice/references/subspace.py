@@ -10,7 +10,7 @@ which lets it fall (Meng and Rubin, Biometrika 80, 267, 1993):
 
 The second is a small system for each ring. The first would be as many as there are rows, tied together only by how
 D differs between nodes, in shape over the rings: conjugate gradients, preconditioned by the systems of the mean shape,
-end after a few steps.
+come near enough in a few steps.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarice.references.aligned import Triangle
 from polarice.references.latent import LatentGrid
 from polarice.references.sharing import RingShares
 
-STEPS = 12  # of conjugate gradients, at the most
-ENOUGH = 1e-5  # of the first residual's norm
+STEPS = 4  # of conjugate gradients: what is left to gain is then less than a millionth of what was
+GROUPS = 4  # systems that precondition them; one for each column saves no more than a step
 
 
 Gather = Callable[[Tensor], Tensor]  # Z (K, a) -> Z' S (a, d)
@@ -91,8 +90,8 @@ def improved(
     grid: LatentGrid, shares: RingShares, held: Held, seen: Weighted, old: Rows
 ) -> tuple[Rows, Tensor, Tensor]:
     """Rows after both steps; (ring,) mean posterior variance of a coefficient, in units of the mask's share and the
-    weight, and (ring,) sums over nodes of Y S. Every rank solves the second step of its rings, and gets all."""
-    amplitudes = first_step(grid, shares.triangle, held, seen.along, old)
+    weight, and (ring,) sums over nodes of Y S. Ranks share both steps, the first by nodes and the second by rings."""
+    amplitudes = first_step(grid, shares, held, seen.along, old)
     design, tied, factors = _systems(grid, held.of(shares.own), amplitudes)
     right = seen.gather(design)
     found, product = torch.empty_like(right), right.new_empty(len(factors))
@@ -130,27 +129,43 @@ def _systems(grid: LatentGrid, held: Held, amplitudes: Tensor) -> tuple[Tensor, 
     return design, tied, torch.linalg.cholesky(systems + least[:, None, None] * torch.eye(len(tied)).to(tied))
 
 
-def first_step(grid: LatentGrid, triangle: Triangle, held: Held, along: Tensor, old: Rows) -> Tensor:
-    """(M, rank) the first step; along (K, rank) S V'."""
-    products = triangle.ring_products(old.rows)
-    each = torch.einsum("kr,rab->kab", held.power, products)
-    count = held.power.sum(dim=1) / held.power.sum()
-    turn, back, strength = _diagonal(each.sum(dim=0), torch.einsum("r,rab->ab", held.penalty, products))
-    each = turn @ each @ turn.T
-    of_mean = triangle.ring_sums(old.rows * old.mean)  # (rank, ring)
-    right = grid.project((along - held.power @ of_mean.T) @ turn.T)
-    systems = grid.gram(count[:, None].expand(-1, len(strength)))
-    factors = systems.shifted(torch.maximum(strength, 1e-9 / grid.m * systems.trace()), 1e-30).factors()
+def first_step(grid: LatentGrid, shares: RingShares, held: Held, along: Tensor, old: Rows) -> Tensor:
+    """(M, rank) the first step; along (K, rank) S V'. Every rank multiplies for its nodes, and gets all."""
+    products = shares.triangle.ring_products(old.stacked)
+    with_mean, products = products[:, 0, 1:], products[:, 1:, 1:]
+    mean = torch.einsum("r,rab->ab", held.power.sum(dim=0), products)
+    turn, back, strength = _diagonal(mean, torch.einsum("r,rab->ab", held.penalty, products))
+    right = grid.project((along - held.power @ with_mean) @ turn.T)
+    own = shares.some(grid.k)
+    each = torch.einsum("kr,rab->kab", held.power[own].float(), (turn @ products @ turn.T).float())  # near 1 now
 
     def applied(values: Tensor) -> Tensor:
-        found = grid.project((each @ grid.images(values)[:, :, None])[:, :, 0])
+        images = grid.images(values)[own].float()
+        found = grid.project(shares.comm.join((each @ images[:, :, None])[:, :, 0]).double())
         found[1:] += values[1:] * strength
         return found
 
-    def preconditioned(values: Tensor) -> Tensor:
-        return factors.solve(values.T[:, :, None])[:, :, 0].T
-
+    preconditioned = _of_mean_shape(grid, held.power, strength)
     return _conjugate_gradients(applied, preconditioned, right, old.amplitudes @ back) @ turn
+
+
+def _of_mean_shape(grid: LatentGrid, power: Tensor, strength: Tensor) -> Callable[[Tensor], Tensor]:
+    """What solves for the columns of values (M, rank) if D had the same shape over the rings at every node.
+
+    strength (rank,) rises; neighbours, which differ little in it, share a system, so that there are GROUPS of them.
+    """
+    rank, groups = len(strength), min(GROUPS, len(strength))
+    spare = -rank % groups
+    shift = torch.cat([strength, strength[-1:].expand(spare)]).view(groups, -1).mean(dim=1)
+    count = power.sum(dim=1) / power.sum()
+    systems = grid.gram(count[:, None].expand(-1, groups))
+    factors = systems.shifted(torch.maximum(shift, 1e-9 / grid.m * systems.trace()), 1e-30).factors()
+
+    def solved(values: Tensor) -> Tensor:
+        columns = torch.nn.functional.pad(values, (0, spare)).unflatten(1, (groups, -1)).transpose(0, 1)
+        return factors.solve(columns).transpose(0, 1).flatten(1)[:, :rank]
+
+    return solved
 
 
 def _diagonal(mean: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,20 +182,25 @@ def _diagonal(mean: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _conjugate_gradients(
     applied: Callable[[Tensor], Tensor], preconditioned: Callable[[Tensor], Tensor], right: Tensor, start: Tensor
 ) -> Tensor:
-    """From `start` towards what `applied` turns into `right`, each step nearer in the norm of the system."""
+    """From `start` towards what `applied` turns into `right`, each step nearer in the norm of the system.
+
+    Always as many steps: no rank may decide for itself, by its own rounding, that it was enough.
+    """
     found = start.clone()
     residual = right - applied(found)
-    enough = ENOUGH * float(right.norm())
     step = preconditioned(residual)
-    product = float((residual * step).sum())
+    product = (residual * step).sum()
     for _ in range(STEPS):
-        if float(residual.norm()) <= enough or product <= 0:
-            break
         along = applied(step)
-        length = product / float((step * along).sum())
+        length = _ratio(product, (step * along).sum())
         found += length * step
         residual -= length * along
         better = preconditioned(residual)
-        product, before = float((residual * better).sum()), product
-        step = better + product / before * step
+        product, before = (residual * better).sum(), product
+        step = better + _ratio(product, before) * step
     return found
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is nothing: at the end of the way."""
+    return torch.where(b > 0, a / b, 0.0)
