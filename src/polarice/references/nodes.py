@@ -122,7 +122,8 @@ def gathered(
 ) -> Tensor:
     """A batch's part of Z' S, (a, d), for any Z: `design` (K, a); `first` as `expect_thin` gave it."""
     assert nodes.factors is not None
-    share, _ = _shares(_weights(nodes, images, first, nodes.factors[0], _within(triangle, rings)))
+    weights = _weights(nodes, images, first, nodes.factors[0], _within(triangle, rings))
+    share, _ = _shares(weights, weights.amax(dim=1))
     by_column = (share @ design).T.contiguous()
     each = _scale_of(nodes, images)[:, triangle.ring_of]
     return (by_column @ images.vector).mul_(each) if len(each) == 1 else by_column @ (images.vector * each)
@@ -148,20 +149,19 @@ def _weights(nodes: Nodes, images: AlignedImages, data: Tensor, right: Tensor, r
     return torch.addmm(weights, data, right.T, beta=-0.5).add_(nodes.log_weight)
 
 
-def _shares(weights: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Shares (image, K) in the place of log weights; the best node, its log weight, the sum of all weights in units of
-    it, and how many nodes are significant."""
-    peak, node_of = weights.max(dim=1)
+def _shares(weights: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares (image, K) in the place of log weights; the sums of all weights in units of the largest, which is e^peak."""
     share = weights.sub_(peak[:, None]).clamp_(min=FLOOR).exp_()
     total = share.sum(dim=1)
-    significant = (share > SIGNIFICANT).sum(dim=1)
     share /= total[:, None]
-    return share, (node_of, peak, total, significant)
+    return share, total
 
 
 def _posterior(nodes: Nodes, weights: Tensor) -> tuple[Tensor, NodePosterior]:
     """Shares (image, K) in the place of log weights, and what is kept of them."""
-    share, (node_of, peak, total, significant) = _shares(weights)
+    peak, node_of = weights.max(dim=1)
+    share, total = _shares(weights, peak)
+    marked = torch.gt(share, SIGNIFICANT / total[:, None], out=torch.empty_like(share))  # booleans add up more slowly
     place = nodes.place.to(share.dtype)
     mean = share @ place
     return share, NodePosterior(
@@ -170,7 +170,7 @@ def _posterior(nodes: Nodes, weights: Tensor) -> tuple[Tensor, NodePosterior]:
         latent_mean=mean,
         latent_sd=(share @ place.square() - mean.square()).clamp_min(0).sqrt(),
         log_likelihood=peak + total.log(),
-        significant=significant,
+        significant=marked.sum(dim=1).long(),
     )
 
 
