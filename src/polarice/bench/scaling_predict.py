@@ -25,7 +25,7 @@ ASKED_NODES, ASKED_COMPUTE, ASKED_TOTAL = 12, 0.95, 0.9
 NODE_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # cores
 HARMONICS_PER_RING = 2.5  # 2 pi P / N of a mask of 0.8 of the box: the last ring's harmonics over its number
 TIMED, TIMED_PER_CLASS = 2000, 10  # particles whose averages the engine is timed with: few reach but few rings
-MAP_WAYS = 40  # in which a map varies: images of as many as the sets have confirm 20 to 60
+MAP_WAYS = {"sml": 40, "sml --rank 0,": 0}  # in which maps vary: images of as many as the sets have confirm 20 to 60
 MOST_CORES_OF_ONE = 8  # that a maximization makes use of
 SETS = ((16_306, 250), (57_001, 160), (35_407, 160))  # images, box (px)
 
@@ -48,7 +48,7 @@ class DataSet:
 MISSION = tuple(
     DataSet(job, *each, k, iterations)
     for each in SETS
-    for job, k, iterations in (("align2d", 50, 25), ("sml", 1000, 30), ("class2d", 300, 30))
+    for job, k, iterations in (("align2d", 50, 25), *((job, 1000, 30) for job in MAP_WAYS), ("class2d", 300, 30))
 )
 
 
@@ -68,7 +68,7 @@ def engines(params: Any) -> list[dict[str, Any]]:
         key = each.job, each.box_px, each.k
         if key not in made:
             print(f"timing {each.job}, {each.box_px} px, K = {each.k}", flush=True)
-            made[key] = _map(each) if each.job == "sml" else _engine(params, each)
+            made[key] = _map(each) if each.job in MAP_WAYS else _engine(params, each)
     return [made[each.job, each.box_px, each.k] for each in MISSION]
 
 
@@ -93,10 +93,10 @@ def _engine(params: Any, data: DataSet) -> dict[str, Any]:
 
 
 def _map(data: DataSet) -> dict[str, Any]:
-    """The same of a map of K nodes on a line, on all rings, that varies in MAP_WAYS ways."""
+    """The same of a map of K nodes on a line, on all rings."""
     from polarice.jobs.timing import time_map
 
-    return time_map(data.box_px, data.k, MAP_WAYS)
+    return time_map(data.box_px, data.k, MAP_WAYS[data.job])
 
 
 def work_of(data: DataSet, engine: dict[str, Any], cores: int, start: Start) -> Work:
@@ -104,7 +104,7 @@ def work_of(data: DataSet, engine: dict[str, Any], cores: int, start: Start) -> 
     from polarice.jobs.scaling import steps
 
     images, share = [data.particles] * data.iterations, [1.0] * data.iterations
-    if data.job != "sml":
+    if data.job not in MAP_WAYS:
         images, share = steps(data.k, data.iterations, data.particles, data.job == "class2d")
     return Work(
         name=data.name, images=images, share=share, image_s=engine["image_ms"] / 1e3 / cores,

@@ -150,7 +150,7 @@ def _weights(nodes: Nodes, images: AlignedImages, data: Tensor, right: Tensor, r
 
 
 def _shares(weights: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares (image, K) in the place of log weights; the sums of all weights in units of the largest, which is e^peak."""
+    """Shares (image, K) in the place of log weights; the sums of all weights in units of the largest, e^peak."""
     share = weights.sub_(peak[:, None]).clamp_(min=FLOOR).exp_()
     total = share.sum(dim=1)
     share /= total[:, None]
