@@ -64,8 +64,7 @@ class Averages:
         error, ssnr = _signal_to_noise(numerator, denominator, self.mask_fraction)
         granted = torch.maximum(ssnr, _granted(ssnr).clamp_min(prior.min_ssnr))
         tau2 = prior.tau2_fudge * granted * error
-        inverse = self.mask_fraction / tau2.clamp_min(1e-30)
-        field = numerator / (denominator + inverse[..., None])
+        field = numerator * tau2[..., None] / (denominator * tau2[..., None] + self.mask_fraction)
         explained = (2 * field * seen_numerator - seen_denominator * field.square()).sum(dim=(0, 2))  # (ring,)
         weights = (sums.class_weight / sums.class_weight.sum() + prior.memory * self.weights) / (1 + prior.memory)
         return replace(
