@@ -37,8 +37,8 @@ LOST_MASS = 1e-4  # share of it that is not exponentiated, at the most
 FLOOR = -80.0  # log weights below this are as good as nothing, and their exponentials would be slow denormal numbers
 SIGNIFICANT = 1e-3  # cells are counted as significant from this share of the best one's weight
 HARMONIC_BLOCK = 32  # harmonics that share one matrix product; each block starts at its own first ring
-CACHED_BYTES = 512 << 10  # of weights that are exponentiated at once
-CLASS_BLOCK_BYTES = 16 << 20  # of weights that are made at once, where references are many
+CACHED_BYTES = {"cpu": 512 << 10, "cuda": 64 << 20}  # of weights that are exponentiated at once
+CLASS_BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}  # of weights that are made at once, where references are many
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Problem:
         """(image, pair of shift and reference) share of the image's posterior at one level, 0 for what is out."""
         table = self.field.new_full((len(self.field) * self.pairs_of_image(level),), -math.inf)
         for found, weights in self._blocks(self.compared(level, pairs)):
-            table[found] = torch.cat([_log_sum(part) for part in weights.split(_at_once(level.psi_count))])
+            table[found] = torch.cat([_log_sum(part) for part in weights.split(_at_once(weights))])
         return table.view(len(self.field), -1).softmax(dim=1)
 
     def best_pose(self, weights: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +234,8 @@ class _Problem:
     def _blocks(self, compared: _Compared) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs and their weights, for a block of references at a time."""
         n_refs, rows = len(self.references), len(compared.rows)
-        size = max(1, CLASS_BLOCK_BYTES // max(1, rows * 4 * compared.level.psi_count))
+        room = CLASS_BLOCK_BYTES[compared.rows.device.type]
+        size = max(1, room // max(1, rows * 4 * compared.level.psi_count))
         for start in range(0, n_refs, size):
             stop = min(n_refs, start + size)
             pairs, row_of = self._pairs_of(compared, start, stop)
@@ -310,9 +311,9 @@ def _holding(mass: Tensor, lost: float) -> Tensor:
     return mass >= threshold[:, None]
 
 
-def _at_once(n_psi: int) -> int:
-    """Pairs whose weights stay in a processor's cache while they are worked on."""
-    return max(1, CACHED_BYTES // (4 * n_psi))
+def _at_once(weights: Tensor) -> int:
+    """Pairs whose weights (pair, angle) stay in a processor's cache while they are worked on, or fill a card."""
+    return max(1, CACHED_BYTES[weights.device.type] // (4 * weights.shape[1]))
 
 
 def _exponentiate(cells: Tensor, norm: Tensor) -> Tensor:
@@ -329,7 +330,7 @@ def _log_sum(cells: Tensor) -> Tensor:
 def _totals(weights: Tensor, rows: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Of exp(weights - norm) in some rows: the sum, and how many are significant, each (row,); norm (row,)."""
     mass, above = torch.empty_like(norm), torch.empty_like(norm)
-    size = _at_once(weights.shape[1])
+    size = _at_once(weights)
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         cells = _exponentiate(weights.index_select(0, rows[part]), norm[part])
@@ -376,7 +377,7 @@ def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Poste
     pairs, image = pairs[chosen], image[chosen]
     rows, row_of = torch.unique(pairs // n_refs, return_inverse=True)
     cells, norm = weights.index_select(0, chosen), (peak + kept_total.log())[image]
-    for block, part in zip(cells.split(_at_once(n_psi)), norm.split(_at_once(n_psi)), strict=True):
+    for block, part in zip(cells.split(_at_once(cells)), norm.split(_at_once(cells)), strict=True):
         _exponentiate(block, part)
     return posterior, _Kept(rows, row_of, pairs % n_refs, cells)
 
