@@ -10,37 +10,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarice.cluster import SERIAL, Comm
-from polarice.jobs.intake import Looked, last_ring
-from polarice.jobs.resources import batch_bytes, room_of, store_bytes, workers_of
+from polarice.jobs.footprint import held_bytes, posed_basis, preparing
+from polarice.jobs.intake import Looked
+from polarice.jobs.resources import batch_bytes, room_of, store_bytes
 from polarice.types import InputError, Pose2D
 
 if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
-    from polarice.align.polar import PolarBasis
     from polarice.references.aligned import AlignedImages
     from polarice.references.manifold import Manifold
     from polarice.references.mapping import MapState, Plan
     from polarice.references.posed import PosedImages
     from polarice.references.register import Frames
 
-SLACK_PX = 1.0  # images are cut at whole pixels and moved the rest of the way
 SUBSET_IMAGES = 4000  # that the principal components are taken from
 BATCH = (256, 4096)  # images that meet the nodes at once, least and most
+BATCHES = 8  # for the products' sake a batch is worth so many of a search's
+PARTS = 4  # of the memory that is left to images; one is for the batch, the others are for those that are kept
 FRAME_IMAGES = 300  # of each class, whose average brings it into register
 EVENNESS = 1.5  # equal shares that every node's weight is granted: learned alone, weights settle on a few nodes
 RANDOM_LABELS = 50  # averages of random images that a random start is laid out by
-
-
-def posed_basis(images: ParticleImages, params: Any) -> PolarBasis:
-    """All rings that --strict-highres-exp allows."""
-    from polarice.align.polar import PolarBasis
-    from polarice.align.prepare import MASK_EDGE_PX
-    from polarice.references.refine import STEP_PX
-
-    preparation = images.preparation
-    radius_px = min(preparation.box_px / 2, preparation.radius_px + MASK_EDGE_PX / 2)
-    slack_px = SLACK_PX + (STEP_PX if params.refine_poses else 0)
-    return PolarBasis(preparation.box_px, radius_px, last_ring(images, params), slack_px, images.device)
 
 
 def posed_images(images: ParticleImages, looked: Looked, params: Any, comm: Comm = SERIAL) -> PosedImages:
@@ -48,8 +37,8 @@ def posed_images(images: ParticleImages, looked: Looked, params: Any, comm: Comm
     from polarice.references.posed import PosedImages
 
     basis, device = posed_basis(images, params), images.device
-    room = room_of(params, device, len(comm.node_ranks))
-    return PosedImages(images, basis, looked.order, room, workers_of(params, device), comm)
+    room = room_of(params, device, len(comm.node_ranks), held_bytes(images, params), PARTS)
+    return PosedImages(images, basis, looked.order, room, preparing(images, params), comm)
 
 
 def plan_of(posed: PosedImages, params: Any) -> Plan:
@@ -59,7 +48,7 @@ def plan_of(posed: PosedImages, params: Any) -> Plan:
     from polarice.references.refine import Freedom
 
     each = 4 * (4 * params.classes + 2 * posed.triangle.d)  # shares, their transpose, and scaled vectors
-    room = 8 * batch_bytes(params, posed.basis.device, 1)
+    room = BATCHES * batch_bytes(params, posed.basis.device, BATCHES, held_bytes(posed.images, params), PARTS)
     batch = int(np.clip(room // each, *BATCH))
     freedom = Freedom(params.refine_psi, params.refine_shift) if params.refine_poses else None
     return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge, evenness=EVENNESS), batch, freedom)
@@ -104,8 +93,7 @@ def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
     some = _some_of_each(frame_of, looked.order, np.random.default_rng([params.seed, 4]))
     plan = posed_basis(images, params)
     basis = register_basis(plan.box_px, plan.radius_px, plan.r_max, images.device)
-    workers = workers_of(params, images.device)
-    posed = PosedImages(replace(images, progress=int), basis, some, Room(0), workers, comm)
+    posed = PosedImages(replace(images, progress=int), basis, some, Room(0), preparing(images, params), comm)
     noise = looked.noise_power[:, 1 : basis.r_max + 1]
     scale = basis.weight.double() / basis.weight.double().new_tensor(noise)
     how = (len(classes), scale, images.preparation.mask_fraction)
@@ -191,5 +179,6 @@ def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Pla
 
 def _subset(posed: PosedImages, params: Any) -> int:
     """How many images the components are taken from: at most what --memory leaves room for, four copies of each."""
-    fits = store_bytes(params, posed.basis.device) // (16 * posed.triangle.d)
+    room = store_bytes(params, posed.basis.device, held=held_bytes(posed.images, params), parts=PARTS)
+    fits = room // (16 * posed.triangle.d)
     return int(min(len(posed), SUBSET_IMAGES, max(256, fits)))

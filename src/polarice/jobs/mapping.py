@@ -13,7 +13,7 @@ import numpy as np
 
 from polarice.cluster import Comm, part, world
 from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings, with_copies
-from polarice.jobs.resources import card_of, device_of, threads_of
+from polarice.jobs.resources import card_of, device_of, give_back_freed_memory, threads_of
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration
@@ -34,6 +34,8 @@ NAMED = 20  # nodes without particles that are named on the screen
 
 def map_particles(job: str, params: Any) -> None:
     """Run or continue a map. Raises InputError for what cannot be used, and for a full disk."""
+    from polarice.jobs.footprint import require_room_for_map
+
     _ = params.shape
     with world(job) as comm, ExitStack() as held:
         params = comm.once(lambda: settled(job, params, ITERATIONS))
@@ -41,6 +43,7 @@ def map_particles(job: str, params: Any) -> None:
         watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
         comm.once(lambda: require_poses(table))
+        comm.once(lambda: require_room_for_map(images, params))
         warn_of_few(len(table.particles), params.classes)
 
         def begin() -> _Run:
@@ -98,6 +101,8 @@ class _Run:
 
         with Drawers(threads_of(self.params), self.comm) as drawers:
             state, images, waited_s = self.read() if self.begun is None else self.made(*self.begun, drawers)
+            self.begun = None
+            give_back_freed_memory()  # of the images: the report wants none
             source = self.images.source
             assert isinstance(source, StackSource)
             self.finish(state, self.watch.usage(source.traffic, images, waited_s, self.params.price), drawers)
@@ -117,6 +122,8 @@ class _Run:
                     state = turn.state
                     images += len(posed)
                     waited_s += turn.clock.seconds.get("reading", 0.0)
+                    if self.params.memory is not None:
+                        give_back_freed_memory()
                     pictures = self.pictures(turn, posed)
                     if writing is not None:
                         writing.result()
@@ -144,7 +151,9 @@ class _Run:
         plan = plan_of(posed, self.params)
         if self.done:
             return read_map_checkpoint(self.params.o, self.done, self.images.device), posed, plan
-        return first_map(posed, self.looked, plan, self.params), posed, plan
+        first = first_map(posed, self.looked, plan, self.params)
+        give_back_freed_memory()  # much, in pieces, below the images that will be kept
+        return first, posed, plan
 
     def pictures(self, turn: MapTurn, posed: PosedImages) -> Pictures | None:
         """What RELION's files will show, where it is time for them; ranks make it together."""

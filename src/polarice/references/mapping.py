@@ -159,7 +159,7 @@ def expected(
     def compared(part: AlignedImages) -> Callable[[slice], tuple[NodePosterior, NodeSums, Tensor]]:
         if thin:
             return lambda some: expect_thin(images.triangle, nodes, part.take(some), rings)
-        return lambda some: (*expect_nodes(images.triangle, nodes, part.take(some), rings), part.vector[:0])
+        return lambda some: (*expect_nodes(images.triangle, nodes, part.take(some), rings), part.vector.new_empty(0))
 
     for rows, part in images.batches(before.pose, batch, clock):
         with clock.counting("expectation"):

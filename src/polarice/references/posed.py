@@ -15,6 +15,7 @@ from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.portions import Portions
 from polarice.align.store import Room, mapped, roomy
+from polarice.align.sweep import PREPARED_AT_ONCE
 from polarice.align.transfer import near
 from polarice.cluster import SERIAL, Comm, part
 from polarice.references.aligned import AlignedImages, Triangle
@@ -23,7 +24,6 @@ from polarice.workers import in_turn
 
 R = TypeVar("R")
 Work = Callable[[np.ndarray, PolarImages, AlignedImages], R]
-CHUNK = 256  # images prepared at once, always the same ones, so that a run that goes on repeats the bits
 
 
 class PosedImages:
@@ -49,9 +49,10 @@ class PosedImages:
         self._workers = workers
         basis.prepare()
         self.triangle.vectors(torch.zeros(1, basis.r_max, basis.n_q, dtype=torch.complex64, device=basis.device))
+        self._chunk = PREPARED_AT_ONCE[basis.device.type]  # always as many, so that a run that goes on repeats the bits
         own = len(self.own)
         capacity = min(own, room.memory_bytes // (4 * self._width))
-        capacity -= capacity % CHUNK if capacity < own else 0
+        capacity -= capacity % self._chunk if capacity < own else 0
         if room.scratch is None:
             self._block = roomy(lambda count: torch.empty(count, self._width, device=basis.device), capacity)
         else:
@@ -86,18 +87,25 @@ class PosedImages:
         return sum(self._parts)
 
     def batches(self, pose: Pose2D, size: int, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
-        """This rank's rows and their images under these poses (of the whole table), `size` at a time, in order."""
+        """This rank's rows and their images under these poses (of the whole table), `size` at a time, in order.
+
+        The images are views: of those that are not kept, a batch is written over the one before.
+        """
         kept = len(self._block)
         if not self._holds(pose):
-            self._fill(pose, clock)
+            self._fill(self._block, self.own[:kept], pose, clock)
+            self._of = pose
         places = [slice(start, min(start + size, kept)) for start in range(0, kept, size)]
         for place, block in zip(places, self._blocks(places), strict=True):
-            yield self.own[place], self._kept(place, block)
-        yield from self._joined(self._prepared(self.own[kept:], pose, clock), size)
+            yield self.own[place], self._images(self.own[place], block)
+        yield from self._streamed(pose, size, clock)
 
     def subset(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> AlignedImages:
         """This rank's share of some rows as one batch, not kept."""
-        return AlignedImages.joined([images for _, images in self._prepared(self.share(rows), pose, clock)])
+        own = self.share(rows)
+        block = torch.empty(len(own), self._width, device=self.basis.device)
+        self._fill(block, own, pose, clock)
+        return self._images(own, block)
 
     def _holds(self, pose: Pose2D) -> bool:
         kept, of = self.own[: len(self._block)], self._of
@@ -105,39 +113,54 @@ class PosedImages:
             np.array_equal(getattr(of, name)[kept], getattr(pose, name)[kept]) for name in ("psi_deg", "shift_px")
         )
 
-    def _fill(self, pose: Pose2D, clock: Clock) -> None:
+    def _fill(self, block: Tensor, rows: np.ndarray, pose: Pose2D, clock: Clock) -> None:
+        """Put the images of some rows into a block (row, width)."""
         place = 0
-        for rows, images in self._prepared(self.own[: len(self._block)], pose, clock):
-            parts = [images.vector, images.ctf_power.flatten(1), images.image_power]
-            block = self._block[place : place + len(rows)]
-            for target, values in zip(block.split(self._parts, dim=1), parts, strict=False):
-                target.copy_(values)
-            place += len(rows)
-        self._of = pose
+        for some, images in self._prepared(rows, pose, clock):
+            self._write(images, block[place : place + len(some)])
+            place += len(some)
+
+    def _write(self, images: AlignedImages, block: Tensor) -> None:
+        """Put images into a block (image, width)."""
+        parts = [images.vector, images.ctf_power.flatten(1), images.image_power]
+        for target, values in zip(block.split(self._parts, dim=1), parts, strict=False):
+            target.copy_(values)
+
+    def _streamed(self, pose: Pose2D, size: int, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
+        """Rows that are not kept and their images, as many at a time as whole chunks make up `size`, in one block."""
+        start = len(self._block)
+        size = min(len(self.own) - start, size + -size % self._chunk)
+        block = torch.empty(size, self._width, device=self.basis.device)
+        filled = 0
+        for rows, images in self._prepared(self.own[start:], pose, clock):
+            self._write(images, block[filled : filled + len(rows)])
+            filled += len(rows)
+            if filled == size or start + filled == len(self.own):
+                whole = self.own[start : start + filled]
+                yield whole, self._images(whole, block[:filled])
+                start, filled = start + filled, 0
 
     def _blocks(self, places: list[slice]) -> Iterator[Tensor]:
         """What is kept in these places, on the device: brought there ahead where it is kept elsewhere."""
         blocks = (self._block[place] for place in places)
         return blocks if self._block.device.type == self.basis.device.type else self.images.sent(blocks)
 
-    def _kept(self, place: slice, block: Tensor) -> AlignedImages:
+    def _images(self, rows: np.ndarray, block: Tensor) -> AlignedImages:
+        """Those that a block (row, width) holds, as views."""
         vector, ctf_power, image_power, _ = block.split(self._parts, dim=1)
         return AlignedImages(
             vector=vector,
             ctf_power=ctf_power.unflatten(1, (self.basis.r_max, -1)),
             image_power=image_power,
-            optics_of=self._optics_of(self.own[place]),
+            optics_of=near(self.images.particles.optics_of[rows].astype(np.int64), self.basis.device),
         )
 
-    def _optics_of(self, rows: np.ndarray) -> Tensor:
-        return near(self.images.particles.optics_of[rows].astype(np.int64), self.basis.device)
-
     def _prepared(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
-        """Rows and images, CHUNK at a time."""
+        """Rows and images, a chunk at a time."""
         return self._each(rows, pose, lambda rows, polar, posed: (rows, posed), clock)
 
     def each(self, pose: Pose2D, work: Work[R], clock: Clock) -> Iterator[R]:
-        """work(rows, images before they are turned, posed images) for CHUNK of this rank's images at a time."""
+        """work(rows, images before they are turned, posed images) for a chunk of this rank's images at a time."""
         return self._each(self.own, pose, work, clock)
 
     def _each(self, rows: np.ndarray, pose: Pose2D, work: Work[R], clock: Clock) -> Iterator[R]:
@@ -151,7 +174,7 @@ class PosedImages:
                     lambda some: work(chunk[some], *self._posed(chunk[some], pixels[some], pose)), len(chunk)
                 )
 
-        for results in in_turn(clock.waiting("reading", self.images.batches(rows, CHUNK)), done, self._workers):
+        for results in in_turn(clock.waiting("reading", self.images.batches(rows, self._chunk)), done, self._workers):
             yield from results
         clock.share(clocks)
 
@@ -163,21 +186,3 @@ class PosedImages:
         polar = self.images.polar(self.basis, rows, field, cut_px, centre_px)
         psi_rad = near(np.deg2rad(pose.psi_deg[rows]), self.basis.device)
         return polar, AlignedImages.of(self.triangle, polar, psi_rad, self.even)
-
-    @staticmethod
-    def _joined(
-        parts: Iterator[tuple[np.ndarray, AlignedImages]], size: int
-    ) -> Iterator[tuple[np.ndarray, AlignedImages]]:
-        """Several parts as one, as many as make up `size` images."""
-        waiting: list[tuple[np.ndarray, AlignedImages]] = []
-
-        def together() -> tuple[np.ndarray, AlignedImages]:
-            return np.concatenate([rows for rows, _ in waiting]), AlignedImages.joined([each for _, each in waiting])
-
-        for each in parts:
-            waiting.append(each)
-            if sum(len(rows) for rows, _ in waiting) >= size:
-                yield together()
-                waiting.clear()
-        if waiting:
-            yield together()
