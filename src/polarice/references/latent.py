@@ -105,7 +105,8 @@ class LatentGrid:
         """(point, M) every function at points (point, axis); the constant comes first."""
         values = points.new_ones(len(points), 1)
         for axis, m in enumerate(self.functions):
-            along = _gaussians(points[:, axis], *_centres(m, self.device), self.width)
+            centres, spacing = _centres(m, self.device)
+            along = _gaussians(points[:, axis], centres, self.width * spacing)
             values = (values[:, :, None] * along[:, None, :]).flatten(1)
         return torch.cat([points.new_ones(len(points), 1), values], dim=1)
 
@@ -177,25 +178,28 @@ class LatentGrid:
     @cached_property
     def _factors(self) -> list[_Factor]:
         """(node, Gaussian) of each axis."""
-        return [
-            _Factor.of(_gaussians(_axis(n, self.device), *_centres(m, self.device), self.width))
-            for n, m in zip(self.shape, self.functions, strict=True)
-        ]
+        return [_Factor.of(nodes, centres, self.width * spacing) for nodes, centres, spacing in self._axes]
 
     @cached_property
     def _transposed(self) -> list[_Factor]:
-        return [_Factor.of(factor.values.T) for factor in self._factors]
+        return [_Factor.of(centres, nodes, self.width * spacing) for nodes, centres, spacing in self._axes]
 
     @cached_property
     def _midpoints(self) -> list[_Factor]:
         """(2 m - 1, node) of each axis: the narrower Gaussians that lie halfway between two."""
         found = []
-        for n, m in zip(self.shape, self.functions, strict=True):
-            centres, spacing = _centres(m, self.device)
-            steps = torch.arange(2 * m - 1, dtype=torch.float64, device=self.device)
+        for nodes, centres, spacing in self._axes:
+            steps = torch.arange(2 * len(centres) - 1, dtype=torch.float64, device=self.device)
             halfway = centres[0] + 0.5 * spacing * steps
-            found.append(_Factor.of(_gaussians(_axis(n, self.device), halfway, spacing, self.width / math.sqrt(2)).T))
+            found.append(_Factor.of(halfway, nodes, self.width / math.sqrt(2) * spacing))
         return found
+
+    @property
+    def _axes(self) -> list[tuple[Tensor, Tensor, float]]:
+        """Of each axis: its nodes, its Gaussians' centres, and their spacing."""
+        return [
+            (_axis(n, self.device), *_centres(m, self.device)) for n, m in zip(self.shape, self.functions, strict=True)
+        ]
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
@@ -229,44 +233,51 @@ def _centres(m: int, device: torch.device) -> tuple[Tensor, float]:
     return _axis(m, device), 2 / max(m - 1, 1)
 
 
-def _gaussians(x: Tensor, centres: Tensor, spacing: float, width: float) -> Tensor:
+def _gaussians(x: Tensor, centres: Tensor, sd: float) -> Tensor:
     """(point, Gaussian)."""
-    return torch.exp(-0.5 * ((x[:, None] - centres) / (width * spacing)).square())
+    return torch.exp(-0.5 * ((x[:, None] - centres) / sd).square())
 
 
 @dataclass(frozen=True)
 class _Factor:
-    """A table of functions at points of an axis, (out, in), and where it is anything, AXIS_BLOCK rows at a time."""
+    """Gaussians of the distances between points of an axis and others, (out, in): AXIS_BLOCK rows at a time, and of
+    each block those columns where it is anything; of a long axis the whole table would be large and nearly empty."""
 
-    values: Tensor
+    shape: tuple[int, int]
+    blocks: list[Tensor]
     reach: list[slice]
 
     @staticmethod
-    def of(values: Tensor) -> _Factor:
-        near = [(block.abs().amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist() for block in values.split(AXIS_BLOCK)]
-        return _Factor(values, [slice(each[0], each[-1] + 1) for each in near])
+    def of(x: Tensor, others: Tensor, sd: float) -> _Factor:
+        blocks, reach = [], []
+        for some in x.split(AXIS_BLOCK):
+            values = _gaussians(some, others, sd)
+            near = (values.amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist()
+            reach.append(slice(near[0], near[-1] + 1))
+            blocks.append(values[:, reach[-1]].clone())
+        return _Factor((len(x), len(others)), blocks, reach)
 
 
 def _along_axes(values: Tensor, factors: list[_Factor], out: Tensor) -> None:
     """The Kronecker product of factors (out, in) times values (product of in, ...), an axis at a time, into `out`."""
     done = 1
     for factor in factors[:-1]:
-        rows, columns = factor.values.shape
+        rows, columns = factor.shape
         found = values.new_empty(done, rows, values.numel() // (done * columns))
         _times(factor, values.reshape(done, columns, -1), found)
         values = found
         done *= rows
-    rows, columns = factors[-1].values.shape
+    rows, columns = factors[-1].shape
     _times(factors[-1], values.reshape(done, columns, -1), out.view(done, rows, -1))
 
 
 def _times(factor: _Factor, values: Tensor, out: Tensor) -> None:
     """factor (out, in) times values (batch, in, D), into `out`; of a long axis, block by block, only what lies near."""
-    room = values.new_empty(min(AXIS_BLOCK, len(factor.values)), values.shape[2])
-    for number, (block, reach) in enumerate(zip(factor.values.split(AXIS_BLOCK), factor.reach, strict=True)):
+    room = values.new_empty(min(AXIS_BLOCK, factor.shape[0]), values.shape[2])
+    for number, (block, reach) in enumerate(zip(factor.blocks, factor.reach, strict=True)):
         for each, target in zip(values, out, strict=True):
             target = target[number * AXIS_BLOCK :][: len(block)]
             if target.dtype == values.dtype:
-                torch.mm(block[:, reach], each[reach], out=target)
+                torch.mm(block, each[reach], out=target)
             else:
-                target.copy_(torch.mm(block[:, reach], each[reach], out=room[: len(block)]))
+                target.copy_(torch.mm(block, each[reach], out=room[: len(block)]))
