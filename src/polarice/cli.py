@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(words)
         sys.stdout.flush()
+        if argv is None:  # the process ends: its memory goes as a whole, and nobody need look for garbage in it
+            gc.freeze()
         return code
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
