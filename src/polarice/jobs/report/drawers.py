@@ -6,6 +6,7 @@ nothing is left behind by a job that is killed. `python -m polarice.jobs.report.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def _main(rank: int, size: int) -> None:
     content = sys.stdin.buffer.read()
     if content:
         sys.stdout.buffer.write(pickle.dumps(_drawn(pickle.loads(content), rank, size)))
+    gc.freeze()  # the job waits for the end, which need not look for garbage
 
 
 if __name__ == "__main__":
