@@ -286,6 +286,11 @@ def test_grids_that_make_no_sense(place, words, message):
     refused(polarice(f"{RUN} --o out {words}"), message)
 
 
+def test_a_map_that_would_take_all_memory_is_refused_before_it_begins(place):
+    words = "200 nodes of 32 px take up to 0.0", "GiB beside the images, --memory 0.02 allows 0.02; allow more"
+    refused(polarice(f"{RUN} --o out --k 200 --memory 0.02"), *words)
+
+
 def test_a_start_by_classes_needs_classes(place):
     refused(
         polarice(f"{RUN} --o out --start classes"),

@@ -15,7 +15,8 @@ SLACK_PX = 1.0  # images are cut at whole pixels and moved the rest of the way
 PREPARED_BYTES = 120  # of a pixel, while its image is prepared and posed, as measured
 READ_AHEAD = 4  # portions that are read, wait and are handed on
 PREPARING = 4  # one part in so many of --memory is, at the most, for what prepares images
-REST_BYTES = 64 << 20  # tables of the basis, and pieces of freed memory too small for anything
+REST_BYTES = 64 << 20  # for tables of the basis, and pieces of freed memory too small for anything ...
+REST = 8  # ... but no more than one part in so many of --memory
 
 
 def posed_basis(images: ParticleImages, params: Any) -> PolarBasis:
@@ -53,7 +54,8 @@ def held_bytes(images: ParticleImages, params: Any) -> int:
     equations = 8 * grid.m * (5 * grid.m + 3 * (grid.bandwidth + 2 * basis.n_q))
     read = 4 * READ_AHEAD * PREPARED_AT_ONCE[images.device.type] * basis.box_px**2
     prepared = read + preparing(images, params) * _preparation_bytes(images)
-    return 36 * grid.k * d + 24 * grid.m * d + equations + 8 * grid.k * basis.box_px**2 + prepared + REST_BYTES
+    rest = min(REST_BYTES, memory_bytes(params, images.device) // REST)
+    return 36 * grid.k * d + 24 * grid.m * d + equations + 8 * grid.k * basis.box_px**2 + prepared + rest
 
 
 def preparing(images: ParticleImages, params: Any) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,8 +26,9 @@ def device_of(params: Any, comm: Comm = SERIAL) -> torch.device:
 
     Raises InputError where the device is not there.
     """
-    with _uncollected():
-        import torch
+    _load_torch()
+    import torch
+
     _keep_freed_memory()
     torch.set_num_threads(threads_of(params))
     there = torch.cuda.is_available()
@@ -77,13 +78,14 @@ def workers_of(params: Any, device: torch.device) -> int:
     return threads_of(params) if device.type == "cpu" else 1
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """What is loaded inside stays to the end: Python neither looks for garbage in it meanwhile, nor ever after.
-    Of loading PyTorch and of leaving it that saves a third."""
+def _load_torch() -> None:
+    """Import PyTorch for the first time. It stays to the end, so Python looks for garbage in it neither meanwhile nor
+    ever after, which saves a third of loading it and of leaving."""
+    if "torch" in sys.modules:
+        return
     gc.disable()
     try:
-        yield
+        import torch  # noqa: F401
     finally:
         gc.freeze()
         gc.enable()
