@@ -54,8 +54,9 @@ class ParticleJob:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
     memory: float | None = option(
-        None, "memory that the job may take beside the program's own 0.3: for classes, batches of images and, with what"
-        " is left, to keep prepared images; 2 for these, or a quarter of all", unit="GiB", low=0.01,
+        None, "memory that the job, or each rank of several, may take beside the program's own 0.3: for classes, "
+        "batches of images and, with what is left, to keep prepared images; 2 for these, or a quarter of all",
+        unit="GiB", low=0.01,
     )  # fmt: skip
     scratch: Path | None = option(None, "folder on a fast disk to keep all prepared images in, instead of memory")
     copy_to: Path | None = option(
