@@ -201,13 +201,13 @@ class Manifold:
         coefficients, of which the mask leaves the share f independent. The penalties are those on the coefficients,
         |W|^2 lambda / 2, and on the weights, -pseudo_count log pi.
         """
-        sums = sums.double()
+        count = sums.group_count.double()
         noise = self.noise_power[:, 1 : self.basis.r_max + 1]
         numbers = math.pi * self.basis.rings.double()
         power = (numbers * sums.image_power / noise).sum()
-        normal = (sums.group_count[:, None] * self.mask_fraction * numbers * noise.log()).sum()
+        normal = (count[:, None] * self.mask_fraction * numbers * noise.log()).sum()
         strength = self._penalty * self._coefficient_power() * (self.grid.m - 1) * self.basis.n_theta
-        granted = prior.granted(sums.group_count.sum(), self.grid.k)
+        granted = prior.granted(count.sum(), self.grid.k)
         weights = granted * self.weights.clamp_min(1e-30).log().sum()
         return float(sums.log_likelihood - power - normal - 0.5 * strength.sum() + weights)
 
