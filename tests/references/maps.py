@@ -194,6 +194,12 @@ def posed_set(
     return PosedSet(images, empty, aligned(images, empty, np.deg2rad(psi), shift), images.even_harmonics(basis))
 
 
+def species_set(species: int, noise_sd: float, shape: int | tuple[int, ...]) -> PosedSet:
+    """400 images of so many particles that have little in common."""
+    kinds = [Blobs.random(8.0, seed) for seed in range(1, species + 1)]
+    return posed_set([kinds[s] for s in np.random.default_rng(2).integers(0, species, 400)], shape, noise_sd)
+
+
 def on_arc(share: float) -> Blobs:
     """A body with one blob at a share of the way along an arc of 120 degrees."""
     body = Blobs.random(5.0, 3, count=5)

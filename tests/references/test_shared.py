@@ -16,10 +16,11 @@ from torch import Tensor
 
 from polarice.cluster import SERIAL, Comm, part
 from polarice.cluster.packed import dealt, joined, summed
+from polarice.references.growth import unseen_rank
 from polarice.references.manifold import Manifold, ManifoldPrior
 from polarice.references.nodes import expect_nodes, expect_thin, gathered
 from polarice.references.sharing import RingShares
-from references.maps import problem
+from references.maps import problem, species_set
 
 
 @dataclass
@@ -107,3 +108,16 @@ def test_ranks_that_share_images_and_rings_find_the_map_of_one(size, astigmatism
 
 def _dealt(shares: RingShares, of_batch: Callable[[Tensor], Tensor], design: Tensor) -> Tensor:
     return shares.deal(of_batch(design).double())
+
+
+def test_ranks_agree_on_how_many_ways_unseen_images_confirm():
+    """Each keeps some of its own images apart, so that the number need not be that of one rank; near it is."""
+    where, board = species_set(24, 0.5, (30,)), Board(3)
+
+    def found(comm: Comm) -> int:
+        own = where.aligned.take(part(np.zeros(400), comm.rank, comm.size))
+        return unseen_rank(where.empty, 400, own, where.even, ManifoldPrior(evenness=1.5), 0, comm)
+
+    with ThreadPoolExecutor(3) as pool:
+        several = set(pool.map(lambda rank: found(Rank(board, rank)), range(3)))
+    assert len(several) == 1 and several <= {14, 18, 23}

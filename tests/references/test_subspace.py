@@ -1,4 +1,4 @@
-"""Maps of few ways of varying, against systems written out in full, and against images that were not seen."""
+"""Maps of few ways of varying, against systems written out in full, and against the truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from align.phantoms import Blobs
 from polarice.cluster import SERIAL
 from polarice.references import subspace
-from polarice.references.growth import pca_start, unseen_rank
+from polarice.references.growth import pca_start
 from polarice.references.manifold import ManifoldPrior
 from polarice.references.nodes import expect_nodes, expect_thin, gathered, log_weights
 from polarice.references.starts import from_pca
@@ -122,18 +122,6 @@ def test_a_cut_keeps_what_varies_most():
     assert lost == sorted(lost, reverse=True) and lost[-1] < 0.1 * lost[0]
     with pytest.raises(ValueError, match="at least one way"):
         fitted.cut(0)
-
-
-def test_unseen_images_tell_ways_of_varying_from_noise():
-    """Three species vary in two ways; more images may show more; too few judge nothing."""
-    rng = np.random.default_rng(2)
-    kinds = [Blobs.random(8.0, seed) for seed in (1, 2, 3)]
-    species = rng.integers(0, 3, 400)
-    where = posed_set([kinds[s] for s in species], (5, 6), 1.5)
-    how = (where.aligned, where.even, ManifoldPrior(), 0)
-    assert unseen_rank(where.empty, 400, *how) == 4  # the lowest that is tried
-    assert unseen_rank(where.empty, 1600, *how) == 8
-    assert unseen_rank(where.empty, 400, where.aligned.take(slice(0, 100)), *how[1:]) == 0
 
 
 def test_what_cannot_be_seen_is_not_fitted():

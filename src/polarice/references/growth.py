@@ -13,7 +13,7 @@ from polarice.cluster import SERIAL, Comm
 from polarice.references.aligned import AlignedImages
 from polarice.references.latent import LatentGrid
 from polarice.references.manifold import Manifold, ManifoldPrior, first_rings, ring_ramp
-from polarice.references.nodes import NodeSums, expect_nodes
+from polarice.references.nodes import NodeSums, expect_nodes, log_weights
 from polarice.references.starts import from_coarser, from_pca
 
 COARSER = 3  # a grid has so many times the nodes of the coarser one that it starts from
@@ -21,7 +21,9 @@ LEAST_COARSE, MOST_COARSE = 10, 250  # nodes of the coarser grids
 TRIAL_ITERATIONS, FINER_ITERATIONS = 15, 8
 UNSEEN_EVERY = 4  # one of so many images is kept apart to judge a map of the others
 FEWEST_UNSEEN = 50  # fewer judge nothing
-LEAST_RANK, RANK_STEP = 4, 1.3  # ranks that are tried: this one, and each so many times the one before
+LEAST_RANK, RANK_STEP = 8, 1.3  # ranks that are tried: this one, and each so many times the one before
+UNTOLD = 0.02  # of what a map tells of unseen images may be left out, where fewer ways do without it
+FAINT = 1e-4  # of a map's differences: no node is the other, and all are as good as their mean
 
 
 def pca_start(
@@ -51,27 +53,36 @@ def unseen_rank(
 ) -> int:
     """In how many ways a map should vary: 0 for as many as it can, or too few images to tell; many: all images.
 
-    A map of three quarters of some images is cut to one rank after another; the one under which the others are most
-    likely is taken, or the lowest that is no worse by more than its standard error (Breiman et al., Classification and
-    Regression Trees, 1984). More images than these can tell more from noise: the rank is taken to grow as their root.
+    A map of three quarters of some images is cut to one rank after another. The others are then more likely than under
+    its mean image alone; the lowest rank that gains as much, but for UNTOLD of it, as the best is taken: what further
+    ways tell is too little to part states by (docs/design.md). More images than these can tell more from noise: the
+    rank is taken to grow as their root.
     """
-    place = torch.arange(len(images), device=empty.basis.device)
-    unseen = _Some(images.take(place % UNSEEN_EVERY == 0), even, prior, comm)
     n = comm.sum(len(images))
     if n < UNSEEN_EVERY * FEWEST_UNSEEN:
         return 0
     grid = empty.grid if empty.grid.k <= MOST_COARSE else _coarser(empty.grid)[-1]
-    model = pca_start(_on(empty, grid), images.take(place % UNSEEN_EVERY != 0), even, prior, seed, comm)
-    ranks = sorted({round(LEAST_RANK * RANK_STEP**i) for i in range(40)} & set(range(model.grid.m - 1)))
-    likely = torch.stack([unseen.log_likelihood(cut) for cut in (*map(model.cut, ranks), model)])
-    behind = likely[likely.sum(dim=1).argmax()] - likely
-    mean, square = comm.sum((behind.sum(dim=1), behind.square().sum(dim=1)))
-    return round([*ranks, 0][_simplest(mean, square)] * math.sqrt(max(1.0, many / n)))
+    apart = torch.arange(len(images), device=empty.basis.device) % UNSEEN_EVERY == 0
+    seen, unseen = (_Some(images.take(some), even, prior, comm) for some in (~apart, apart))
+    model = pca_start(_on(empty, grid), seen.images, even, prior, seed, comm)
+    model = seen.fitted(model, [None] * FINER_ITERATIONS)  # on coarser grids alone it varies in no more ways than those
+    ranks = sorted({round(LEAST_RANK * RANK_STEP**i) for i in range(40)} & set(range(grid.m - 1)))
+    maps = (_mean_alone(model), *map(model.cut, ranks), model)
+    likely = comm.sum(torch.stack([unseen.log_likelihood(each) for each in maps]))
+    rank = round([*ranks, 0][_first_enough(likely[1:] - likely[0])] * math.sqrt(max(1.0, many / n)))
+    return rank if rank < empty.grid.m - 1 else 0
 
 
-def _simplest(behind: Tensor, square: Tensor) -> int:
-    """The first that stays behind the best by no more than its standard error; sums over images, and of squares."""
-    return int((behind <= square.sqrt()).int().argmax())
+def _first_enough(gains: Tensor) -> int:
+    """The first that is as good as the best, but for UNTOLD of it; where none gains anything, the first of all."""
+    return int((gains >= (1 - UNTOLD) * gains.max()).int().argmax())
+
+
+def _mean_alone(model: Manifold) -> Manifold:
+    """A map that hardly varies about the mean image of one that is free in every way."""
+    coefficients = FAINT * model.coefficients
+    coefficients[0] = model.weights @ model.vectors.double()
+    return replace(model, coefficients=coefficients)
 
 
 def _grown(empty: Manifold, some: _Some, model: Manifold, finer: Sequence[LatentGrid]) -> Manifold:
@@ -126,8 +137,8 @@ class _Some:
         return model
 
     def log_likelihood(self, model: Manifold) -> Tensor:
-        """(image,) float64, of this rank's."""
-        return expect_nodes(model.triangle, model.nodes(self.even), self.images)[0].log_likelihood.double()
+        """() float64 of this rank's, up to the images' own power."""
+        return log_weights(model.triangle, model.nodes(self.even), self.images).double().logsumexp(dim=1).sum()
 
     def sums(self, model: Manifold, rings: int | None) -> NodeSums:
         sums = expect_nodes(model.triangle, model.nodes(self.even), self.images, rings)[1]
