@@ -19,18 +19,18 @@ def told(where: PosedSet, many: int = 400) -> int:
     return unseen_rank(where.empty, many, where.aligned, where.even, PRIOR, 0)
 
 
-@pytest.mark.parametrize("shape", [(30,), (5, 6)])
+@pytest.mark.parametrize("shape", [(60,), (7, 8)])
 def test_as_many_ways_as_part_the_states(shape):
-    """Of two dozen species more than a coarser map of ten nodes holds, where they can be seen, and else the fewest."""
-    assert 18 <= told(species_set(24, 0.5, shape)) <= 23
-    assert told(species_set(24, 4.0, shape)) == 8
+    """Of two dozen species more than a coarser map of twenty nodes holds, where they can be seen; else the fewest."""
+    assert told(species_set(24, 0.5, shape)) in (27, 34)  # half as many again as 18 or 23
+    assert told(species_set(24, 4.0, shape)) == 12
 
 
 def test_more_images_may_show_more_and_too_few_judge_nothing():
     """Three species vary in two ways: the lowest number that is tried."""
     where = species_set(3, 1.5, (5, 6))
-    assert told(where) == 8
-    assert told(where, 1600) == 16
+    assert told(where) == 12
+    assert told(where, 1000) == 19
     assert told(where, 40_000) == 0  # as many as the map has functions, or more
     assert unseen_rank(where.empty, 400, where.aligned.take(slice(0, 100)), where.even, PRIOR, 0) == 0
 
@@ -53,7 +53,7 @@ def test_what_is_told_is_told_beyond_the_mean_alone():
 
 
 @pytest.mark.parametrize(
-    ("gains", "first"), [([50.0, 97.0, 98.5, 100.0], 2), ([99.0, 100.0], 0), ([90.0, 100.0], 1), ([-3.0, -2.0], 0)]
+    ("gains", "first"), [([50.0, 94.0, 96.0, 100.0], 2), ([99.0, 100.0], 0), ([90.0, 100.0], 1), ([-3.0, -2.0], 0)]
 )
 def test_the_fewest_ways_that_tell_nearly_as_much_as_the_best(gains, first):
     assert _first_enough(torch.tensor(gains)) == first

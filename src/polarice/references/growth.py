@@ -22,7 +22,7 @@ TRIAL_ITERATIONS, FINER_ITERATIONS = 15, 8
 UNSEEN_EVERY = 4  # one of so many images is kept apart to judge a map of the others
 FEWEST_UNSEEN = 50  # fewer judge nothing
 LEAST_RANK, RANK_STEP = 8, 1.3  # ranks that are tried: this one, and each so many times the one before
-UNTOLD = 0.02  # of what a map tells of unseen images may be left out, where fewer ways do without it
+TOLD, MARGIN = 0.95, 1.5  # the fewest ways that tell so much of what the best do, and half as many again
 FAINT = 1e-4  # of a map's differences: no node is the other, and all are as good as their mean
 
 
@@ -53,10 +53,10 @@ def unseen_rank(
 ) -> int:
     """In how many ways a map should vary: 0 for as many as it can, or too few images to tell; many: all images.
 
-    A map of three quarters of some images is cut to one rank after another. The others are then more likely than under
-    its mean image alone; the lowest rank that gains as much, but for UNTOLD of it, as the best is taken: what further
-    ways tell is too little to part states by (docs/design.md). More images than these can tell more from noise: the
-    rank is taken to grow as their root.
+    A map of three quarters of some images is cut to one rank after another, and the others are more likely than under
+    its mean image alone. The lowest rank that gains TOLD of what the best does lies where the gain is steep, and noise
+    moves it little; with a MARGIN, as too few ways cost more than too many, it is taken (docs/design.md). More images
+    than these can tell more from noise: the rank is taken to grow as their root.
     """
     n = comm.sum(len(images))
     if n < UNSEEN_EVERY * FEWEST_UNSEEN:
@@ -69,13 +69,14 @@ def unseen_rank(
     ranks = sorted({round(LEAST_RANK * RANK_STEP**i) for i in range(40)} & set(range(grid.m - 1)))
     maps = (_mean_alone(model), *map(model.cut, ranks), model)
     likely = comm.sum(torch.stack([unseen.log_likelihood(each) for each in maps]))
-    rank = round([*ranks, 0][_first_enough(likely[1:] - likely[0])] * math.sqrt(max(1.0, many / n)))
+    rank = [*ranks, 0][_first_enough(likely[1:] - likely[0])]
+    rank = round(MARGIN * rank * math.sqrt(max(1.0, many / n)))
     return rank if rank < empty.grid.m - 1 else 0
 
 
 def _first_enough(gains: Tensor) -> int:
-    """The first that is as good as the best, but for UNTOLD of it; where none gains anything, the first of all."""
-    return int((gains >= (1 - UNTOLD) * gains.max()).int().argmax())
+    """The first that is TOLD of the best, or more; where none gains anything, the first of all."""
+    return int((gains >= TOLD * gains.max()).int().argmax())
 
 
 def _mean_alone(model: Manifold) -> Manifold:
