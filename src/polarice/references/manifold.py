@@ -255,7 +255,7 @@ class Manifold:
     @property
     def _rows(self) -> Rows:
         assert self.amplitudes is not None
-        return Rows(self.coefficients[0], self.amplitudes, self.coefficients[1:])
+        return Rows(self.coefficients, self.amplitudes)
 
     @cached_property
     def _design(self) -> Tensor:

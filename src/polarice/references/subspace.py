@@ -56,9 +56,18 @@ class Weighted:
 class Rows:
     """A map of few rows; float64."""
 
-    mean: Tensor  # (d,)
+    stacked: Tensor  # (1 + rank, d) mean and V
     amplitudes: Tensor  # (M, rank) A; its first row, of the constant, is free
-    rows: Tensor  # (rank, d) V
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,)."""
+        return self.stacked[0]
+
+    @property
+    def rows(self) -> Tensor:
+        """(rank, d) V."""
+        return self.stacked[1:]
 
     @property
     def coefficients(self) -> Tensor:
@@ -66,11 +75,6 @@ class Rows:
         found = self.amplitudes @ self.rows
         found[0] += self.mean
         return found
-
-    @property
-    def stacked(self) -> Tensor:
-        """(1 + rank, d) mean and rows."""
-        return torch.cat([self.mean[None], self.rows])
 
     def design(self, grid: LatentGrid) -> Tensor:
         """(K, 1 + rank) Z: the nodes' images are Z times mean and rows."""
@@ -83,7 +87,7 @@ class Rows:
         _, direction = torch.linalg.eigh((other * weight) @ other.T)
         direction = direction[:, -rank:]
         amplitudes = torch.cat([direction.new_zeros(1, rank), direction])
-        return Rows(coefficients[0], amplitudes, direction.T @ other)
+        return Rows(torch.cat([coefficients[:1], direction.T @ other]), amplitudes)
 
 
 def improved(
@@ -99,9 +103,9 @@ def improved(
     for ring, (factor, (a, b)) in enumerate(zip(factors, itertools.pairwise(ends.tolist()), strict=True)):
         found[:, a:b] = torch.cholesky_solve(right[:, a:b], factor)
         product[ring] = (right[:, a:b] * found[:, a:b]).sum()
-    variance = (torch.cholesky_inverse(factors) * tied).sum(dim=(1, 2)) / (grid.m - 1)
+    variance = torch.linalg.solve_triangular(factors, _root(tied), upper=False).square().sum(dim=(1, 2)) / (grid.m - 1)
     found, (variance, product) = shares.join(found), shares.comm.join((variance, product))
-    return Rows(found[0], amplitudes, found[1:]), variance, product
+    return Rows(found, amplitudes), variance, product
 
 
 def variance(grid: LatentGrid, held: Held, of: Rows) -> Tensor:
@@ -127,6 +131,12 @@ def _systems(grid: LatentGrid, held: Held, amplitudes: Tensor) -> tuple[Tensor, 
     systems += held.penalty[:, None, None] * tied
     least = 1e-12 * systems.diagonal(dim1=1, dim2=2).mean(dim=1)
     return design, tied, torch.linalg.cholesky(systems + least[:, None, None] * torch.eye(len(tied)).to(tied))
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """G with G G' = a positive semidefinite matrix."""
+    value, direction = torch.linalg.eigh(matrix)
+    return direction * value.clamp_min(0).sqrt()
 
 
 def first_step(grid: LatentGrid, shares: RingShares, held: Held, along: Tensor, old: Rows) -> Tensor:
