@@ -12,7 +12,7 @@ import torch
 import accelerator
 from jobs.runs import assert_same_files, stub_report
 from jobs.sets import ParticleSet
-from polarice.align import sweep, transfer
+from polarice.align import expect, sweep, transfer
 from polarice.jobs import align2d, class2d, classification, mapping, sml
 from polarice.references import manifold
 
@@ -25,7 +25,8 @@ def lent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     stub_report(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (MEMORY_BYTES, MEMORY_BYTES))
-    for known in (sweep.PREPARED_AT_ONCE, manifold.RING_BLOCK_BYTES):
+    blocks = (sweep.PREPARED_AT_ONCE, manifold.RING_BLOCK_BYTES, expect.CACHED_BYTES, expect.CLASS_BLOCK_BYTES)
+    for known in blocks:
         monkeypatch.setitem(known, "meta", known["cpu"])
     return ParticleSet(n=60).write(tmp_path)
 
