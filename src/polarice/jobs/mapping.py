@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarice.cluster import Comm, part, world
+from polarice.cluster import Comm, world
 from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings, with_copies
 from polarice.jobs.resources import card_of, device_of, give_back_freed_memory, threads_of
 from polarice.jobs.running import carry_out, page_of, settled
@@ -248,7 +248,7 @@ def pictures_of(turn: MapTurn, posed: PosedImages, params: Any) -> Pictures:
     """Averages as --average asks for them; every rank makes its share and has them all."""
     model, comm = turn.state.model, posed.comm
     vectors, ssnr = (model.vectors, None) if params.average == "soft" else _hard_averages(turn, posed, params.threshold)
-    vectors = vectors[part(np.zeros(len(vectors)), comm.rank, comm.size)]
+    vectors = vectors[model.shares(comm).some(len(vectors))]
     mask = posed.images.preparation.mask(model.basis.device)
     pixels = mask.new_empty(0, *mask.shape)
     if len(vectors):  # there may be more ranks than nodes

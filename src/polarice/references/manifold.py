@@ -24,13 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polarice.align.expect import References
 from polarice.align.polar import PolarBasis
-from polarice.cluster import SERIAL, Comm, part
+from polarice.cluster import SERIAL, Comm
 from polarice.references import subspace
 from polarice.references.aligned import Triangle, power_vectors
 from polarice.references.banded import Factors
@@ -321,7 +320,7 @@ class Manifold:
         if even_harmonics == 1:
             return self.ring_power[..., None].to(torch.complex64)
         if even_harmonics not in self._powers:
-            own = range(self.grid.k)[part(np.zeros(self.grid.k), comm.rank, comm.size)]
+            own = range(self.grid.k)[self.shares(comm).some(self.grid.k)]
             found = torch.empty(
                 len(own), self.basis.r_max, even_harmonics, dtype=torch.complex64, device=self.basis.device
             )
