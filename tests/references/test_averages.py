@@ -279,6 +279,16 @@ def test_the_prior_holds_an_average_down_by_its_signal_to_noise_ratio():
         assert floored.field.square().mean().sqrt() / power.mean().sqrt() == pytest.approx(9 * fudge / (9 * fudge + 1))
 
 
+def test_rings_without_signal_are_nothing():
+    """Not nearly nothing: products of numbers like 1e-30 with images are denormal, and slow."""
+    basis = PolarBasis(48, RADIUS_PX, 12)
+    model = blank(basis, 1)
+    power = torch.full((1, 12), 0.5 * model.mask_fraction / 50.0, dtype=torch.float64)  # half of what noise leaves
+    found = model.maximize(hand_made(basis, power), Prior(tau2_fudge=2.0))
+    assert (found.field[0, :4] != 0).any(dim=1).all()  # granted
+    assert (found.field[0, 4:] == 0).all() and (found.references(1).conjugate[:, 4:] == 0).all()
+
+
 def test_the_width_of_the_shift_prior_is_that_of_one_coordinate():
     """100 particles, sum of |t|^2 = 1800 px^2: 3 px in x and in y; never less than asked for."""
     basis = PolarBasis(48, RADIUS_PX, 8)
