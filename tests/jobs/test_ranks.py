@@ -32,13 +32,14 @@ pytest.importorskip("mpi4py")
 pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun (the package mpich) is installed here")
 
 
-def start(line: str, folder: Path, ranks: int, first: str = "") -> subprocess.Popen[str]:
-    """`polarice LINE` on so many ranks (0: without mpirun), its report a stub; each runs the statements `first`."""
+def start(line: str, folder: Path, ranks: int, first: str = "", log: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """`polarice LINE` on so many ranks (0: without mpirun), its report a stub; each runs the statements `first`.
+
+    log: an open file that takes all that is said."""
     script = f"{first}\nimport sys, jobs.runs; sys.exit(jobs.runs.with_stub(sys.argv[1:]))"
     words = [*([str(MPIRUN), "-n", str(ranks)] if ranks else []), sys.executable, "-c", script, *line.split()]
-    pipe = subprocess.PIPE
     return subprocess.Popen(
-        words, cwd=folder, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "PYTHONPATH": TESTS}
+        words, cwd=folder, stdout=log, stderr=log, text=True, env={**os.environ, "PYTHONPATH": TESTS}
     )
 
 
@@ -103,6 +104,19 @@ def test_a_rank_that_is_killed_ends_all_and_another_number_goes_on(alone, place)
     code, _, err = ended(start(GO_ON, place, 2))
     assert code == 0, err
     assert_same_answer(place, alone)
+
+
+def test_a_log_file_names_the_rank_after_the_launchers_last_words(place):
+    """The launcher ends when its helpers do, and these when nobody holds their pipes; what it says last is in the file
+    first, and must not be written over ours."""
+    with open(place / "log", "w") as log, launched(start(RUN, place, 2, log=log.fileno())) as process:
+        wait_for(lambda: 1 in checkpoints(place / "out"), 60)
+        victim = ranks_in(place)[1]
+        os.kill(victim, signal.SIGKILL)
+        since = time.monotonic()
+        assert process.wait(10) != 0
+    assert time.monotonic() - since < 4  # less than what the hub waits for a launcher that does not end
+    wait_for(lambda: f"rank 1 on {os.uname().nodename}: process {victim} was killed" in (place / "log").read_text(), 5)
 
 
 MAP = "sml particles.star --k 3x3 --iter 4 --write-every 2 --particle-diameter 50 --threads 1 --o out"

@@ -66,6 +66,7 @@ class Voice:
         self.stream, self.launcher = 2, launcher
         with suppress(OSError):
             self.stream = os.open(f"/proc/{launcher}/fd/2", os.O_WRONLY | os.O_APPEND)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its helpers, and so the launcher, wait for ours to be closed
 
     @property
     def waits(self) -> bool:
