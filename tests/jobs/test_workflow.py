@@ -17,7 +17,7 @@ from jobs.sets import PIXEL_A, ParticleSet
 from polarice import jobs
 from polarice.io.mrc import write_stack
 from polarice.io.star import read_star
-from polarice.jobs import workflow
+from polarice.jobs import patterns, workflow
 from polarice.jobs.params import argument, option
 from polarice.simulate.score import purity
 from polarice.types import InputError
@@ -29,6 +29,19 @@ class CopyParams:
     o: Path = option(Path("job"), "folder")
     word: str = option("", "added at the end", flags=("--Last-word",))
     threads: int | None = option(None, "threads", low=1, flags=("-j",))
+
+
+@dataclass(frozen=True)
+class SeeParams:
+    table: Path = argument("a table")
+    o: Path = option(Path("job"), "folder")
+
+
+@dataclass(frozen=True)
+class UpdateParams(SeeParams):
+    ref: Path | None = option(None, "classes")
+    iter: int | None = option(None, "iterations")
+    continue_: Path | None = option(None, "run", flags=("--continue",))
 
 
 @pytest.fixture
@@ -127,6 +140,42 @@ def test_files_that_may_still_be_written_wait(ran):
     Path("c.star").write_text("half")
     go()
     assert Path("first/joined.star").read_text() == "ab"
+
+
+def test_files_left_out_for_now_and_times_in_the_future_are_told(ran):
+    Path("c.star").write_text("half")
+    settled(Path("d.star"), "d")
+    os.utime("d.star", (time.time() + 3600,) * 2)
+    ended = go()
+    assert Path("first/joined.star").read_text() == "abd"
+    assert "[1/2] first: c.star: changed within 10 s, so left out for now" in ended.err
+    assert "first: d.star: changed in the future" in ended.err
+
+
+def test_a_step_takes_the_last_table_of_the_one_before_however_young(ran, monkeypatch):
+    """Not the last that is older than ten seconds; and iteration 1000 comes after 999."""
+    join = jobs.load("join").run
+
+    def run(params: CopyParams) -> None:
+        join(params)
+        for number in (24, 999, 1000):
+            settled(Path(params.o, f"run_it{number:03d}_data.star"), f"<{number}>")
+        Path(params.o, "run_it1000_data.star").touch()
+
+    monkeypatch.setattr(jobs.load("join"), "run", run)
+    monkeypatch.setitem(patterns.TABLES, "join", "run_it*_data.star")
+    seen: list[Path] = []
+    module = ModuleType("see_job")
+    module.SUMMARY, module.Params = "see a table", SeeParams  # type: ignore[attr-defined]
+    module.run = lambda params: seen.append(params.table)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "see_job", module)
+    monkeypatch.setitem(jobs.JOBS, "see", "see_job")
+    text = '[[step]]\njob = "join"\ntables = "a.star"\n'
+    for name, table in (("s1", "{join.data}"), ("s2", "{join}/run_it*_data.star")):
+        text += f'[[step]]\njob = "see"\nname = "{name}"\ntable = "{table}"\n'
+    ended = go(text)
+    assert ended.code == 0 and "left out" not in ended.err
+    assert seen == [Path("join/run_it1000_data.star")] * 2
 
 
 def test_what_follows_a_failed_step_waits_and_what_is_done_stays(ran):
@@ -313,7 +362,10 @@ def test_watching_waits_for_half_written_files(ran, monkeypatch):
         ('[[step]]\njob = "status"', "no such job: status"),
         ("step = [1, 2]", "step 1 (?): not a table"),
         (CHAIN.replace("{first}", "{first.x}"), "not the name of a step before"),
-        ('[[step]]\njob = "join"\ntables = "{later}/x"', "{later}/x: not the name of a step before"),
+        ('[[step]]\njob = "join"\ntables = "{later}/x"', "{later}/x: {later} is not the name of a step before"),
+        ('[[step]]\njob = "join"\ntables = "{join:>3000000000}"', "is not the name of a step before"),
+        (CHAIN.replace("{first}", "{first.data}"), "not the name of a step before"),
+        ("a = " + "[" * 60_000, "nested too deeply"),
         ('[[step]]\njob = "join"\nname = "../x"\ntables = "a.star"', "letters, digits"),
         ('[[step]]\njob = "join"\ntables = "a.star"\nupdate = 3', "of a job that can begin with classes"),
         ('[[step]]\njob = "class2d"\nparticles = "a.star"\nupdate = "x"', "update = ...: a number"),
@@ -392,3 +444,35 @@ def test_more_particles_update_the_classes_that_there_are(tmp_path, monkeypatch)
     after = numbers("class2d", "run_it004")
     assert len(after) == 400 and (after[:300] == before).mean() > 0.8
     assert purity(after - 1, whole.label) > purity(before - 1, whole.label[:300]) - 0.05
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_update_that_is_killed_before_its_job_begins_is_an_update_still(ran, monkeypatch, renamed):
+    """Between the note of what is to happen and the job's own record: before the folder is moved, or after."""
+    begun: list[tuple[Path | None, int | None, Path | None]] = []
+
+    def run(params: UpdateParams) -> None:
+        begun.append((params.ref, params.iter, params.continue_))
+        params.o.mkdir(exist_ok=True)
+        (params.o / "job.json").write_text("{}")
+
+    module = ModuleType("update_job")
+    module.SUMMARY, module.Params, module.run = "classify", UpdateParams, run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "update_job", module)
+    monkeypatch.setitem(jobs.JOBS, "classify", "update_job")
+    text = '[[step]]\njob = "classify"\nname = "c"\ntable = "a.star"\nupdate = 2\n'
+    assert go(text).code == 0
+    settled(Path("a.star"), "more")
+    killed = RuntimeError("killed")
+
+    def kill(*_: object) -> None:
+        raise killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "run", kill) if renamed else patched.setattr(Path, "rename", kill)
+        with pytest.raises(RuntimeError):
+            go(text)
+    assert Path("c.1").exists() == renamed
+    assert go(text).code == 0
+    assert begun == [(None, None, None), (Path("c.1"), 2, None)]
+    assert go(text).code == 0 and len(begun) == 2

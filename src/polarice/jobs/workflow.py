@@ -22,11 +22,10 @@ have come), and takes ten iterations. Jobs that treat one micrograph after anoth
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
-import os
 import string
+import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,13 +40,23 @@ from polarice.io.micrographs import named_files
 from polarice.jobs.alone import alone
 from polarice.jobs.micrographs import PerMicrograph
 from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
+from polarice.jobs.patterns import filled, is_pattern, matches, remarks
 from polarice.jobs.provenance import fingerprint
 from polarice.types import InputError
 
 SUMMARY = "run a chain of jobs from one file, again only what has changed"
 STATE = ".{stem}_done.json"  # beside the workflow's file
-SETTLED_S = 10.0  # files that changed more recently may still be written
-_ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch", "price")  # say where and how fast, not what
+_ELSEWHERE = (
+    "o",
+    "threads",
+    "workers",
+    "device",
+    "memory",
+    "scratch",
+    "price",
+    "copy_to",
+    "profile",
+)  # say where and how fast, not what
 _NOT_OPTIONS = ("job", "name", "update")
 _RESERVED = ("o", "continue_")
 
@@ -69,6 +78,7 @@ class Step:
     job: str
     options: Mapping[str, Any]  # as the file has them, {NAME} filled in
     update: int | None = None  # iterations from the classes of before, where only files have changed
+    before: tuple[str, ...] = ()  # names of the steps before it
     patient: bool = False  # wait where all that is there may still be written
 
     @property
@@ -78,8 +88,14 @@ class Step:
     def params(self) -> Any:
         """The job's Params with every file there is now; InputError where a file is missing, or is waited for."""
         known = {each.field: each for each in options_of(self.module.Params)}
-        values = {field: _files(known[field], value, self.patient) for field, value in self.options.items()}
-        return self._made(values)
+        return self._made({field: _files(known[field], value, self) for field, value in self.options.items()})
+
+    def remarks(self) -> list[str]:
+        """What is to be told of files that its patterns match: those left out for now among them."""
+        known = {each.field: each for each in options_of(self.module.Params)}
+        named = [value for field, value in self.options.items() if _names_files(known[field])]
+        patterns = [item for value in named for item in (value if isinstance(value, list) else [value])]
+        return [text for pattern in patterns if is_pattern(pattern) for text in remarks(pattern, self.before)]
 
     def checked(self) -> Step:
         """Itself; InputError where an option is unknown, missing or out of bounds. Files need not be there yet."""
@@ -131,6 +147,8 @@ def read_steps(path: Path) -> list[Step]:
         raise InputError(f"{path}: {error.strerror}; give the TOML file that names the steps") from None
     except ValueError as error:
         raise InputError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not TOML of any workflow: arrays or tables nested too deeply") from None
     tables = content.pop("step", None)
     if not isinstance(tables, list) or not tables:
         raise InputError(f"{path}: no [[step]] in it; each step begins with this line, and job = ...")
@@ -160,13 +178,13 @@ def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step
     name = table.get("name", job)
     if not isinstance(name, str) or not name or set(name) - set(string.ascii_letters + string.digits + "_-"):
         raise InputError(f"name {name!r}: letters, digits, _ and - only")
-    folders = {step.name: step.name for step in before}
-    if name in folders:
+    earlier = {step.name: step.job for step in before}
+    if name in earlier:
         raise InputError("a step before is called so, too; give it a name of its own")
     fields = _spellings(jobs.load(job))
     given = {fields.get(_plain(key), key): value for key, value in table.items() if key not in _NOT_OPTIONS}
     usual = {fields[_plain(key)]: value for key, value in shared.items() if _plain(key) in fields}
-    return Step(name, job, _filled({**usual, **given}, folders), table.get("update")).checked()
+    return Step(name, job, filled({**usual, **given}, earlier), table.get("update"), tuple(earlier)).checked()
 
 
 def _jobs() -> list[str]:
@@ -186,61 +204,21 @@ def _spellings(job: ModuleType) -> dict[str, str]:
     }
 
 
-def _filled(value: Any, folders: Mapping[str, str]) -> Any:
-    """With {NAME} replaced by the step's folder, in every text."""
-    if isinstance(value, Mapping):
-        return {key: _filled(item, folders) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_filled(item, folders) for item in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        return value.format_map(folders)
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        known = ", ".join(folders) or "none"
-        raise InputError(f"{value}: not the name of a step before this one: {error}; there are: {known}") from None
-
-
-def _files(each: Option, value: Any, patient: bool) -> Any:
+def _files(each: Option, value: Any, step: Step) -> Any:
     """A path with * or ? in it becomes what is there: of one file the last by name, of several all that are at rest."""
     if not _names_files(each) or value is None:
         return value
     if each.count == 1:
-        return _matches(value, patient)[-1] if _is_pattern(value) else value
+        return matches(value, step.before, step.patient)[-1] if is_pattern(value) else value
     values = value if isinstance(value, list) else [value]
-    return [path for item in values for path in (_matches(item, patient) if _is_pattern(item) else [item])]
-
-
-def _is_pattern(value: Any) -> bool:
-    return isinstance(value, str) and glob.has_magic(value) and not os.path.lexists(value)
+    return [
+        path for item in values for path in (matches(item, step.before, step.patient) if is_pattern(item) else [item])
+    ]
 
 
 def _names_files(each: Option) -> bool:
     """Paths, and patterns that a job takes as its inputs."""
     return each.kind is Path or (each.positional and each.kind is str and each.count is None)
-
-
-def _matches(pattern: str, patient: bool) -> list[str]:
-    """Files that match, by name, without those that may still be written where there are others.
-
-    Raises InputError where there is none, and where `patient`, none that is at rest.
-    """
-    now = time.time()
-    paths = sorted(glob.glob(pattern, recursive=True))
-    if not paths:
-        raise InputError(f"{pattern}: no file is called so")
-    rested = [path for path in paths if now - _changed(path) > SETTLED_S]
-    if patient and not rested:
-        raise InputError(f"{pattern}: what is there may still be written (changed within {SETTLED_S:g} s)")
-    return rested or paths
-
-
-def _changed(path: str) -> float:
-    """When a file changed last; long ago where it cannot be looked at: what reads it will say so."""
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
 
 
 @dataclass(frozen=True)
@@ -253,14 +231,15 @@ class State:
         """{step: {"mark", "options", "ended"}}; empty where there is no file, or none that can be read."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(content, dict) or not all(isinstance(kept, dict) for kept in content.values()):
             return {}
         return content
 
-    def note(self, step: Step, mark: str, ended: bool) -> None:
-        kept = {"mark": mark, "options": _options_mark(step), "ended": ended}
+    def note(self, step: Step, mark: str, ended: bool, aside: str = "", update: bool = False) -> None:
+        """Say of a step that it begins, or has ended; of one that begins, where the results before it go."""
+        kept = {"mark": mark, "options": _options_mark(step), "ended": ended, "aside": aside, "update": update}
         with replacing(self.path, "w") as stream:
             json.dump({**self.read(), step.name: kept}, stream, indent=1)
 
@@ -268,8 +247,10 @@ class State:
         kept = self.read().get(step.name, {})
         return bool(kept.get("mark") == mark and kept.get("ended") and Path(step.name).is_dir())
 
-    def begun(self, step: Step, mark: str) -> bool:
-        return self.read().get(step.name, {}).get("mark") == mark
+    def begun(self, step: Step, mark: str) -> dict[str, Any]:
+        """What was noted when just this began; empty where it did not."""
+        kept = self.read().get(step.name, {})
+        return kept if kept.get("mark") == mark else {}
 
     def only_files_changed(self, step: Step) -> bool:
         """Whether it ended well, with these options."""
@@ -347,9 +328,10 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
                 if not quiet:
                     print(f"{head}: done before, nothing has changed", flush=True)
                 continue
+            for text in step.remarks():
+                print(f"{head}: {text}", file=sys.stderr, flush=True)
             params = _placed(step, params, state, mark)
             print(f"{head}: {command_line(step.job, params)}", flush=True)
-            state.note(step, mark, ended=False)
             step.module.run(params)
         except InputError as error:
             raise InputError(f"step {step.name}: {error}") from error
@@ -359,22 +341,36 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
 
 
 def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
-    """The Params to run with: going on where just this was begun, in an empty folder where it was something else."""
-    goes_on = any(each.field == "continue_" for each in options_of(params))
+    """The Params to run with: going on where just this was begun, in an empty folder where it was something else.
+
+    What is to happen is noted before anything is moved, so that a kill at any moment is made up for the next time.
+    """
     folder = Path(step.name)
-    if not goes_on or not (folder / "job.json").exists():
+    if not any(each.field == "continue_" for each in options_of(params)):
+        state.note(step, mark, ended=False)
         return params
-    if state.begun(step, mark):
+    begun = state.begun(step, mark)
+    if not begun:
+        aside = _place_aside(folder) if (folder / "job.json").exists() else ""
+        update = bool(aside) and step.update is not None and state.only_files_changed(step)
+        state.note(step, mark, False, aside, update)
+        begun = state.begun(step, mark)
+    aside, update = str(begun.get("aside", "")), bool(begun.get("update"))
+    if aside and not Path(aside).exists():
+        folder.rename(aside)
+        what = "begins with the classes that it had, now in" if update else "changed; what was there is kept in"
+        print(f"{step.name}: {what} {aside}")
+    if (folder / "job.json").exists():
         return replace(params, continue_=folder)
+    return replace(params, ref=Path(aside), iter=step.update) if update else params
+
+
+def _place_aside(folder: Path) -> str:
+    """A name beside the folder that is free: NAME.1, NAME.2 and so on."""
     number = 1
-    while (aside := Path(f"{step.name}.{number}")).exists():
+    while (aside := Path(f"{folder}.{number}")).exists():
         number += 1
-    folder.rename(aside)
-    if step.update is not None and state.only_files_changed(step):
-        print(f"{step.name}: begins with the classes that it had, now in {aside}")
-        return replace(params, ref=aside, iter=step.update)
-    print(f"{step.name}: changed; what was there is kept in {aside}")
-    return params
+    return str(aside)
 
 
 def _tell_plan(steps: Sequence[Step], state: State) -> None:
