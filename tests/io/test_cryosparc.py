@@ -11,6 +11,7 @@ from polarice.io.cryosparc import (
     cs_of_tables,
     euler_of_pose,
     join,
+    not_held,
     pose_of_euler,
     read_cs,
     tables_of_cs,
@@ -118,3 +119,90 @@ def test_what_is_no_table_is_refused(tmp_path):
         read_cs(tmp_path / "b.npy")
     with pytest.raises(InputError, match="no such file"):
         read_cs(tmp_path / "c.cs")
+    np.save(tmp_path / "d.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(InputError, match="another kind of file") as told:
+        read_cs(tmp_path / "d.npy")
+    assert "pickle" not in str(told.value)
+
+
+def test_a_header_that_claims_more_than_there_is_takes_no_memory(tmp_path):
+    write_cs(tmp_path / "a.cs", made(4))
+    whole = (tmp_path / "a.cs").read_bytes()
+    (tmp_path / "a.cs").write_bytes(
+        whole.replace(b"(4,)", b"(4" + b"0" * 12 + b",)").replace(b" " * 12 + b"\n", b"\n", 1)
+    )
+    with pytest.raises(InputError, match="cut off or damaged"):
+        read_cs(tmp_path / "a.cs")
+
+
+def with_column(rows, name, values):
+    wide = np.zeros(
+        len(rows), [*((each, rows.dtype[each]) for each in rows.dtype.names), (name, values.dtype, values.shape[1:])]
+    )
+    for each in rows.dtype.names:
+        wide[each] = rows[each]
+    wide[name] = values
+    return wide
+
+
+def test_the_table_of_the_job_wins_over_alignments_that_it_passes_on():
+    passed = with_column(made()[["uid"]], "alignments3D/pose", np.ones((4, 3), np.float32))
+    passed = with_column(passed, "alignments3D/shift", np.ones((4, 2), np.float32))
+    table = tables_of_cs(join(made(), passed))[1]
+    assert table.numbers("rlnAnglePsi") == pytest.approx(90) and "rlnAngleTilt" not in table
+    bare = made()[["uid", "blob/path", "blob/idx", "blob/shape", "blob/psize_A"]]
+    assert "rlnAngleTilt" in tables_of_cs(join(bare, passed))[1]
+
+
+def test_rows_keep_their_own_pixel_sizes_and_boxes():
+    rows = made()
+    rows["blob/psize_A"], rows["blob/shape"][3] = [2, 6, 2, 2], 128
+    optics, table = tables_of_cs(rows)
+    of = table.integers("rlnOpticsGroup") - 1
+    assert optics.numbers("rlnImagePixelSize")[of].tolist() == [2, 6, 2, 2]
+    assert optics.integers("rlnImageSize")[of].tolist() == [64, 64, 64, 128]
+    assert sorted(optics.text("rlnOpticsGroupName")) == ["expGroup1_1", "expGroup1_2", "expGroup1_3"]
+    assert table.numbers("rlnOriginXAngst") == pytest.approx([2, 6, 2, 2])
+
+
+def test_no_class_and_no_half_stay_none():
+    rows = with_column(made(), "alignments2D/split", np.zeros(4, np.uint32))
+    rows["alignments2D/class"][1] = 2**32 - 1
+    table = tables_of_cs(rows)[1]
+    assert table.integers("rlnClassNumber").tolist() == [4, 0, 4, 4] and "rlnRandomSubset" not in table
+    rows["alignments2D/split"][:2] = 1
+    optics, table = tables_of_cs(rows)
+    assert table.integers("rlnRandomSubset").tolist() == [2, 2, 1, 1]
+    assert not_held(table) == ["rlnClassNumber"]
+    back = cs_of_tables(optics, table)
+    assert "alignments2D/class" not in back.dtype.names
+    assert back["alignments2D/split"].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[[name for name in rows.dtype.names if name != "blob/shape"]], "no column blob/shape"),
+        (
+            lambda rows: rows[[name for name in rows.dtype.names if not name.endswith("shift")]],
+            "no column alignments2D/shift",
+        ),
+        (lambda rows: put(rows, "alignments2D/pose", np.nan), "row 3: alignments2D/pose is not a finite number"),
+        (lambda rows: put(rows, "blob/psize_A", 0), "row 3: blob/psize_A is 0"),
+        (lambda rows: put(rows, "blob/path", b"a b.mrc"), "row 3: blob/path is 'a b.mrc'"),
+        (
+            lambda rows: with_column(
+                made()[["uid", "blob/path", "blob/idx", "blob/shape"]], "blob/psize_A", np.ones((4, 2))
+            ),
+            "has type",
+        ),
+    ],
+)
+def test_what_a_row_lacks_is_named(change, said):
+    with pytest.raises(InputError, match=said):
+        tables_of_cs(change(made()), where="p.cs")
+
+
+def put(rows, name, value):
+    rows[name][2] = value
+    return rows

@@ -9,7 +9,9 @@ motion are upside down against those of RELION and MotionCor2, whose coordinates
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import tokenize
 import warnings
 from typing import Any
 
@@ -19,6 +21,11 @@ from polarice.io.atomic import replacing
 from polarice.io.table import Table
 from polarice.types import InputError
 
+ALIGNMENTS = ("alignments2D/", "alignments3D/")
+HEADER_CHARACTERS = 1 << 20  # of a table's description; those of cryoSPARC have some thousand
+NO_CLASS = 2**31 - 1  # from here on a class's number is none that was counted
+FARTHEST_OFF_CENTRE = 1.0  # of a micrograph's side; picks beyond half of it lie outside
+
 _DEFOCUS = {"rlnDefocusU": "ctf/df1_A", "rlnDefocusV": "ctf/df2_A"}
 _DEGREES = {"rlnDefocusAngle": "ctf/df_angle_rad", "rlnPhaseShift": "ctf/phase_shift_rad"}
 _PLAIN = {"rlnCtfBfactor": "ctf/bfactor", "rlnCtfScalefactor": "ctf/scale"}
@@ -27,32 +34,59 @@ _OPTICS = {
     "rlnSphericalAberration": "ctf/cs_mm",
     "rlnAmplitudeContrast": "ctf/amp_contrast",
 }
+_COUNTED = {"rlnClassNumber": "class", "rlnRandomSubset": "split"}
 
 
 def read_cs(path: str | os.PathLike[str]) -> np.ndarray:
-    """The rows (n,) of a .cs file. Raises InputError where it is no such file, or empty."""
+    """The rows (n,) of a .cs file. Raises InputError where it is no such file, is cut off, or is empty."""
     try:
-        rows = np.load(path, max_header_size=1 << 20)
+        rows = _load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name and the folder") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as a .cs table ({error}); export it again") from None
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError, RecursionError, MemoryError):
+        raise InputError(
+            f"{path} cannot be read as a .cs table: it is another kind of file, cut off or damaged; export it again"
+        ) from None
     if rows.dtype.names is None or "uid" not in rows.dtype.names:
         raise InputError(f"{path}: no column uid; is it a .cs table of cryoSPARC?")
+    if rows.dtype["uid"].kind not in "ui" or rows.dtype["uid"].shape or rows.ndim != 1:
+        raise InputError(f"{path}: uid is not one whole number a row; is it a .cs table of cryoSPARC?")
     if not len(rows):
         raise InputError(f"{path} has no rows; check how it was selected")
     return rows
 
 
+def _load(path: str | os.PathLike[str]) -> np.ndarray:
+    """A NumPy array whose header claims no more than the file holds; ValueError for any other, Python objects too."""
+    with open(path, "rb") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream, max_header_size=HEADER_CHARACTERS)
+        count = math.prod(shape)
+        left = os.fstat(stream.fileno()).st_size - stream.tell()
+        if dtype.hasobject or dtype.itemsize == 0 or min(shape, default=1) < 0 or count * dtype.itemsize > left:
+            raise ValueError
+        return np.fromfile(stream, dtype, count).reshape(shape)
+
+
 def join(rows: np.ndarray, passed: np.ndarray) -> np.ndarray:
-    """`rows` with the columns that only `passed` (a passthrough table) has, matched by uid; rows without a mate go."""
+    """`rows` with the columns that only `passed` (a passthrough table) has, matched by uid; rows without a mate go.
+
+    Alignments of `passed` are those of an earlier job: they count only where `rows` has none of its own.
+    """
     order = np.argsort(passed["uid"])
     place = np.searchsorted(passed["uid"][order], rows["uid"]).clip(max=len(passed) - 1)
     mate = order[place]
     both = passed["uid"][mate] == rows["uid"]
     assert rows.dtype.names is not None and passed.dtype.names is not None
-    extra = [name for name in passed.dtype.names if name not in rows.dtype.names]
-    made = np.empty(int(both.sum()), rows.dtype.descr + [(name, passed.dtype[name]) for name in extra])
+    aligned = any(name.startswith(ALIGNMENTS) for name in rows.dtype.names)
+    extra = [
+        name
+        for name in passed.dtype.names
+        if name not in rows.dtype.names and not (aligned and name.startswith(ALIGNMENTS))
+    ]
+    fields = [(name, rows.dtype[name]) for name in rows.dtype.names] + [(name, passed.dtype[name]) for name in extra]
+    made = np.empty(int(both.sum()), fields)
     for name in rows.dtype.names:
         made[name] = rows[name][both]
     for name in extra:
@@ -61,66 +95,128 @@ def join(rows: np.ndarray, passed: np.ndarray) -> np.ndarray:
 
 
 def tables_of_cs(rows: np.ndarray, flip_y: bool = False, where: str = "particles.cs") -> tuple[Table, Table]:
-    """(optics, particles) in RELION 3.1's layout. Raises InputError where there are no images."""
+    """(optics, particles) in RELION 3.1's layout; rows of one exposure group that differ in pixel size, box or optics
+    become optics groups of their own.
+
+    Raises InputError where there are no images, and naming the column and row where a value is missing or no number.
+    """
     names = set(rows.dtype.names or ())
     if "blob/path" not in names:
         raise InputError(f"{where}: no column blob/path; give the table that has the particles' images")
-    if missing := [name for name in ("blob/idx", "blob/psize_A") if name not in names]:
-        raise InputError(f"{where}: no column {missing[0]}; export the particles again with their images")
-    group = rows["ctf/exp_group_id"] if "ctf/exp_group_id" in names else np.zeros(len(rows), int)
-    numbers, first, group_of = np.unique(group, return_index=True, return_inverse=True)
-    size_A = rows["blob/psize_A"].astype(float)
+    size_A, shape = _numbers(rows, "blob/psize_A", where), _numbers(rows, "blob/shape", where, 2)
+    index = _numbers(rows, "blob/idx", where)
+    for name, bad in (
+        ("blob/psize_A", ~(size_A > 0)),
+        ("blob/shape", shape[:, 0] != shape[:, 1]),
+        ("blob/idx", index < 0),
+    ):
+        if bad.any():
+            raise InputError(
+                f"{where}, row {int(np.argmax(bad)) + 1}: {name} is {rows[name][np.argmax(bad)]}; remove the row"
+            )
+    optics, group_of = _optics_of_cs(rows, names, size_A, shape[:, 0], where)
+    paths = _texts(rows, "blob/path", where)
     columns: dict[str, Any] = {
-        "rlnImageName": [
-            f"{index + 1:06d}@{_text(path)}" for index, path in zip(rows["blob/idx"], rows["blob/path"], strict=True)
-        ]
+        "rlnImageName": [f"{section + 1:06d}@{path}" for section, path in zip(index.astype(int), paths, strict=True)]
     }
-    columns |= {label: rows[name].astype(float) for label, name in (_DEFOCUS | _PLAIN).items() if name in names}
-    columns |= {label: np.rad2deg(rows[name].astype(float)) for label, name in _DEGREES.items() if name in names}
-    columns |= _pose_of_cs(rows, names, size_A) | _place_of_cs(rows, names, flip_y)
+    columns |= {label: _numbers(rows, name, where) for label, name in (_DEFOCUS | _PLAIN).items() if name in names}
+    columns |= {label: np.rad2deg(_numbers(rows, name, where)) for label, name in _DEGREES.items() if name in names}
+    columns |= _pose_of_cs(rows, names, size_A, where) | _place_of_cs(rows, names, flip_y, where)
     columns["rlnOpticsGroup"] = group_of + 1
-    optics: dict[str, Any] = {
-        "rlnOpticsGroupName": [f"expGroup{number + 1}" for number in numbers.tolist()],
-        "rlnOpticsGroup": np.arange(1, len(numbers) + 1),
-        "rlnImagePixelSize": size_A[first],
-        "rlnImageSize": rows["blob/shape"][first, 0].astype(int),
-        "rlnImageDimensionality": np.full(len(numbers), 2),
-    }
-    optics |= {label: rows[name][first].astype(float) for label, name in _OPTICS.items() if name in names}
     return Table.of(optics, where=f"{where} (optics)"), Table.of(columns, where=where)
 
 
-def _pose_of_cs(rows: np.ndarray, names: set[str], size_A: np.ndarray) -> dict[str, Any]:
+def _optics_of_cs(
+    rows: np.ndarray, names: set[str], size_A: np.ndarray, box_px: np.ndarray, where: str
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Columns of the optics table, and each row's place in it (n,)."""
+    exposure = _numbers(rows, "ctf/exp_group_id", where) if "ctf/exp_group_id" in names else np.zeros(len(rows))
+    known = {label: _numbers(rows, name, where) for label, name in _OPTICS.items() if name in names}
+    keys = np.stack([exposure, size_A, box_px, *known.values()], axis=1)
+    groups, first, group_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    called = [f"expGroup{int(number) + 1}" for number in groups[:, 0]]
+    called = [
+        name if called.count(name) == 1 else f"{name}_{called[: place + 1].count(name)}"
+        for place, name in enumerate(called)
+    ]
+    optics: dict[str, Any] = {
+        "rlnOpticsGroupName": called,
+        "rlnOpticsGroup": np.arange(1, len(groups) + 1),
+        "rlnImagePixelSize": size_A[first],
+        "rlnImageSize": box_px[first].astype(int),
+        "rlnImageDimensionality": np.full(len(groups), 2),
+    }
+    return optics | {label: values[first] for label, values in known.items()}, group_of.reshape(-1)
+
+
+def _pose_of_cs(rows: np.ndarray, names: set[str], size_A: np.ndarray, where: str) -> dict[str, Any]:
     kind = next((each for each in ("alignments3D", "alignments2D") if f"{each}/pose" in names), None)
     if kind is None:
         return {}
-    scale = rows[f"{kind}/psize_A"].astype(float) if f"{kind}/psize_A" in names else size_A
-    shift_A = rows[f"{kind}/shift"].astype(float) * scale[:, None]
+    scale = _numbers(rows, f"{kind}/psize_A", where) if f"{kind}/psize_A" in names else size_A
+    shift_A = _numbers(rows, f"{kind}/shift", where, 2) * scale[:, None]
     found: dict[str, Any] = {"rlnOriginXAngst": shift_A[:, 0], "rlnOriginYAngst": shift_A[:, 1]}
-    pose = rows[f"{kind}/pose"].astype(float)
     if kind == "alignments2D":
-        found["rlnAnglePsi"] = np.rad2deg(pose)
+        found["rlnAnglePsi"] = np.rad2deg(_numbers(rows, f"{kind}/pose", where))
     else:
+        pose = _numbers(rows, f"{kind}/pose", where, 3)
         found |= dict(zip(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), euler_of_pose(pose).T, strict=True))
     if f"{kind}/class" in names:
-        found["rlnClassNumber"] = rows[f"{kind}/class"].astype(int) + 1
+        found["rlnClassNumber"] = _counted_from_one(rows, f"{kind}/class", where)
     if f"{kind}/split" in names:
-        found["rlnRandomSubset"] = rows[f"{kind}/split"].astype(int) + 1
+        half = _counted_from_one(rows, f"{kind}/split", where)
+        if set(np.unique(half)) == {1, 2}:  # all in one half: never split
+            found["rlnRandomSubset"] = half
     if f"{kind}/class_posterior" in names:
-        found["rlnMaxValueProbDistribution"] = rows[f"{kind}/class_posterior"].astype(float)
+        found["rlnMaxValueProbDistribution"] = _numbers(rows, f"{kind}/class_posterior", where)
     return found
 
 
-def _place_of_cs(rows: np.ndarray, names: set[str], flip_y: bool) -> dict[str, Any]:
+def _counted_from_one(rows: np.ndarray, name: str, where: str) -> np.ndarray:
+    """A column that counts from 0 as one that counts from 1; the largest unsigned number, no class, becomes 0."""
+    values = _numbers(rows, name, where)
+    return np.where(values >= NO_CLASS, 0, values + 1).astype(np.int64)
+
+
+def _place_of_cs(rows: np.ndarray, names: set[str], flip_y: bool, where: str) -> dict[str, Any]:
     if "location/center_x_frac" not in names:
         return {}
-    ny, nx = rows["location/micrograph_shape"].astype(float).T
-    y = rows["location/center_y_frac"].astype(float)
-    found = {
-        "rlnCoordinateX": rows["location/center_x_frac"].astype(float) * nx,
-        "rlnCoordinateY": (1 - y if flip_y else y) * ny,
-    }
-    return found | {"rlnMicrographName": [_text(path) for path in rows["location/micrograph_path"]]}
+    ny, nx = _numbers(rows, "location/micrograph_shape", where, 2).T
+    x, y = (_numbers(rows, f"location/center_{axis}_frac", where) for axis in "xy")
+    far = (np.maximum(np.abs(x - 0.5), np.abs(y - 0.5)) > FARTHEST_OFF_CENTRE) | (np.minimum(nx, ny) < 1)
+    if far.any():
+        row = int(np.argmax(far))
+        raise InputError(f"{where}, row {row + 1}: location/center_*_frac lies far off the micrograph; remove the row")
+    found = {"rlnCoordinateX": x * nx, "rlnCoordinateY": (1 - y if flip_y else y) * ny}
+    return found | {"rlnMicrographName": _texts(rows, "location/micrograph_path", where)}
+
+
+def _column(rows: np.ndarray, name: str, where: str, kinds: str, width: int = 0) -> np.ndarray:
+    """A column whose type is one of `kinds`, of `width` values a row (0: one, no array)."""
+    if name not in (rows.dtype.names or ()):
+        raise InputError(f"{where}: no column {name}; export the particles again with it")
+    values = rows[name]
+    if values.dtype.kind not in kinds or values.shape[1:] != ((width,) if width else ()):
+        raise InputError(f"{where}: column {name} has type {values.dtype} {list(values.shape[1:])}; export it again")
+    return values
+
+
+def _numbers(rows: np.ndarray, name: str, where: str, width: int = 0) -> np.ndarray:
+    """A column of finite numbers as float64 (n,) or (n, width). Raises InputError naming column and row."""
+    values = _column(rows, name, where, "iuf", width).astype(np.float64)
+    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if bad.any():
+        raise InputError(f"{where}, row {int(np.argmax(bad)) + 1}: {name} is not a finite number; remove the row")
+    return values
+
+
+def _texts(rows: np.ndarray, name: str, where: str) -> list[str]:
+    found = [_text(value) for value in _column(rows, name, where, "SU").tolist()]
+    for row, text in enumerate(found, 1):
+        if not text or any(character.isspace() or not character.isprintable() for character in text):
+            shown = repr(text[:80])
+            raise InputError(f"{where}, row {row}: {name} is {shown}, which a STAR file cannot name; rename the file")
+    return found
 
 
 def euler_of_pose(pose: np.ndarray) -> np.ndarray:
@@ -173,6 +269,15 @@ def cs_of_tables(
     return _structured(made, n)
 
 
+def not_held(particles: Table) -> list[str]:
+    """Columns of classes and half sets that a .cs table cannot hold, since rows have none (0 or less in RELION)."""
+    return [label for label in _COUNTED if label in particles and not _is_counted(particles.integers(label))]
+
+
+def _is_counted(values: np.ndarray) -> bool:
+    return bool(((values >= 1) & (values <= NO_CLASS)).all())
+
+
 def _pose_columns(particles: Table, size_A: np.ndarray) -> dict[str, tuple[Any, np.ndarray]]:
     if "rlnAnglePsi" not in particles or "rlnOriginXAngst" not in particles:
         return {}
@@ -185,8 +290,8 @@ def _pose_columns(particles: Table, size_A: np.ndarray) -> dict[str, tuple[Any, 
     else:
         angles = np.stack([particles.numbers(f"rlnAngle{name}") for name in ("Rot", "Tilt", "Psi")], -1)
         made[f"{kind}/pose"] = ("<f4", pose_of_euler(angles))
-    for label, name in (("rlnClassNumber", "class"), ("rlnRandomSubset", "split")):
-        if label in particles:
+    for label, name in _COUNTED.items():
+        if label in particles and label not in not_held(particles):
             made[f"{kind}/{name}"] = ("<u4", particles.integers(label) - 1)
     if "rlnMaxValueProbDistribution" in particles:
         made[f"{kind}/class_posterior"] = ("<f4", particles.numbers("rlnMaxValueProbDistribution"))
@@ -229,5 +334,5 @@ def _uid(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def _text(value: bytes) -> str:
+def _text(value: bytes | str) -> str:
     return os.fsdecode(value).lstrip(">")

@@ -229,15 +229,19 @@ def _import_particles(path: Path, params: Params) -> None:
     if path.suffix == ".cs":
         rows = cryosparc.read_cs(path)
         for other in params.passthrough:
+            before = len(rows)
             rows = cryosparc.join(rows, cryosparc.read_cs(other))
-        if not len(rows):
-            raise InputError(f"{path}: no uid stands in its passthrough tables; do they belong together?")
+            if not len(rows):
+                raise InputError(f"{path}: no uid stands in {other}; do they belong together?")
+            if lost := before - len(rows):
+                text = f"{lost:,} of {before:,} particles of {path} are not in {other} and are left out"
+                print(f"warning: {text}", file=sys.stderr)
         optics, particles = cryosparc.tables_of_cs(rows, params.flip_y, str(path))
         if "blob/sign" in (rows.dtype.names or ()) and (rows["blob/sign"] < 0).any():
             print("warning: these particles are dark (blob/sign -1); invert the images for RELION", file=sys.stderr)
         if "rlnMicrographName" not in particles:
-            lost = f"{path} has no location/* columns: no rlnMicrographName and no coordinates"
-            print(f"warning: {lost}; its passthrough table has them (--passthrough)", file=sys.stderr)
+            missing_places = f"{path} has no location/* columns: no rlnMicrographName and no coordinates"
+            print(f"warning: {missing_places}; its passthrough table has them (--passthrough)", file=sys.stderr)
     else:
         if params.passthrough:
             raise InputError("--passthrough is for .cs tables")
@@ -248,8 +252,11 @@ def _import_particles(path: Path, params: Params) -> None:
     if params.to == "cs":
         shape = _shape(path, particles)
         if shape is None and "rlnMicrographName" in particles:
-            lost = "fractions of them cannot be told, so there are no location/* columns"
-            print(f"warning: the micrographs of {path} are not there: {lost}", file=sys.stderr)
+            untold = "fractions of them cannot be told, so there are no location/* columns"
+            print(f"warning: the micrographs of {path} are not there: {untold}", file=sys.stderr)
+        for label in cryosparc.not_held(particles):
+            text = f"_{label} of {path} is 0 (none) in some rows, which a .cs table cannot hold: the column is left out"
+            print(f"warning: {text}", file=sys.stderr)
         rows = cryosparc.cs_of_tables(optics, particles, shape)
         begin("import", params, [path, *params.passthrough])
         cryosparc.write_cs(params.o / "particles.cs", rows)
