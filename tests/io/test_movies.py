@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 
 from polarice.io.eer import write_eer
 from polarice.io.movies import Events, open_movie, read_frames
-from polarice.io.mrc import header_dtype, nibbles, open_stack
+from polarice.io.mrc import header_dtype, nibbles, open_stack, read_header
+from polarice.io.pictures import read_picture
 from polarice.types import InputError
 
 tifffile = pytest.importorskip("tifffile")
@@ -60,8 +62,65 @@ def test_bytes_are_what_the_stamp_of_serialem_says(tmp_path, flags, bytes_are):
     assert np.array_equal(read(path), counts.view(bytes_are))
 
 
+@pytest.mark.parametrize("stamped", [True, False])
+def test_two_pixels_in_a_byte_are_told_by_imods_flag_or_serialems_label(tmp_path, stamped):
+    wide = FRAMES[..., :40]
+    packed = (wide[..., 0::2] | wide[..., 1::2] << 4).astype(np.uint8)
+    path = write_mrc(tmp_path / "a.mrc", packed.view(np.int8), 0)  # nx counts bytes
+    content = bytearray(path.read_bytes())
+    if stamped:
+        content[152:160] = struct.pack("<ii", 1146047817, 16)
+    else:
+        content[224:250] = b"SerialEM: 4 bits packed".ljust(26)
+    path.write_bytes(content)
+    assert np.array_equal(read(path), FRAMES[..., :40])
+    with open_movie(path) as movie:
+        assert movie.pixel_size_A == pytest.approx(0.8)
+
+
+def test_stacks_and_micrographs_heed_the_stamp_of_unsigned_bytes(tmp_path):
+    counts = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    path = write_mrc(tmp_path / "a.mrc", counts.view(np.int8), 0)
+    content = bytearray(path.read_bytes())
+    content[152:160] = struct.pack("<ii", 1146047817, 0)
+    path.write_bytes(content)
+    assert np.array_equal(open_stack(path), counts)
+    assert read_picture(path).pixels.max() == 255
+
+
+def test_a_directory_that_leads_to_itself_is_named(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, FRAMES[:1], photometric="minisblack")
+    data = bytearray(path.read_bytes())
+    place = struct.unpack("<I", data[4:8])[0]
+    link = place + 2 + 12 * struct.unpack("<H", data[place : place + 2])[0]
+    data[link : link + 4] = struct.pack("<I", place)
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=r"a\.tif.*leads back"):
+        read(path)
+
+
+def test_a_pipe_is_no_movie(tmp_path):
+    os.mkfifo(tmp_path / "a.mrc")
+    with pytest.raises(InputError, match=r"a\.mrc is not a file"):
+        read(tmp_path / "a.mrc")
+    with pytest.raises(InputError, match=r"a\.mrc is not a file"):
+        read_header(tmp_path / "a.mrc")
+
+
+def test_raw_frames_left_over_are_told(tmp_path):
+    event = (np.array([5]), np.array([0]))
+    write_eer(tmp_path / "a.eer", [event] * 12, (32, 32))
+    with open_movie(tmp_path / "a.eer", Events(5)) as movie:
+        assert movie.frames == 2
+        assert movie.unused.startswith("the last 2 of 12 raw frames (17% of the dose)")
+        assert movie.unused.endswith("--eer-grouping 4 leaves none")
+    with open_movie(tmp_path / "a.eer", Events(4)) as movie:
+        assert movie.unused == ""
+
+
 def test_four_bit_files_are_for_movies_alone(tmp_path):
-    with pytest.raises(InputError, match="4-bit"):
+    with pytest.raises(InputError, match="4 bits"):
         open_stack(write_mrc(tmp_path / "a.mrc", FRAMES, 101))
     assert nibbles(np.array([0x21, 0x43], np.uint8), 3).tolist() == [1, 2, 3]
 

@@ -14,6 +14,7 @@ from polarice.cli import main
 from polarice.io.cryosparc import read_cs
 from polarice.io.micrographs import read_micrographs
 from polarice.io.star import Block, Table, read_star, write_star
+from polarice.jobs import import_
 
 tifffile = pytest.importorskip("tifffile")
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -49,6 +50,51 @@ def test_movies_with_mdoc_dose_and_beam_shift_groups(here):
     assert [group.name for group in table.optics] == ["opticsGroup1", "opticsGroup2"]
     assert table.optics[0].pixel_size_A == 0.83 and table.optics_table.text("rlnMtfFileName")[0] == "mtf.star"
     assert table.table.numbers("rlnMicrographDoseRate").tolist() == [10.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("mdoc", "words", "voltage", "told"),
+    [
+        ("Voltage = 200\n", [], 200, ""),
+        ("Voltage = 200\n", ["--voltage", "300"], 300, "states another voltage, a.tif 200 kV; 300 is used"),
+        ("", [], 300, ""),
+        ("NumSubFrames = 9\n", [], 300, "a.tif 3 where it says 9"),
+        ("GainReference = gain.dm4\nDefectFile = d.txt\n", [], 300, "name a gain reference: gain.dm4; give it"),
+        ("ImageShift = nan 1\n" + "\n" * 100_000 + "Voltage = 120\n", [], 120, ""),
+    ],
+)
+def test_what_stands_beside_a_movie_is_used_or_told(here, capsys, mdoc, words, voltage, told):
+    tifffile.imwrite("a.tif", FRAMES, photometric="minisblack")
+    Path("a.tif.mdoc").write_text(mdoc)
+    assert run("a.tif", "--angpix", "1", "--o", "out", *words) == 0
+    assert read_micrographs("out/movies.star", "movies").optics[0].voltage_kV == voltage
+    said = capsys.readouterr().err
+    assert told in said and bool(told) == ("warning" in said)
+
+
+def test_mdoc_files_that_disagree_on_the_voltage_are_refused(here, capsys):
+    for name, voltage in (("a", 200), ("b", 300)):
+        tifffile.imwrite(f"{name}.tif", FRAMES, photometric="minisblack")
+        Path(f"{name}.tif.mdoc").write_text(f"Voltage = {voltage}\n")
+    assert run("a.tif", "b.tif", "--angpix", "1", "--o", "out") == 2
+    assert "b.tif: its .mdoc says 300 kV, that of a.tif 200 kV" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_file_that_breaks_a_library_is_left_out_alone(here, capsys, monkeypatch):
+    for name in ("a", "b", "c"):
+        tifffile.imwrite(f"{name}.tif", FRAMES, photometric="minisblack")
+    opened = import_.open_movie
+
+    def breaks(path, events=None):
+        if Path(path).name == "b.tif":
+            raise TypeError("'<' not supported between instances of 'tuple' and 'int'")
+        return opened(path, events)
+
+    monkeypatch.setattr(import_, "open_movie", breaks)
+    assert run("a.tif", "b.tif", "c.tif", "--angpix", "1", "--o", "out") == 0
+    assert read_micrographs("out/movies.star", "movies").names == ("a.tif", "c.tif")
+    assert "left out: b.tif: cannot be read (TypeError" in capsys.readouterr().err
 
 
 def test_epu_names_make_groups(here):

@@ -6,7 +6,6 @@ frame keeps the type of the file; of an EER file it is a fraction, the sum of a 
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
 import struct
@@ -26,7 +25,7 @@ from polarice.types import InputError
 MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".map")
 TIFF_ENDINGS = (".tif", ".tiff")
 EER_ENDING = ".eer"
-IMOD_STAMP, IMOD_SIGNED = 1146047817, 1  # words 39 and 40 of an MRC header: a stamp, and the flag of signed bytes
+MOST_PAGES = 1_000_000  # of a TIFF file; the longest EER movies have some ten thousand
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,10 @@ def open_movie(path: str | os.PathLike[str], events: Events | None = None) -> It
     ending = Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
     if not path.exists():
         raise InputError(f"{path}: no such file; check the name and the folder")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file (a folder, a pipe or a device); give the name of a file")
     if ending in MRC_ENDINGS:
-        header = read_header(path)
-        unsigned = header.mode == 0 and _unsigned_bytes(path)
-        yield MrcMovie(path, read_header(path, unsigned) if unsigned else header)
+        yield MrcMovie(path, read_header(path))
     elif ending in TIFF_ENDINGS or ending == EER_ENDING:
         with _tiff(path) as pages:
             yield EerMovie(path, pages, events or Events()) if ending == EER_ENDING else TiffMovie(path, pages)
@@ -104,17 +103,6 @@ class MrcMovie:
         return section.astype(section.dtype.newbyteorder("="))
 
 
-def _unsigned_bytes(path: Path) -> bool:
-    """Whether bytes (mode 0) run from 0 to 255: the stamp that SerialEM and IMOD leave says so; else MRC2014 holds."""
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
-        words = stream.read(160)[152:]
-    if len(words) < 8:
-        return False
-    order = "<" if struct.unpack("<i", words[:4])[0] == IMOD_STAMP else ">"
-    stamp, flags = struct.unpack(order + "ii", words)
-    return bool(stamp == IMOD_STAMP and not flags & IMOD_SIGNED)
-
-
 class TiffMovie:
     """Frames are the pages of a TIFF file, LZW, deflate or not compressed, classic or BigTIFF, upside down."""
 
@@ -150,6 +138,21 @@ class EerMovie:
         self.shape = (first.imagelength * events.upsampling, first.imagewidth * events.upsampling)
         self.metadata: dict[str, Any] = first.eer_tags or {}
         self.pixel_size_A = float(self.metadata.get("sensorPixelSize.width", 0) or 0) * 1e10 / events.upsampling
+
+    @property
+    def unused(self) -> str:
+        """What to tell of the raw frames at the end that make no whole fraction; "" where there are none."""
+        left = self.raw_frames - self.frames * self._events.group
+        if not left:
+            return ""
+        group = min(  # the nearest number that leaves none
+            (each for each in range(1, self.raw_frames + 1) if self.raw_frames % each == 0),
+            key=lambda each: abs(each - self._events.group),
+        )
+        return (
+            f"the last {left} of {self.raw_frames} raw frames ({left / self.raw_frames:.0%} of the dose) make no whole "
+            f"fraction and are not used; --eer-grouping {group} leaves none"
+        )
 
     def read(self, frame: int) -> np.ndarray:
         group = self._events.group
@@ -190,8 +193,11 @@ def _directories(path: Path) -> int:
         big = struct.unpack(order + "H", head[2:4])[0] == 43
         place = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
         count, entry, width = (("Q", 20, 8) if big else ("H", 12, 4)) if order else ("", 0, 0)
-        pages = 0
+        pages, seen = 0, set()
         while place:
+            if place in seen or pages == MOST_PAGES:
+                raise ValueError(f"page {pages + 1} leads back to one before it, or there is no end of them")
+            seen.add(place)
             if place + 2 > size:
                 raise ValueError(f"page {pages + 1} lies behind its end")
             stream.seek(place)

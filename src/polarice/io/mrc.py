@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import mmap
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ _FIELDS = [
 ]  # fmt: skip
 PACKED = 101  # two pixels a byte, the lower four bits first; a row of odd length ends with half a byte
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", PACKED: "u1"}
+IMOD_STAMP = 1146047817  # word 39 of a header that IMOD or SerialEM wrote; the next one holds flags
+IMOD_SIGNED, IMOD_PACKED = 1, 16  # bytes run from -128 to 127; each byte holds two pixels, and nx counts bytes
+PACKED_LABEL = b"4 bits packed"  # SerialEM's word for the same
 _OTHER_MODES = {3: "complex int16", 4: "complex float32"}
 _MODE_OF = {np.dtype(np.int8): 0, np.dtype(np.float32): 2, np.dtype(np.float16): 12}
 
@@ -67,7 +71,9 @@ def header_dtype(endian: str) -> np.dtype:
 
 
 def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHeader:
-    """Read a header; `unsigned` takes mode 0 for bytes 0..255.
+    """Read a header; `unsigned` takes mode 0 for bytes 0..255, as the stamp of IMOD and SerialEM does.
+
+    Bytes that hold two pixels each by that stamp's flag or SerialEM's label are mode 101, nx in pixels.
 
     A file that is shorter than its header says is told by `there` < `n`. Raises InputError where there is no such
     file or it is no MRC file of a mode that can be read.
@@ -77,24 +83,37 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
     if len(raw) < HEADER_BYTES:
         raise InputError(f"{path} is not an MRC file: only {len(raw)} bytes; copy or extract it again")
     endian, fields = _fields(path, raw)
-    dtype = _pixel_type(path, int(fields["mode"]), endian, unsigned)
-    nx, ny, nz = (int(fields[name]) for name in ("nx", "ny", "nz"))
+    nx, ny, nz, mode = (int(fields[name]) for name in ("nx", "ny", "nz", "mode"))
+    flags = _imod_flags(raw, endian)
+    if mode == 0 and (flags & IMOD_PACKED or PACKED_LABEL in raw[224:HEADER_BYTES]):
+        mode, nx = PACKED, 2 * nx
+    dtype = _pixel_type(path, mode, endian, unsigned or not flags & IMOD_SIGNED)
     offset = HEADER_BYTES + max(0, int(fields["nsymbt"]))
-    row = (nx + 1) // 2 if int(fields["mode"]) == PACKED else nx * dtype.itemsize
+    row = (nx + 1) // 2 if mode == PACKED else nx * dtype.itemsize
     there = nz if gzipped else max(0, min(nz, (size - offset) // (row * ny)))
-    voxel = tuple(float(c / m) if m > 0 and c > 0 else 0.0 for c, m in zip(fields["cell_A"], fields["m"], strict=True))
+    voxel = tuple(
+        float(c / m) if m > 0 and 0 < c < np.inf else 0.0 for c, m in zip(fields["cell_A"], fields["m"], strict=True)
+    )
     axes = tuple(int(axis) for axis in fields["axes"])
     return MrcHeader(
-        nz, ny, nx, int(fields["mode"]), endian, voxel[0], offset, dtype, gzipped, there,
+        nz, ny, nx, mode, endian, voxel[0], offset, dtype, gzipped, there,
         voxel_size_A=voxel,  # type: ignore[arg-type]
         axes=axes if sorted(axes) == [1, 2, 3] else (1, 2, 3),  # type: ignore[arg-type]
         stack=int(fields["ispg"]) == 0 and int(fields["m"][2]) == 1 and nz > 1,
     )  # fmt: skip
 
 
+def _imod_flags(raw: bytes, endian: str) -> int:
+    """The flags of IMOD's stamp; without one, as if it said that bytes are signed (MRC2014)."""
+    stamp, flags = np.frombuffer(raw, f"{endian}i4", 2, 152).tolist()
+    return int(flags) if stamp == IMOD_STAMP else IMOD_SIGNED
+
+
 def _first_bytes(path: Path) -> tuple[bytes, int, bool]:
     """The header's bytes, the size of the file, and whether it is gzipped."""
     with naming_source(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{path} is not a file (a folder, a pipe or a device); give the name of a file")
         with open(path, "rb") as stream:
             raw = stream.read(HEADER_BYTES)
             size = os.fstat(stream.fileno()).st_size
@@ -147,7 +166,9 @@ def map_sections(path: str | os.PathLike[str], header: MrcHeader, packed: bool =
     Raises InputError where the file is shorter than `header` says, or 4-bit.
     """
     if header.mode == PACKED and not packed:
-        raise InputError(f"{path}: MRC mode 101 (4-bit) is for movies; convert it to mode 2 (float32)")
+        raise InputError(
+            f"{path}: pixels of 4 bits (mode 101, or packed into bytes) are for movies; convert it to mode 2 (float32)"
+        )
     with naming_source(path):
         if header.gzipped:
             with tempfile.TemporaryFile(prefix="polarice-") as plain:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+MOST_CHARACTERS = 1 << 22  # of an .mdoc file; a section of a tilt series has some thousand
 _EPU = re.compile(r"FoilHole_\d+_Data_(\d+)_")
 
 
@@ -28,13 +29,18 @@ def read_mdoc(movie: Path) -> Mdoc | None:
     """What stands in the .mdoc beside a movie (a.tif.mdoc, or a.mdoc), or None where there is none."""
     for path in (movie.with_name(movie.name + ".mdoc"), movie.with_suffix(".mdoc")):
         if path.is_file():
-            return parse_mdoc(path.read_text(encoding="utf-8", errors="replace"))
+            with open(path, encoding="utf-8", errors="replace") as stream:
+                return parse_mdoc(stream.read(MOST_CHARACTERS))
     return None
 
 
 def parse_mdoc(text: str) -> Mdoc:
     """`Key = value` lines; of keys that stand there more than once the last counts, as the newest."""
-    values = dict(re.findall(r"^\s*([A-Za-z]+)\s*=\s*(.+?)\s*$", text, re.MULTILINE))
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals and value.strip():
+            values[key.strip()] = value.strip()
 
     def number(key: str) -> float | None:
         try:
@@ -56,7 +62,7 @@ def _pair(text: str) -> tuple[float, float] | None:
         x, y = (float(word) for word in text.split())
     except ValueError:
         return None
-    return x, y
+    return (x, y) if np.isfinite([x, y]).all() else None
 
 
 def epu_template(movie: Path) -> str | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from polarice.cluster import SERIAL
+from polarice.io.matching import listed
 from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, open_movie
 from polarice.io.optics import DEFOCUS_LABELS, require_defoci
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from polarice.io.particles import ParticleTable
 
 SUMMARY = "make a table of movies, micrographs or particles: files, RELION's STAR or cryoSPARC's .cs"
+DEFAULT_VOLTAGE_KV = 300.0
 AGREE = 0.02  # relative difference of pixel sizes
 
 
@@ -41,7 +43,9 @@ class Params:
     angpix: float | None = option(
         None, "pixel size, in the files' place", unit="A", low=0.01, high=100, flags=("--pixel-size",)
     )
-    voltage: float = option(300.0, "acceleration voltage", unit="kV", low=10, high=3000, flags=("--kV",))
+    voltage: float | None = option(
+        None, "acceleration voltage; that of the .mdoc files, or 300", unit="kV", low=10, high=3000, flags=("--kV",)
+    )
     cs: float = option(2.7, "spherical aberration", unit="mm", low=0, flags=("--Cs",))
     amplitude_contrast: float = option(0.1, "amplitude contrast", low=0, high=1, flags=("--Q0",))
     optics_group_name: str = option("opticsGroup1", "name of the optics group; numbered where there are more")
@@ -107,10 +111,12 @@ def _import_images(files: list[Path], params: Params) -> None:
     items = [Item(str(path), row, str(path), "") for row, path in enumerate(files)]
     pixel_A, remark = _pixel_size(usable, params) if usable else (0.0, "")
     groups = _groups(usable, params) if usable else np.zeros(0, int)
+    remarks = [*([remark] if remark else []), *_beside(usable, params)]
+    params = replace(params, voltage=_voltage_kV(usable, params))
     begin("import", params)  # what is refused leaves no folder behind
     if usable:
-        if remark:
-            print(f"warning: {remark}", file=sys.stderr)
+        for each in remarks:
+            print(f"warning: {each}", file=sys.stderr)
         write_star(params.o / f"{kind}.star", _blocks(kind, usable, groups, pixel_A, params))
     text = [f"{len(usable)} {kind} of {usable[0].shape[1]} x {usable[0].shape[0]} pixels."] if usable else []
     write_usage(params.o, Items(**vars(watch.spent(None)), count=len(files), what=kind))
@@ -135,6 +141,9 @@ def _look(files: list[Path]) -> tuple[list[Outcome], list[Found]]:
                 outcomes.append(Outcome(figures={"frames": movie.frames, "pixel size (A)": size}))
         except InputError as error:
             outcomes.append(Outcome(reason=str(error)))
+        except Exception as error:  # a library's, of a file that is damaged in a way of its own; the others go on
+            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            outcomes.append(Outcome(reason=f"{path}: cannot be read ({what}); is it damaged? copy it again"))
     return outcomes, usable
 
 
@@ -179,6 +188,47 @@ def _pixel_size(usable: list[Found], params: Params) -> tuple[float, str]:
                 f"{first.pixel_size_A:.4g} A; import them one by one, or give the right one with --angpix"
             )
     return first.pixel_size_A, ""
+
+
+def _voltage_kV(usable: list[Found], params: Params) -> float:
+    """As the user says, or the .mdoc files, or 300. Raises InputError where these disagree with each other."""
+    if params.voltage is not None:
+        return params.voltage
+    said = {each.mdoc.voltage_kV: each.path for each in usable if each.mdoc and each.mdoc.voltage_kV}
+    if len(said) > 1:
+        (one, first), (other, second) = list(said.items())[:2]
+        raise InputError(
+            f"{second}: its .mdoc says {other:g} kV, that of {first} {one:g} kV; import them one by one, or give "
+            "--voltage"
+        )
+    return next(iter(said), DEFAULT_VOLTAGE_KV) or DEFAULT_VOLTAGE_KV
+
+
+def _beside(usable: list[Found], params: Params) -> list[str]:
+    """What the .mdoc files say that the user should know: where they disagree, and what they name."""
+    known = [(each, each.mdoc) for each in usable if each.mdoc]
+    told = []
+    if params.voltage is not None:
+        other = [(each, mdoc) for each, mdoc in known if mdoc.voltage_kV and mdoc.voltage_kV != params.voltage]
+        if other:
+            said = f"{other[0][0].path} {other[0][1].voltage_kV:g} kV"
+            told.append(
+                f"the .mdoc of {len(other):,} file(s) states another voltage, {said}; {params.voltage:g} is used"
+            )
+    short = [(each, mdoc) for each, mdoc in known if mdoc.frames and each.frames > 1 and mdoc.frames != each.frames]
+    if short:
+        each, mdoc = short[0]
+        told.append(
+            f"{len(short):,} movie(s) have another number of frames than their .mdoc says, {each.path} {each.frames} "
+            f"where it says {mdoc.frames}; are they whole?"
+        )
+    for what, option_of, names in (
+        ("gain reference", "--gainref", sorted({mdoc.gain for _, mdoc in known if mdoc.gain})),
+        ("defect file", "--defect-file", sorted({mdoc.defects for _, mdoc in known if mdoc.defects})),
+    ):
+        if names:
+            told.append(f"the .mdoc files name a {what}: {listed(names)}; give it to polarice motion as {option_of}")
+    return told
 
 
 def _groups(usable: list[Found], params: Params) -> np.ndarray:

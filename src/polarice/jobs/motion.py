@@ -193,6 +193,8 @@ class Correct:
                 raise InputError(f"{item.file} has {movie.frames} frames; two from --first-frame on are wanted")
             if params.last_frame and params.last_frame > movie.frames:
                 remarks.append(f"it has {movie.frames} frames; --last-frame is {params.last_frame}")
+            if isinstance(movie, EerMovie) and movie.unused:
+                remarks.append(movie.unused)
             frames, facts = read_frames(movie, self.threads, chosen), self._facts(item, movie, pixel_A)
         try:
             exposure, wrong = expose(frames, gain, defects, params.hot_pixels, params.first_frame)
