@@ -20,13 +20,14 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any
     """Open a temporary file beside `path`; when the block ends well it is flushed to the disk and takes its place.
 
     On any exception, Ctrl-C included, the temporary is removed and what stood at `path` before is untouched. A
-    symbolic link at `path` is followed. `mode` is "wb", "wb+" or "w" (UTF-8, line ends as written).
+    symbolic link at `path` is followed. `mode` is "wb", "wb+" or "w" (UTF-8, in which names of files keep their bytes;
+    line ends as written).
 
     Raises InputError where the disk is full, the folder is missing or may not be written.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with naming_target(path):
         stream = open(temporary, mode, **text)  # type: ignore[call-overload]  # noqa: SIM115
     try:

@@ -44,6 +44,10 @@ def _usual_format(value: float) -> str:
     return "%12.6f" if value == 0 or 1e-3 <= abs(value) < 1e5 else "%12.6e"
 
 
+MOST_CELL_CHARACTERS = 10_000  # paths of file systems have 4,096 at the most
+NAMED_LABELS = 40  # that a message holds
+
+
 @dataclass(frozen=True, eq=False)
 class Values:
     """A column that does not come from a file; `text_format` as in `text_of`."""
@@ -100,15 +104,26 @@ class Table:
     def cells(self, label: str) -> Cells:
         """The cells of one column, quotes taken off. Raises InputError where there is no such column."""
         if label not in self.labels:
-            raise InputError(
-                f"{self.where}: no column _{label}; it has {', '.join('_' + name for name in self.labels)}"
-            )
+            named = ", ".join("_" + name[:80] for name in self.labels[:NAMED_LABELS])
+            more = f" and {len(self.labels) - NAMED_LABELS:,} more" if len(self.labels) > NAMED_LABELS else ""
+            raise InputError(f"{self.where}: no column _{label}; it has {named}{more}")
         column = self.columns[self.labels.index(label)]
         if isinstance(column, int):
             assert self.grid is not None
             cells = self.grid.span(column, column)
+            self._require_short(label, cells)
             return cells.unquoted() if self.grid.quotes else cells
         return Cells.of([text.strip() for rows in blocks(self.n) for text in column.texts(rows)]).unquoted()
+
+    def _require_short(self, label: str, cells: Cells) -> None:
+        """Raise InputError where a cell is longer than any name: an array of text is as wide as its widest cell."""
+        lengths = cells.stops - cells.starts
+        if lengths.max(initial=0) > MOST_CELL_CHARACTERS:
+            row = int(np.argmax(lengths))
+            raise InputError(
+                f"{self.where}, row {row + 1}: _{label} has a cell of {lengths[row]:,} characters, where "
+                f"{MOST_CELL_CHARACTERS:,} are the most; correct or remove the row"
+            )
 
     def text(self, label: str) -> np.ndarray:
         """One column as an array of str (n,), quotes taken off."""
@@ -123,7 +138,7 @@ class Table:
             return self.cells(label).numbers()
         except NotANumber as error:
             raise InputError(
-                f"{self.where}, row {error.row + 1}: _{label} is {error.text!r}, not a number; "
+                f"{self.where}, row {error.row + 1}: _{label} is {error.text[:80]!r}, not a number; "
                 "correct or remove the row"
             ) from None
 

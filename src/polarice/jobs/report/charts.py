@@ -195,8 +195,11 @@ def steps_of(history: Sequence[Row]) -> list[str]:
 def svg(figure: Figure, name: str) -> str:
     """The figure as an <svg> element for the page; its ids are made from `name`, so that two charts never share one."""
     import matplotlib
+    from matplotlib.text import Text
 
     stream = io.StringIO()
+    for text_in_it in figure.findobj(Text):
+        text_in_it.set_parse_math(False)  # a $ in a name begins no formula
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()

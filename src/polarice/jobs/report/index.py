@@ -80,14 +80,14 @@ def chapter_html(place: int, chapter: Chapter) -> str:
     parts += [f'<ol class="gallery">{"".join(map(_small, chapter.gallery))}</ol>'] if chapter.gallery else []
     parts += [table(each.heads, each.rows) for each in chapter.tables]
     parts += [f'<p class="note">{escape(why)}</p><pre>{escape(words)}</pre>' for why, words in chapter.commands]
-    links = "".join(f'<a href="{quote(where)}">{escape(text)}</a>' for text, where in chapter.links)
+    links = "".join(f'<a href="{quote(os.fsencode(where))}">{escape(text)}</a>' for text, where in chapter.links)
     parts += [f"<nav>{links}</nav>"] if links else []
     return "\n".join([*parts, "</section>"])
 
 
 def _small(picture: Picture) -> str:
     shown = f'<img alt="" src="{_source(picture)}">'
-    shown = f'<a href="{quote(picture.link)}">{shown}</a>' if picture.link else shown
+    shown = f'<a href="{quote(os.fsencode(picture.link))}">{shown}</a>' if picture.link else shown
     return f"<li>{shown}<p><span>{escape(picture.caption)}</span></p></li>"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -233,5 +234,5 @@ def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
 
 def _cell(tag: str, cell: Cell) -> str:
     name, text, *link = ("", cell) if isinstance(cell, str) else cell
-    shown = f'<a href="{quote(link[0])}">{escape(text)}</a>' if link else escape(text)
+    shown = f'<a href="{quote(os.fsencode(link[0]))}">{escape(text)}</a>' if link else escape(text)
     return f'<{tag} class="{name}">{shown}</{tag}>'
