@@ -15,9 +15,9 @@ def run() -> int:
         print("polarice: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        from polarice.jobs.fault import tell
+        from polarice.cli import tell_fault
 
-        return tell(sys.argv[1:], error)
+        return tell_fault(sys.argv[1:], error)
 
 
 def _open_standard_streams() -> None:

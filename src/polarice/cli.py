@@ -73,6 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def tell_fault(words: Sequence[str], error: BaseException) -> int:
+    """Say what no check foresaw, and give the exit code."""
+    from polarice.jobs.fault import tell
+
+    return tell(words, error)
+
+
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview({name: load(name).SUMMARY for name in JOBS} | GROUPS), end="")
