@@ -45,6 +45,7 @@ class ParticleJob:
     )
     ctf: bool = option(True, "correct for the contrast transfer function")
     ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak")
+    ctf_phase_flipped: bool = option(False, "the images have been phase-flipped: use the CTF's absolute value")
     norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1")
     image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
     angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.01, high=100)
@@ -134,12 +135,22 @@ def with_copies(images: ParticleImages, params: Any, comm: Comm, held: ExitStack
 
 def _checked_table(params: Any, ranks: int) -> ParticleTable:
     """The table, and the headers of its stacks as they should be."""
+    from polarice.io.optics import PHASE_FLIPPED, require_one_treatment
     from polarice.io.particles import StackSource, read_particles
 
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     if table.remark:
         print(f"warning: {table.remark}", file=sys.stderr)
+    if params.ctf_phase_flipped:
+        optics = tuple(replace(group, phase_flipped=True) for group in table.particles.optics)
+        flagged = table.optics_table.with_columns(
+            {PHASE_FLIPPED: [1] * len(optics)}
+        )  # for what goes on from the results
+        table = replace(table, particles=replace(table.particles, optics=optics), optics_table=flagged)
     particles = table.particles
+    if params.ctf:
+        used = [particles.optics[group] for group in np.unique(particles.optics_of)]
+        require_one_treatment(used, str(params.particles))
     if params.scratch is not None and not params.scratch.is_dir():
         raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or name another")
     if params.classes > len(particles):
@@ -287,6 +298,7 @@ def relion_settings(params: Any, images: ParticleImages, tau2_fudge: float) -> R
     """What RELION wants to know of the run."""
     from polarice.io.class2d import RunSettings
 
+    used = np.unique(images.particles.optics_of)
     return RunSettings(
         particle_diameter_A=2 * images.preparation.radius_px * images.pixel_size_A,
         tau2_fudge=tau2_fudge,
@@ -294,6 +306,7 @@ def relion_settings(params: Any, images: ParticleImages, tau2_fudge: float) -> R
         strict_highres_exp_A=params.strict_highres_exp,
         ctf=images.apply_ctf and images.particles.ctf is not None,
         ctf_intact_first_peak=params.ctf_intact_first_peak,
+        phase_flipped=any(images.particles.optics[g].phase_flipped for g in used),
     )
 
 
