@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polarice.align.expect import PolarImages
+from polarice.align.outliers import clipped
 from polarice.align.polar import PolarBasis
 from polarice.align.premultiplied import divided
 from polarice.align.prepare import Preparation
@@ -74,6 +75,7 @@ class ParticleImages:
     read_ahead: Callable[[Iterable[Any]], Iterable[Any]] = iter
     apply_ctf: bool = True
     intact_first_peak: bool = False
+    clipped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows of outliers to be clipped
     progress: Callable[[int], object] = int  # told how many images have been compared
 
     def __len__(self) -> int:
@@ -88,10 +90,21 @@ class ParticleImages:
         return self.particles.optics[int(self.particles.optics_of[0])].pixel_size_A  # the same in all that are used
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Images (row, N, N) float32, those that have been multiplied by their CTF as the plain ones."""
-        images, parameters = self.source.read(rows), self.particles.ctf
-        multiplied = self.apply_ctf and any(group.ctf_premultiplied for group in self.particles.optics)
-        if parameters is None or not multiplied:
+        """Images (row, N, N) float32: outliers clipped, those multiplied by their CTF as the plain ones."""
+        images = self.source.read(rows)
+        for i in np.flatnonzero(np.isin(rows, self.clipped)) if len(self.clipped) else ():
+            images[i] = clipped(images[i])
+        return self.plain(rows, images)
+
+    @property
+    def multiplied(self) -> bool:
+        """Some images have been multiplied by their CTF, and that matters."""
+        return self.apply_ctf and any(group.ctf_premultiplied for group in self.particles.optics)
+
+    def plain(self, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Images (row, N, N) as stored, those that have been multiplied by their CTF as the plain ones (in place)."""
+        parameters = self.particles.ctf
+        if parameters is None or not self.multiplied:
             return images
         optics_of = self.particles.optics_of[rows]
         for group in np.unique(optics_of):
@@ -105,8 +118,13 @@ class ParticleImages:
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         yield from zip(chunks, self.read_ahead(self.read(chunk) for chunk in chunks), strict=True)
 
+    def stored(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `raw`, the images as they are stored."""
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        yield from zip(chunks, self.read_ahead(self.source.read(chunk) for chunk in chunks), strict=True)
+
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """As `raw`, the images on the device: read and brought there while the engine works on those before them."""
+        """(rows, images (batch, N, N)) in batches of `size`, read and brought to the device while the engine works."""
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         yield from zip(chunks, self.sent(torch.from_numpy(self.read(chunk)) for chunk in chunks), strict=True)
 

@@ -46,6 +46,9 @@ class ParticleJob:
     ctf: bool = option(True, "correct for the contrast transfer function")
     ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak")
     ctf_phase_flipped: bool = option(False, "the images have been phase-flipped: use the CTF's absolute value")
+    outlier_images: Literal["exclude", "clip", "keep"] = option(
+        "exclude", "what to do with images of which pixels lie 100 standard deviations outside (X-rays, hot pixels)"
+    )
     norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1")
     image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
     angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.01, high=100)
@@ -247,7 +250,10 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, co
 
         with np.errstate(all="ignore"):  # unusable images are what is looked for
             workers = workers_of(params, images.device)
-            found = survey(replace(images, read_ahead=counted), order, params.seed, SURVEY_BATCH, workers, comm)
+            looking, mode = replace(images, read_ahead=counted), params.outlier_images
+            found = survey(looking, order, params.seed, SURVEY_BATCH, workers, comm, mode)
+    images = replace(images, clipped=np.array(list(found.clipped), np.int64))
+    comm.once(lambda: _tell_clipped(table, found.clipped))
     bad = found.bad | {
         row: "its grey values are too large" for row in np.flatnonzero(~np.isfinite(found.background_sd)).tolist()
         if row not in found.bad
@@ -284,6 +290,16 @@ def _tell_left_out(table: ParticleTable, bad: dict[int, str]) -> None:
         print(f"left out: row {row + 1} of {table.path}, {image_name(table, row)}: {reason}", file=sys.stderr)
     if len(bad) > 10:
         print(f"left out: {len(bad) - 10} more images; report.html names them", file=sys.stderr)
+
+
+def _tell_clipped(table: ParticleTable, found: dict[int, str]) -> None:
+    if found:
+        row, reason = min(found.items())
+        print(
+            f"clipped: {len(found)} images of {table.path}, the first in row {row + 1}, "
+            f"{image_name(table, row)}: {reason}",
+            file=sys.stderr,
+        )
 
 
 def last_ring(images: ParticleImages, params: Any) -> int:
