@@ -30,6 +30,8 @@ class Optics:
     cs_mm: float  # spherical aberration
     amplitude_contrast: float
     box_px: int  # 0 where the table does not say
+    ctf_premultiplied: bool = False  # images have been multiplied by their CTF
+    phase_flipped: bool = False  # images have been multiplied by the sign of their CTF
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Scene:
     @property
     def batch(self) -> PolarImages:
         rows = np.arange(len(self.images))
-        field = self.images.fields(self.basis, self.images.source.read(rows), self.centre_px)
+        field = self.images.fields(self.basis, self.images.read(rows), self.centre_px)
         return self.images.polar(self.basis, rows, field, self.centre_px, self.centre_px)
 
     @property
@@ -46,7 +46,7 @@ class Scene:
     @property
     def masked(self) -> np.ndarray:
         """(n, N, N) float64: what the engine samples."""
-        pixels = torch.from_numpy(self.images.source.read(np.arange(len(self.images))))
+        pixels = torch.from_numpy(self.images.read(np.arange(len(self.images))))
         return self.images.preparation(pixels, torch.from_numpy(self.centre_px)).double().numpy()
 
     @property

@@ -324,3 +324,37 @@ def test_relion_reads_our_table_and_finds_the_same_images(folder, name):
         StackSource(theirs.particles).read(np.arange(len(rows))), theirs.table.text("rlnImageName"), strict=True
     ):
         np.testing.assert_allclose(image, ours[int(name.partition("@")[0]) - 1], rtol=1e-6)
+
+
+def test_what_the_optics_table_says_has_been_done_to_the_images(folder):
+    """Multiplied by the CTF or by its sign, by group; the columns go on into what is written."""
+    optics = OPTICS + "_rlnCtfDataAreCtfPremultiplied #8\n_rlnCtfDataArePhaseFlipped #9\n"
+    optics += "1 one 300 2.7 0.1 2.0 8 1 0\n2 two 300 2.7 0.1 2.0 8 0 1\n"
+    rows = [ROWS[0], ROWS[1][:-1] + "2"]
+    body = "\ndata_particles\nloop_\n" + "".join(f"_{label}\n" for label in LABELS) + "\n".join(rows) + "\n"
+    (folder / "p.star").write_text(optics + body)
+    found = read_particles(folder / "p.star")
+    assert [(o.ctf_premultiplied, o.phase_flipped) for o in found.particles.optics] == [(True, False), (False, True)]
+    write_particles(folder / "out.star", found)
+    assert read_particles(folder / "out.star").particles.optics == found.particles.optics
+    (folder / "p.star").write_text(optics.replace("8 1 0", "8 2 0") + body)
+    with pytest.raises(InputError, match=r"row 1: _rlnCtfDataAreCtfPremultiplied is 2; it should be 0 or 1"):
+        read_particles(folder / "p.star")
+
+
+def test_volumes_and_tilt_series_are_refused(folder):
+    optics = OPTICS + "_rlnImageDimensionality #8\n1 one 300 2.7 0.1 2.0 8 3\n"
+    body = "\ndata_particles\nloop_\n" + "".join(f"_{label}\n" for label in LABELS) + "\n".join(ROWS) + "\n"
+    (folder / "p.star").write_text(optics + body)
+    with pytest.raises(InputError, match=r"row 1: _rlnImageDimensionality is 3; .* extract particles from micrographs"):
+        read_particles(folder / "p.star")
+    general = "data_general\n_rlnTomoSubTomosAre2DStacks 1\n\n"
+    (folder / "p.star").write_text(general + OPTICS + "1 one 300 2.7 0.1 2.0 8\n" + body)
+    with pytest.raises(InputError, match=r"data_general: _rlnTomoSubTomosAre2DStacks: .* extract"):
+        read_particles(folder / "p.star")
+
+
+def test_a_name_without_a_section_is_no_stack_of_several(folder):
+    rows = [ROWS[0], ROWS[1].replace("000002@", "")]
+    with pytest.raises(InputError, match=r"row 2: _rlnImageName names .*s\.mrcs without a section, and it has 4"):
+        read_particles(table(folder, rows))

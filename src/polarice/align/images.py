@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from polarice.align.expect import PolarImages
+from polarice.align.outliers import clipped
 from polarice.align.polar import PolarBasis
+from polarice.align.premultiplied import divided
 from polarice.align.prepare import Preparation
 from polarice.align.transfer import near, sent
 from polarice.ctf import ctf, wavelength_A
@@ -73,6 +75,7 @@ class ParticleImages:
     read_ahead: Callable[[Iterable[Any]], Iterable[Any]] = iter
     apply_ctf: bool = True
     intact_first_peak: bool = False
+    clipped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows of outliers to be clipped
     progress: Callable[[int], object] = int  # told how many images have been compared
 
     def __len__(self) -> int:
@@ -86,15 +89,44 @@ class ParticleImages:
     def pixel_size_A(self) -> float:
         return self.particles.optics[int(self.particles.optics_of[0])].pixel_size_A  # the same in all that are used
 
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Images (row, N, N) float32: outliers clipped, those multiplied by their CTF as the plain ones."""
+        images = self.source.read(rows)
+        for i in np.flatnonzero(np.isin(rows, self.clipped)) if len(self.clipped) else ():
+            images[i] = clipped(images[i])
+        return self.plain(rows, images)
+
+    @property
+    def multiplied(self) -> bool:
+        """Some images have been multiplied by their CTF, and that matters."""
+        return self.apply_ctf and any(group.ctf_premultiplied for group in self.particles.optics)
+
+    def plain(self, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Images (row, N, N) as stored, those that have been multiplied by their CTF as the plain ones (in place)."""
+        parameters = self.particles.ctf
+        if parameters is None or not self.multiplied:
+            return images
+        optics_of = self.particles.optics_of[rows]
+        for group in np.unique(optics_of):
+            optics, mine = self.particles.optics[group], np.flatnonzero(optics_of == group)
+            if optics.ctf_premultiplied:
+                images[mine] = divided(images[mine], optics, parameters.take(rows[mine]))
+        return images
+
     def raw(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(rows, images (batch, N, N) float32) in batches of `size`."""
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        yield from zip(chunks, self.read_ahead(self.read(chunk) for chunk in chunks), strict=True)
+
+    def stored(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `raw`, the images as they are stored."""
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         yield from zip(chunks, self.read_ahead(self.source.read(chunk) for chunk in chunks), strict=True)
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """As `raw`, the images on the device: read and brought there while the engine works on those before them."""
+        """(rows, images (batch, N, N)) in batches of `size`, read and brought to the device while the engine works."""
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        yield from zip(chunks, self.sent(torch.from_numpy(self.source.read(chunk)) for chunk in chunks), strict=True)
+        yield from zip(chunks, self.sent(torch.from_numpy(self.read(chunk)) for chunk in chunks), strict=True)
 
     def sent(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Batches that lie on the processor, made ahead and brought to the device."""
@@ -129,7 +161,7 @@ class ParticleImages:
                 mine = np.flatnonzero(optics_of == group)
                 optics = self.particles.optics[group]
                 found = ctf(optics, parameters.take(rows[mine]), fx, fy, self.intact_first_peak)
-                values.index_copy_(0, near(mine, self.device), found)
+                values.index_copy_(0, near(mine, self.device), found.abs() if optics.phase_flipped else found)
         return torch.cat([values, values], dim=2)
 
     def even_harmonics(self, basis: PolarBasis) -> int:

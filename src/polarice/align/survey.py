@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polarice.align.images import ParticleImages
+from polarice.align.outliers import clipped, outliers
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import background
 from polarice.align.sums import Sums
@@ -29,10 +31,17 @@ class Survey:
     noise_power: np.ndarray  # (G, S) float64 mean power of the masked images per shell, over the mask's share
     background_sd: np.ndarray  # (n,) float64 grey values' deviation outside the particle
     bad: dict[int, str]  # row -> why its image cannot be used
+    clipped: dict[int, str]  # row -> what of its image is clipped
 
 
 def survey(
-    images: ParticleImages, rows: np.ndarray, seed: int, batch: int, workers: int = 1, comm: Comm = SERIAL
+    images: ParticleImages,
+    rows: np.ndarray,
+    seed: int,
+    batch: int,
+    workers: int = 1,
+    comm: Comm = SERIAL,
+    outlier_images: Literal["exclude", "clip", "keep"] = "exclude",
 ) -> Survey:
     """Check every image, in the order of `rows`, and measure the spectrum of some; each rank looks at its part."""
     rng = np.random.default_rng([seed, 0])
@@ -43,27 +52,38 @@ def survey(
     count = np.zeros(images.groups)
     background_sd = np.ones(len(images))
     bad: dict[int, str] = {}
+    mended: dict[int, str] = {}
     own = rows[part(images.particles.stack_of[rows], comm.rank, comm.size)]
 
     def look(_worker: int, item: tuple[np.ndarray, np.ndarray]) -> _Look:
         chunk, pixels = item
         mean, sd = (each.numpy() for each in background(torch.from_numpy(pixels), images.preparation.radius_px))
         faults = _faults(pixels, ~(sd > NEARLY_CONSTANT * np.abs(mean)))
+        far = {} if outlier_images == "keep" else outliers(pixels, mean, sd)
+        far = {i: reason for i, reason in far.items() if i not in faults}
+        if outlier_images == "exclude":
+            faults, far = faults | far, {}
+        for i in far:
+            pixels[i] = clipped(pixels[i])
+        pixels = images.plain(chunk, pixels)
+        if far or images.multiplied:
+            sd = background(torch.from_numpy(pixels), images.preparation.radius_px)[1].numpy()
         good = np.setdiff1d(np.flatnonzero(measured[chunk]), list(faults))
-        return _Look(chunk, sd, faults, chunk[good], _spectra(images, pixels[good], shell))
+        return _Look(chunk, sd, faults, far, chunk[good], _spectra(images, pixels[good], shell))
 
-    for seen in in_turn(images.raw(own, batch), look, workers):
+    for seen in in_turn(images.stored(own, batch), look, workers):
         bad.update({int(seen.rows[i]): reason for i, reason in seen.faults.items()})
+        mended.update({int(seen.rows[i]): reason for i, reason in seen.clipped.items()})
         background_sd[seen.rows] = seen.background_sd
         groups = images.particles.optics_of[seen.measured]
         np.add.at(power, groups, seen.spectra)
         np.add.at(count, groups, 1)
     power, count = comm.sum((power, count))
     background_sd[rows] = comm.join(background_sd[own])
-    bad = dict(sorted(pair for faults in comm.collect(bad) for pair in faults.items()))
+    bad, mended = (_gathered(each, comm) for each in (bad, mended))
     mean = power.sum(axis=0) / max(1.0, count.sum())
     power = np.where(count[:, None] > 0, power / np.maximum(count[:, None], 1), mean)
-    return Survey(np.maximum(power / images.preparation.mask_fraction, 1e-12), background_sd, bad)
+    return Survey(np.maximum(power / images.preparation.mask_fraction, 1e-12), background_sd, bad, mended)
 
 
 @dataclass(frozen=True)
@@ -73,8 +93,14 @@ class _Look:
     rows: np.ndarray  # (batch,)
     background_sd: np.ndarray  # (batch,)
     faults: dict[int, str]  # place in the batch -> why the image cannot be used
+    clipped: dict[int, str]  # likewise -> what has been clipped
     measured: np.ndarray  # (m,) rows of the images whose spectrum was measured
     spectra: np.ndarray  # (m, S)
+
+
+def _gathered(reasons: dict[int, str], comm: Comm) -> dict[int, str]:
+    """Those of all ranks, in the order of the table."""
+    return dict(sorted(pair for each in comm.collect(reasons) for pair in each.items()))
 
 
 def _faults(pixels: np.ndarray, suspect: np.ndarray) -> dict[int, str]:

@@ -32,12 +32,12 @@ def ctf(optics: Optics, parameters: CTFParameters, fx: Any, fy: Any, intact_firs
     intact_first_peak: 1 (before B-factor and scale) from the origin to the first peak, as RELION's
     `--ctf_intact_first_peak`. Returns (n, *fx.shape) of the type and on the device of fx.
     """
-    chi, envelope = phase(optics, parameters, fx, fy), _envelope(parameters, fx, fy)
+    chi, damping = phase(optics, parameters, fx, fy), envelope(parameters, fx, fy)
     xp = namespace_of(fx)
     wave = xp.sin(chi)
     if intact_first_peak:
         wave = xp.where(xp.abs(chi) < math.pi / 2, xp.ones_like(wave), wave)
-    return wave if envelope is None else wave * envelope
+    return wave if damping is None else wave * damping
 
 
 def ctf_image(
@@ -79,7 +79,7 @@ def phase(optics: Optics, parameters: CTFParameters, fx: Any, fy: Any) -> Any:
     return chi
 
 
-def _envelope(parameters: CTFParameters, fx: Any, fy: Any) -> Any:
+def envelope(parameters: CTFParameters, fx: Any, fy: Any) -> Any:
     """scale exp(-B s^2 / 4), or None where it is 1 for every particle."""
     if not np.any(parameters.bfactor_A2) and np.all(parameters.scale == 1):
         return None

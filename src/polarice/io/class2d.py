@@ -41,6 +41,7 @@ class RunSettings:
     strict_highres_exp_A: float | None = None
     ctf: bool = True  # images are corrected for the CTF
     ctf_intact_first_peak: bool = False
+    phase_flipped: bool = False  # the images have been
     images_masked: bool = False  # noise_power is what the particle mask leaves of the noise, not the whole noise
 
 
@@ -418,6 +419,7 @@ def _optimiser_block(names: _Names, iteration: Iteration, run: RunSettings) -> B
         "rlnHighresLimitExpectation": float(run.strict_highres_exp_A or -1.0),
         "rlnDoCorrectCtf": int(run.ctf),
         "rlnDoIgnoreCtfUntilFirstPeak": int(run.ctf_intact_first_peak),
+        "rlnCtfDataArePhaseFlipped": int(run.phase_flipped),
         **_OPTIMISER,
     }
     for name, value in changed.items():
@@ -466,7 +468,6 @@ _OPTIMISER: dict[str, str | int | float] = {
     "rlnHasLargeSizeIncreaseIterationsAgo": 0,
     "rlnDoCorrectNorm": 1,
     "rlnDoCorrectScale": 1,
-    "rlnCtfDataArePhaseFlipped": 0,
     "rlnDoOnlyFlipCtfPhases": 0,
     "rlnRefsAreCtfCorrected": 1,
     "rlnFixSigmaNoiseEstimates": 0,

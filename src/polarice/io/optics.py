@@ -11,7 +11,12 @@ from polarice.types import InputError, Optics
 
 PIXEL_SIZE_LABELS = ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize", "rlnPixelSize")
 MICROSCOPE_LABELS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
-_OLD_LABELS = (*MICROSCOPE_LABELS, "rlnMagnification", "rlnDetectorPixelSize", "rlnImagePixelSize", "rlnPixelSize")
+PREMULTIPLIED = "rlnCtfDataAreCtfPremultiplied"
+PHASE_FLIPPED = "rlnCtfDataArePhaseFlipped"
+_OLD_LABELS = (
+    *MICROSCOPE_LABELS, "rlnMagnification", "rlnDetectorPixelSize", "rlnImagePixelSize", "rlnPixelSize",
+    PREMULTIPLIED, PHASE_FLIPPED,
+)  # fmt: skip
 DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV")
 MOST_DEFOCUS_A = 1e7  # a millimetre
 _AGREE = 1e-3  # relative; a tenth of a pixel across a box of 100
@@ -63,6 +68,7 @@ def optics_groups(optics: Table) -> tuple[Optics, ...]:
     names = optics.text("rlnOpticsGroupName") if "rlnOpticsGroupName" in optics else _group_numbers(optics).astype(str)
     pixel = next((label for label in PIXEL_SIZE_LABELS if label in optics), None)
     columns = [_numbers(optics, label) for label in (pixel, *MICROSCOPE_LABELS)]
+    flags = [_flags(optics, label) for label in (PREMULTIPLIED, PHASE_FLIPPED)]
     columns.append(optics.integers("rlnImageSize") if "rlnImageSize" in optics else np.zeros(len(optics)))
     for label, sizes in ((pixel, columns[0]), ("rlnImageSize", columns[-1])):
         wrong = ~((sizes >= 0) & np.isfinite(sizes))
@@ -70,9 +76,47 @@ def optics_groups(optics: Table) -> tuple[Optics, ...]:
             row = int(np.argmax(wrong))
             raise InputError(f"{optics.where}, row {row + 1}: _{label} is {sizes[row]:g}; correct it")
     return tuple(
-        Optics(str(name), float(pixel_size_A), float(voltage_kV), float(cs_mm), float(contrast), int(box_px))
-        for name, pixel_size_A, voltage_kV, cs_mm, contrast, box_px in zip(names, *columns, strict=True)
+        Optics(str(name), float(pixel_size_A), float(voltage_kV), float(cs_mm), float(contrast), int(box_px), *flag)
+        for name, pixel_size_A, voltage_kV, cs_mm, contrast, box_px, flag in zip(
+            names, *columns, zip(*flags, strict=True), strict=True
+        )
     )
+
+
+def _flags(optics: Table, label: str) -> list[bool]:
+    """A column of 0 and 1, all 0 where it is not there. Raises InputError for anything else."""
+    if label not in optics:
+        return [False] * len(optics)
+    values = optics.numbers(label)
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"{optics.where}, row {row + 1}: _{label} is {values[row]:g}; it should be 0 or 1")
+    return [bool(value) for value in values]
+
+
+def require_plane_images(optics: Table) -> None:
+    """Raise InputError where the table says that its images are volumes."""
+    if "rlnImageDimensionality" not in optics:
+        return
+    values = optics.numbers("rlnImageDimensionality")
+    wrong = values != 2
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"{optics.where}, row {row + 1}: _rlnImageDimensionality is {values[row]:g}; only plane images can "
+            "be used: extract particles from micrographs"
+        )
+
+
+def require_one_treatment(groups: Sequence[Optics], where: str) -> None:
+    """Raise InputError where images are said to have been multiplied by their CTF, and by its sign alone, too."""
+    for group in groups:
+        if group.ctf_premultiplied and group.phase_flipped:
+            raise InputError(
+                f"{where}: optics group {group.name} has _{PREMULTIPLIED} and phase-flipped images (_{PHASE_FLIPPED} "
+                "or --ctf-phase-flipped); it is one or the other: correct the column or leave the option out"
+            )
 
 
 def _group_numbers(optics: Table) -> np.ndarray:
@@ -110,7 +154,8 @@ def optics_from_columns(particles: Table) -> tuple[Table, np.ndarray]:
     values_of = {label: values[first[order]] for label, values in columns.items()}
     numbers = np.arange(1, len(order) + 1)
     table: dict[str, object] = {"rlnOpticsGroupName": [f"opticsGroup{n}" for n in numbers], "rlnOpticsGroup": numbers}
-    table |= {label: values_of[label] for label in MICROSCOPE_LABELS if label in values_of}
+    kept = (*MICROSCOPE_LABELS, PREMULTIPLIED, PHASE_FLIPPED)
+    table |= {label: values_of[label] for label in kept if label in values_of}
     pixel_size_A = _old_pixel_size(values_of)
     if pixel_size_A is not None:
         table["rlnImagePixelSize"] = pixel_size_A

@@ -68,8 +68,10 @@ def read_particles(
     table = _particle_block(star)
     if len(table) == 0:
         raise InputError(f"{table.where} has no particles; check how it was selected")
-    stacks, stack_of, section = _images(table, star.path, image_dir)
+    _require_no_subtomograms(star, table)
     optics_table = _optics_table(star)
+    optics_.require_plane_images(table if optics_table is None else optics_table)
+    stacks, stack_of, section = _images(table, star.path, image_dir)
     old = optics_table is None
     if optics_table is None:
         optics_table, optics_of = optics_.optics_from_columns(table)
@@ -126,6 +128,31 @@ def _particle_block(star: StarFile) -> Table:
     raise InputError(f"{star.path}: no block data_particles and no column _rlnImageName; is this a table of particles?")
 
 
+def _require_no_subtomograms(star: StarFile, table: Table) -> None:
+    """Raise InputError for particles of tomograms, be they volumes or stacks of a tilt series."""
+    label = "rlnTomoSubTomosAre2DStacks"
+    general = next((block for block in star if block.name == "general"), None)
+    if general is not None and (label in general.pairs or (general.table is not None and label in general.table)):
+        raise InputError(
+            f"{star.path}, data_general: _{label}: the particles are those of tomograms, not single images; extract "
+            "particles from micrographs"
+        )
+    if "rlnTomoParticleName" in table and "rlnImageName" not in table:
+        raise InputError(f"{table.where}: _rlnTomoParticleName names particles of tomograms; extract from micrographs")
+
+
+def _require_single(stacks: tuple[str, ...], stack_of: np.ndarray, numbered: np.ndarray, table: Table) -> None:
+    """Raise InputError for a name without a section that is a stack of several."""
+    first = first_rows(np.where(numbered, len(stacks), stack_of), len(stacks) + 1)[: len(stacks)]
+    for number in np.flatnonzero(first >= 0).tolist():
+        count = read_header(stacks[number]).n
+        if count > 1:
+            raise InputError(
+                f"{table.where}, row {first[number] + 1}: _rlnImageName names {stacks[number]} without a section, and "
+                f"it has {count}; write SECTION@STACK for an image of a stack; subtomograms cannot be used"
+            )
+
+
 def _optics_table(star: StarFile) -> Table | None:
     """data_optics, None where there is none; some programs write a single group as pairs."""
     if "optics" not in star or star["optics"].table is not None or not star["optics"].pairs:
@@ -159,7 +186,10 @@ def _images(
     names, stack_of = name.codes()
     first = first_rows(stack_of, len(names))
     texts = [os.fsdecode(text) for text in names]
-    return find_stacks(texts, first.tolist(), path, None if image_dir is None else Path(image_dir)), stack_of, section
+    stacks = find_stacks(texts, first.tolist(), path, None if image_dir is None else Path(image_dir))
+    if not numbered.all():
+        _require_single(stacks, stack_of, numbered, table)
+    return stacks, stack_of, section
 
 
 def _ctf(table: Table, optics_table: Table, need_ctf: bool) -> CTFParameters | None:

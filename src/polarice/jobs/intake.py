@@ -45,6 +45,10 @@ class ParticleJob:
     )
     ctf: bool = option(True, "correct for the contrast transfer function")
     ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak")
+    ctf_phase_flipped: bool = option(False, "the images have been phase-flipped: use the CTF's absolute value")
+    outlier_images: Literal["exclude", "clip", "keep"] = option(
+        "exclude", "what to do with images of which pixels lie 100 standard deviations outside (X-rays, hot pixels)"
+    )
     norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1")
     image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
     angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.01, high=100)
@@ -134,12 +138,22 @@ def with_copies(images: ParticleImages, params: Any, comm: Comm, held: ExitStack
 
 def _checked_table(params: Any, ranks: int) -> ParticleTable:
     """The table, and the headers of its stacks as they should be."""
+    from polarice.io.optics import PHASE_FLIPPED, require_one_treatment
     from polarice.io.particles import StackSource, read_particles
 
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     if table.remark:
         print(f"warning: {table.remark}", file=sys.stderr)
+    if params.ctf_phase_flipped:
+        optics = tuple(replace(group, phase_flipped=True) for group in table.particles.optics)
+        flagged = table.optics_table.with_columns(
+            {PHASE_FLIPPED: [1] * len(optics)}
+        )  # for what goes on from the results
+        table = replace(table, particles=replace(table.particles, optics=optics), optics_table=flagged)
     particles = table.particles
+    if params.ctf:
+        used = [particles.optics[group] for group in np.unique(particles.optics_of)]
+        require_one_treatment(used, str(params.particles))
     if params.scratch is not None and not params.scratch.is_dir():
         raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or name another")
     if params.classes > len(particles):
@@ -236,7 +250,10 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, co
 
         with np.errstate(all="ignore"):  # unusable images are what is looked for
             workers = workers_of(params, images.device)
-            found = survey(replace(images, read_ahead=counted), order, params.seed, SURVEY_BATCH, workers, comm)
+            looking, mode = replace(images, read_ahead=counted), params.outlier_images
+            found = survey(looking, order, params.seed, SURVEY_BATCH, workers, comm, mode)
+    images = replace(images, clipped=np.array(list(found.clipped), np.int64))
+    comm.once(lambda: _tell_clipped(table, found.clipped))
     bad = found.bad | {
         row: "its grey values are too large" for row in np.flatnonzero(~np.isfinite(found.background_sd)).tolist()
         if row not in found.bad
@@ -275,6 +292,16 @@ def _tell_left_out(table: ParticleTable, bad: dict[int, str]) -> None:
         print(f"left out: {len(bad) - 10} more images; report.html names them", file=sys.stderr)
 
 
+def _tell_clipped(table: ParticleTable, found: dict[int, str]) -> None:
+    if found:
+        row, reason = min(found.items())
+        print(
+            f"clipped: {len(found)} images of {table.path}, the first in row {row + 1}, "
+            f"{image_name(table, row)}: {reason}",
+            file=sys.stderr,
+        )
+
+
 def last_ring(images: ParticleImages, params: Any) -> int:
     """The last ring that images are compared on, in Fourier pixels: Nyquist's, or that of --strict-highres-exp."""
     box = images.preparation.box_px
@@ -287,6 +314,7 @@ def relion_settings(params: Any, images: ParticleImages, tau2_fudge: float) -> R
     """What RELION wants to know of the run."""
     from polarice.io.class2d import RunSettings
 
+    used = np.unique(images.particles.optics_of)
     return RunSettings(
         particle_diameter_A=2 * images.preparation.radius_px * images.pixel_size_A,
         tau2_fudge=tau2_fudge,
@@ -294,6 +322,7 @@ def relion_settings(params: Any, images: ParticleImages, tau2_fudge: float) -> R
         strict_highres_exp_A=params.strict_highres_exp,
         ctf=images.apply_ctf and images.particles.ctf is not None,
         ctf_intact_first_peak=params.ctf_intact_first_peak,
+        phase_flipped=any(images.particles.optics[g].phase_flipped for g in used),
     )
 
 

@@ -165,7 +165,7 @@ def errors_of(sweep: Sweep[Averages], state: State[Averages], rows: np.ndarray) 
     chosen = rows[:: max(1, len(rows) // COMPARED_IMAGES)]
     for row in chosen.reshape(-1, 1):
         cut_px = state.cut_px[row]
-        field = images.fields(basis, images.source.read(row), cut_px)
+        field = images.fields(basis, images.read(row), cut_px)
         batch = images.polar(basis, row, field, cut_px, state.assignment.pose.shift_px[row])
         true, found = (
             log_weights(basis, references, batch, search, model.ring_noise)[0] for search in (exact, sweep.search)
