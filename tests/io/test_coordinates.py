@@ -43,65 +43,15 @@ def test_round_trip_and_none(tmp_path):
     assert len(read_coordinates(tmp_path / "b.star").xy_px) == 0
 
 
-def folder_of(root, names):
-    """Files of one coordinate each, x being their place in `names`."""
-    for place, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(f"{place} 0 0 0\n")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("names", "files", "found"),
-    [
-        (["M/m1.mrc", "M/m10.mrc", "M/m2.mrc"], ["M/m1_autopick.box", "M/m10.box", "M/m2.png"], [0, 1, None]),
-        (["a/1.mrc", "b/1.mrc"], ["b/1_pick.box", "a/1_pick.box"], [1, 0]),
-        (["x/a/1.mrc", "y/a/1.mrc"], ["y/a/1.box", "x/a/1.box"], [1, 0]),
-        (["M/m_1.mrc"], ["m_1_2.box", "m_1.box"], [1]),  # m_1_2 is another micrograph, which the table left out
-        (["M/m_1.mrc"], ["m_12.box", "m_1.a.box"], [1]),
-        (["a/1.mrc", "a/2.mrc"], ["b/1.box", "a/2.box"], [None, 1]),  # of a set that the table left out
-        (["MotionCorr/job002/raw/1.mrc"], ["job003/raw/1_autopick.box"], [0]),
-        (["raw/1.mrc.gz", "raw/2.tif", "raw/3_frames.eer"], ["1.box", "2_x.box", "3_frames.box"], [0, 1, 2]),
-        (["/data/set/May_05.31.00.mrc"], ["May_05.31.00_joac1137.box"], [0]),
-    ],
-)
-def test_files_go_with_micrographs_by_names_and_folders(tmp_path, names, files, found):
-    picks = folder_of(tmp_path / "picks", files)
-    got = coordinate_files(picks, names, tmp_path)
-    assert [int(read_coordinates(file).xy_px[0, 0]) if file else None for file in got] == found
-
-
-@pytest.mark.parametrize(
-    ("names", "files", "said"),
-    [
-        (["a/1.mrc", "b/1.mrc"], ["1.box"], r"1\.box: fits two micrographs, a/1\.mrc and b/1\.mrc"),
-        (["a/1.mrc"], ["1_pick.box", "1_pick_old.box"], r"1_pick\.box and 1_pick_old\.box: both hold .* of a/1\.mrc"),
-        (["a/1.mrc"], ["b/1_pick.box"], r"b/1_pick\.box stands in another folder"),
-        (["M/m_1.mrc"], ["m_1_2.box"], "nothing there belongs to m_1"),
-        (["M/m.mrc"], [f"{7:021d}_m.box"], "cryoSPARC's number of 21 digits"),
-    ],
-)
-def test_what_fits_two_or_none_is_refused(tmp_path, names, files, said):
-    with pytest.raises(InputError, match=said):
-        coordinate_files(folder_of(tmp_path / "picks", files), names, tmp_path)
-
-
-def test_what_goes_with_no_micrograph_is_counted(tmp_path, capsys):
-    coordinate_files(folder_of(tmp_path / "picks", ["1.box", "2.box", "3.box"]), ["1.mrc"], tmp_path)
-    assert "2 of 3 files go with no micrograph: 2.box, 3.box" in capsys.readouterr().err
-    (tmp_path / "all.txt").write_text("image_name x_coord y_coord\na/m 1 2\nb/m 3 4\nb/m 5 6\n")
-    files = coordinate_files(tmp_path / "all.txt", ["b/m.mrc"], tmp_path / "job")
-    assert read_coordinates(files[0]).xy_px.tolist() == [[3, 4], [5, 6]]
-    assert "1 of 3 rows go with no micrograph: a/m" in capsys.readouterr().err
-
-
-def test_rows_of_one_name_in_two_folders_get_a_file_each(tmp_path):
-    (tmp_path / "all.txt").write_text("image_name x_coord y_coord\na/m.mrc 1 2\nb/m.mrc 3 4\n")
-    files = coordinate_files(tmp_path / "all.txt", ["a/m.mrc", "b/m.mrc"], tmp_path / "job", 2.0)
-    assert [read_coordinates(file).xy_px.tolist() for file in files] == [[[2, 4]], [[6, 8]]]
-    (tmp_path / "bare.txt").write_text("image_name x_coord y_coord\nm 1 2\n")
-    with pytest.raises(InputError, match=r"m: fits two micrographs, a/m\.mrc and b/m\.mrc"):
-        coordinate_files(tmp_path / "bare.txt", ["a/m.mrc", "b/m.mrc"], tmp_path / "job")
+def test_files_go_with_micrographs(tmp_path):
+    picks = tmp_path / "picks/deep"
+    picks.mkdir(parents=True)
+    for name in ("m1_autopick.star", "m1_autopick_old.star", "m10.box", "m2.png", "m3_manualpick.star"):
+        (picks / name).write_text("1 2 3 4\n")
+    names = [f"Micrographs/{stem}.mrc" for stem in ("m1", "m10", "m2", "m3")]
+    files = coordinate_files(tmp_path / "picks", names, tmp_path)
+    found = [file.rpartition("/")[2] for file in files]
+    assert found == ["m1_autopick.star", "m10.box", "", "m3_manualpick.star"]
 
 
 def test_one_file_of_many_micrographs_is_split(tmp_path):

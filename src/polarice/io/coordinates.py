@@ -11,14 +11,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from polarice.io.matching import files_of, listed, rows_of, stem_of, why_none
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import InputError
@@ -33,7 +31,7 @@ class Coordinates:
 
     xy_px: np.ndarray  # (n, 2) float64, x then y
     scores: np.ndarray | None  # (n,)
-    micrograph: np.ndarray | None = None  # (n,) names as the file has them, where the file holds several
+    micrograph: np.ndarray | None = None  # (n,) names without folder and ending, where the file holds several
 
     def take(self, rows: np.ndarray) -> Coordinates:
         parts = (None if part is None else part[rows] for part in (self.scores, self.micrograph))
@@ -70,77 +68,61 @@ def write_coordinates(
 def coordinate_files(source: Path, names: Sequence[str], folder: Path, scale: float = 1.0) -> list[str]:
     """A file of coordinates for each micrograph of `names`; "" where there is none.
 
-    source: a folder (searched deeply) with a file for each micrograph, or one file about all of them, which is split
-    into STAR files in `folder`/coords. A scale other than 1 makes STAR files, too. What goes with which micrograph is
-    said in `io/matching.py`; files and rows that go with none are told on stderr. Raises InputError where nothing fits
-    any micrograph, a file fits two, and where two files fit one.
+    source: a folder (searched deeply) with files whose names begin with the micrograph's, or one file about all
+    micrographs, which is split into STAR files in `folder`/coords. A scale other than 1 makes STAR files, too. Raises
+    InputError where nothing fits any micrograph.
     """
+    stems = [Path(name).stem for name in names]
     if source.is_dir():
-        files = _files_in(source, names)
+        files = _files_by_stem(source, stems)
     elif source.is_file():
-        files = _split(read_coordinates(source), source, names, folder / "coords")
+        files = _split(read_coordinates(source), source, stems, folder / "coords")
     else:
         raise InputError(f"{source}: no such file or folder of coordinates")
-    return [_scaled(file, name, scale, folder / "coords") for file, name in zip(files, names, strict=True)]
+    if not any(files):
+        raise InputError(
+            f"{source}: nothing there belongs to {stems[0]} or any other of the {len(stems)} micrographs; "
+            "coordinates go with micrographs by their names"
+        )
+    return [_scaled(file, stem, scale, folder / "coords") for file, stem in zip(files, stems, strict=True)]
 
 
-def _files_in(source: Path, names: Sequence[str]) -> list[str]:
-    found = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix in ENDINGS)
-    places = files_of(found, names)
-    left = [str(path) for place, path in enumerate(found) if place not in set(places)]
-    if len(left) == len(found):
-        raise _nothing_fits(source, left, names)
-    if left:
-        print(f"{source}: {len(left):,} of {len(found):,} files go with no micrograph: {listed(left)}", file=sys.stderr)
-    return ["" if place is None else str(source / found[place]) for place in places]
+def _files_by_stem(source: Path, stems: Sequence[str]) -> list[str]:
+    """Of files that begin with a micrograph's name, the one with the shortest ending; never one of a longer name."""
+    found = sorted((path for path in source.rglob("*") if path.suffix in ENDINGS), key=lambda p: (len(p.name), str(p)))
+    by_stem: dict[str, str] = {}
+    longest_first = sorted(set(stems), key=len, reverse=True)
+    for path in found:
+        owner = next((stem for stem in longest_first if path.name.startswith(stem)), None)
+        if owner is not None:
+            by_stem.setdefault(owner, str(path))
+    return [by_stem.get(stem, "") for stem in stems]
 
 
-def _nothing_fits(source: Path, named: Sequence[str], names: Sequence[str]) -> InputError:
-    return InputError(
-        f"{source}: nothing there belongs to {Path(names[0]).stem} or any other of the {len(names)} micrographs; "
-        f"{why_none(named, names)}"
-    )
-
-
-def _split(found: Coordinates, source: Path, names: Sequence[str], folder: Path) -> list[str]:
+def _split(found: Coordinates, source: Path, stems: Sequence[str], folder: Path) -> list[str]:
     if found.micrograph is None:
-        if len(names) > 1:
+        if len(stems) > 1:
             raise InputError(
                 f"{source} does not say to which micrographs its coordinates belong; give a folder of files"
             )
         return [str(source)]
-    named = found.micrograph.tolist()
-    owner = np.array([-1 if row is None else row for row in rows_of(named, names)], np.int64)
-    strange = sorted({name for name, row in zip(named, owner, strict=True) if row < 0})
-    if strange and (owner < 0).all():
-        raise _nothing_fits(source, strange, names)
-    if strange:
-        rows = int((owner < 0).sum())
-        text = f"{source}: {rows:,} of {len(owner):,} rows go with no micrograph: {listed(strange)}"
-        print(text, file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for row, name in enumerate(names):
-        chosen = np.flatnonzero(owner == row)
-        files.append(str(_place(folder, name, ".star")) if len(chosen) else "")
-        if len(chosen):
-            write_coordinates(files[-1], found.take(chosen))
+    for stem in stems:
+        rows = np.flatnonzero(found.micrograph == stem)
+        files.append(str(folder / f"{stem}.star") if len(rows) else "")
+        if len(rows):
+            write_coordinates(files[-1], found.take(rows))
     return files
 
 
-def _scaled(file: str, name: str, scale: float, folder: Path) -> str:
+def _scaled(file: str, stem: str, scale: float, folder: Path) -> str:
     if not file or scale == 1:
         return file
-    target = _place(folder, name, "_scaled.star")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{stem}_scaled.star"
     write_coordinates(target, read_coordinates(file, scale))
     return str(target)
-
-
-def _place(folder: Path, name: str, ending: str) -> Path:
-    """A file about one micrograph: micrographs of one name in two folders have a file each."""
-    parts = [part for part in Path(name).parts[:-1] if part not in ("/", ".", "..")]
-    place = folder.joinpath(*parts, stem_of(Path(name).name) + ending)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
 
 
 def _star(path: Path) -> Coordinates:
@@ -151,7 +133,7 @@ def _star(path: Path) -> Coordinates:
             return Coordinates(np.zeros((0, 2)), None)
         raise InputError(f"{path}: no column _rlnCoordinateX; is this a table of coordinates?")
     xy = np.stack([chosen.numbers("rlnCoordinateX"), chosen.numbers("rlnCoordinateY")], axis=1)
-    names = chosen.text("rlnMicrographName") if "rlnMicrographName" in chosen else None
+    names = _stems(chosen.text("rlnMicrographName")) if "rlnMicrographName" in chosen else None
     return Coordinates(xy, chosen.numbers(SCORE) if SCORE in chosen else None, names)
 
 
@@ -190,7 +172,7 @@ def _topaz(path: Path) -> Coordinates:
         except (ValueError, IndexError):
             raise InputError(f"{path}, line {row}: {lines[row - 1]!r} is not a row of coordinates; remove it") from None
     numbers = np.array(values).reshape(len(values), -1)
-    names = np.array([words[place["image_name"]].strip() for words in cells])
+    names = _stems(np.array([words[place["image_name"]].strip() for words in cells]))
     return Coordinates(numbers[:, :2].reshape(-1, 2), numbers[:, 2] if "score" in place else None, names)
 
 
@@ -200,6 +182,13 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start + 1} is no text; is this a file of coordinates?") from None
+
+
+def _stems(names: np.ndarray) -> np.ndarray:
+    """Names without folder and ending; Topaz leaves endings off, and a dot in a name is no ending then."""
+    return np.array(
+        [Path(name).stem if name.endswith((".mrc", ".tif", ".tiff", ".mrcs")) else Path(name).name for name in names]
+    )
 
 
 def _numbers(path: Path, least: int) -> np.ndarray:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polarice.io.matching import listed
 from polarice.types import InputError
 
 SETTLED_S = 10.0  # files that changed more recently may still be written
+SHOWN = 3  # names of files that a message holds
 TABLES = {  # the table that a job ends with, of jobs that end with one
     "align2d": "run_it*_data.star",
     "class2d": "run_it*_data.star",
@@ -89,6 +89,12 @@ def remarks(pattern: str, steps: Sequence[str]) -> list[str]:
     if early:
         told.append(f"{listed(early)}: changed in the future, says the file system; taken as complete, check its clock")
     return told
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _found(pattern: str) -> list[str]:
