@@ -303,3 +303,13 @@ def test_extract_counts_and_tables(shells):
     names = particles.text("rlnImageName")
     assert names[0] == "000001@ours/Mic/m0.mrcs"
     run("class2d ours/particles.star --o c --k 2 --iter 2 --particle-diameter 145 --no-ctf --threads 1")
+
+
+def test_the_same_coordinates_twice_are_told(shells):
+    xy = np.array([(100.0, 100.0), (300.0, 200.0), (100.4, 100.4), (300.0, 200.0)])
+    for name in shells:
+        write_coordinates(f"{Path(name).stem}_pick.star", Coordinates(xy, None))
+    ended = run("extract micrographs.star --o cut --coords . --box 48 --threads 1")
+    assert f"warning: {2 * len(shells)} particles lie within a pixel of another" in ended.err
+    ended = run("pick micrographs.star --o picked --picks . --coord-suffix _pick --threads 1")
+    assert f"warning: {2 * len(shells)} coordinates lie within a pixel of another" in ended.err

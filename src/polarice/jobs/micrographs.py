@@ -39,12 +39,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
-from polarice.io.micrographs import MicrographTable
+from polarice.io.micrographs import MicrographTable, stem_of
 from polarice.jobs.alone import alone
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.jobs.provenance import NAME, fingerprint
@@ -146,22 +146,6 @@ def items_of(table: MicrographTable, folder: Path) -> list[Item]:
             zip(table.names, table.files, stems, table.optics_of.tolist(), rows, strict=True)
         )
     ]
-
-
-def stem_of(name: str, folder: Path) -> str:
-    """Movies/a.tiff below MotionCorr/job002: MotionCorr/job002/Movies/a.
-
-    Of a name out of another job's folder (Import/job001/Movies/a.tiff) what stands behind jobNNN is kept; of an
-    absolute name, and of one that climbs (../), the file's own folder.
-    """
-    path = PurePosixPath(name)
-    parts = list(path.parts[:-1])
-    jobs = [place for place, part in enumerate(parts) if part.startswith("job") and part[3:].isdigit()]
-    parts = parts[jobs[-1] + 1 :] if jobs else parts
-    if path.is_absolute() or ".." in parts:
-        parts = [part for part in parts[-1:] if part not in ("/", "..")]
-    stem = PurePosixPath(path.stem).stem if path.suffix == ".gz" else path.stem
-    return str(Path(folder, *parts, stem))
 
 
 def on_ranks(job: str, params: P, body: Callable[[P, Comm], None]) -> None:
@@ -383,6 +367,12 @@ def cells_of(outcomes: Sequence[Outcome]) -> Cells:
         raise InputError(f"nothing could be used; the first: {outcomes[0].reason}")
     labels = list(outcomes[rows[0]].columns)
     return Cells(rows, {label: [outcomes[row].columns[label] for row in rows] for label in labels})
+
+
+def told(remarks: Iterable[str]) -> None:
+    """What the user should know before the results are trusted."""
+    for remark in remarks:
+        print(f"warning: {remark}", file=sys.stderr)
 
 
 def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs") -> None:
