@@ -217,13 +217,13 @@ def begin(job: str, params: Any, inputs: Iterable[Path | None] = ()) -> None:
     write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given)
 
 
-def end(report: MicrographReport) -> None:
-    """Write the report, and tell on the screen what was done."""
+def end(report: MicrographReport, beside: str = "") -> None:
+    """Write the report, and tell on the screen what was done, and what was done but is in no table (`beside`)."""
     from polarice.jobs.report.micrographs import write_micrograph_report
 
     usage = items_of_last_run(report.params.o).lines()
     write_micrograph_report(report.params.o, replace(report, usage=usage))
-    tell(report.outcomes, report.params.o, report.what)
+    tell(report.outcomes, report.params.o, report.what, beside)
 
 
 def _handed_out(comm: Comm) -> _Share | None:
@@ -375,7 +375,7 @@ def told(remarks: Iterable[str]) -> None:
         print(f"warning: {remark}", file=sys.stderr)
 
 
-def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs") -> None:
+def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs", beside: str = "") -> None:
     """One line about the run on the screen, and the first few reasons why something was left out."""
     reasons = [outcome.reason for outcome in outcomes if outcome.reason]
     for reason in reasons[:5]:
@@ -383,4 +383,5 @@ def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs") -
     if len(reasons) > 5:
         print(f"left out: {len(reasons) - 5} more, see the report", file=sys.stderr)
     done = len(outcomes) - len(reasons)
-    print(f"{done} of {len(outcomes)} {what} done, {len(reasons)} left out: {Path(folder, 'report.html')}")
+    more = f", {beside}" if beside else ""
+    print(f"{done} of {len(outcomes)} {what} done, {len(reasons)} left out{more}: {Path(folder, 'report.html')}")
