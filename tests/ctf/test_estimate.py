@@ -1,5 +1,6 @@
 """Defocus, astigmatism, phase shift and flags of micrographs whose CTF is known, and of real ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,14 @@ def test_a_perfect_spectrum_correlates_wholly():
 
 def test_what_is_wrong_is_said():
     noise = np.random.default_rng(1).standard_normal((1024, 1024))
-    assert fitted(noise)[1].flags == ("no rings",)
+    nothing = fitted(noise)[1]
+    assert nothing.flags == ("no rings",) and nothing.drifted == nothing.smear / 0.2 < 1
+    assert replace(nothing, drift=1.0).flags == ("no rings",)  # of rings that are none: neither flag nor figure
+    assert replace(nothing, drift=1.0).drifted < 1
     far = fitted(micrograph((18_000, 17_700, 0.0), drift_px=40.0))[1]
-    assert far.flags == ("no rings", "drift") and far.smear > 0.3
+    assert far.flags == ("no rings", "drift") and far.smear > 0.3 and far.drifted == far.smear / 0.2
     fit, quality = fitted(micrograph((18_000, 17_700, 0.0), drift_px=5.0))
-    assert quality.flags == ("drift",)
+    assert quality.flags == ("drift",) and quality.drifted == quality.drift / 0.75 > 1
     assert abs(fit.defocus_A - 17_850) < 150
     fit, quality = fitted(micrograph((18_000, 17_700, 0.0), ice=2.0))
     assert quality.flags == ("ice",)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, write_coordinates
+from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, twins, write_coordinates
+from polarice.io.pairing import Matching
 from polarice.types import InputError
 
 CBOX = (
@@ -44,19 +45,19 @@ def test_round_trip_and_none(tmp_path):
 
 
 def test_files_go_with_micrographs(tmp_path):
-    picks = tmp_path / "picks/deep"
+    picks = tmp_path / "picks/Micrographs"
     picks.mkdir(parents=True)
     for name in ("m1_autopick.star", "m1_autopick_old.star", "m10.box", "m2.png", "m3_manualpick.star"):
         (picks / name).write_text("1 2 3 4\n")
     names = [f"Micrographs/{stem}.mrc" for stem in ("m1", "m10", "m2", "m3")]
-    files = coordinate_files(tmp_path / "picks", names, tmp_path)
+    files = coordinate_files(tmp_path / "picks", names, tmp_path).files
     found = [file.rpartition("/")[2] for file in files]
     assert found == ["m1_autopick.star", "m10.box", "", "m3_manualpick.star"]
 
 
 def test_one_file_of_many_micrographs_is_split(tmp_path):
     (tmp_path / "all.txt").write_text("image_name x_coord y_coord score\nm1 10 20 1\nm2 30 40 2\nm1 50 60 3\n")
-    files = coordinate_files(tmp_path / "all.txt", ["a/m1.mrc", "a/m2.mrc", "a/m3.mrc"], tmp_path / "job", 4.0)
+    files = coordinate_files(tmp_path / "all.txt", ["a/m1.mrc", "a/m2.mrc", "a/m3.mrc"], tmp_path / "job", 4.0).files
     assert files[2] == ""
     assert read_coordinates(files[0]).xy_px.tolist() == [[40, 80], [200, 240]]
     assert read_coordinates(files[1]).scores.tolist() == [2]
@@ -87,3 +88,78 @@ def test_nothing_fits(tmp_path):
         coordinate_files(tmp_path, ["m1.mrc"], tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         coordinate_files(tmp_path / "none", ["m1.mrc"], tmp_path)
+
+
+def folder_of(root, files: dict[str, str]):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+BOX = "1 2 4 4\n"
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    picks = folder_of(tmp_path / "picks", {"A/001_pick.box": BOX, "B/001_pick.box": BOX})
+    here = coordinate_files(picks, ["data/B/001.mrc", "/raw/A/001.mrc"], tmp_path).files
+    assert here == [str(picks / "B/001_pick.box"), str(picks / "A/001_pick.box")]
+    alone = coordinate_files(picks, ["B/001.mrc"], tmp_path)
+    assert alone.files == [str(picks / "B/001_pick.box")]
+    assert "1 left aside of another folder" in alone.remarks[0] and "--coord-names bare" in alone.remarks[0]
+    with pytest.raises(InputError, match=r"nothing there belongs to 001.*2 left aside of another folder"):
+        coordinate_files(picks, ["C/001.mrc"], tmp_path)
+    job = coordinate_files(picks, ["Import/job002/A/001.mrc"], tmp_path)
+    assert job.files == [str(picks / "A/001_pick.box")]
+
+
+def test_a_name_that_goes_on_belongs_to_another(tmp_path):
+    names = {"m1_2.box": BOX, "m10.box": BOX, "m1b_pick.box": BOX, "m1_DW_autopick.box": BOX, "m1_pick.box": BOX}
+    found = coordinate_files(folder_of(tmp_path / "p", names), ["m1.mrc"], tmp_path)
+    assert found.files == [str(tmp_path / "p/m1_pick.box")]
+    assert len(found.remarks) == 1 and ": 2 left aside with no known suffix" in found.remarks[0]
+
+
+def test_what_fits_two_is_refused_with_both_names(tmp_path):
+    one = folder_of(tmp_path / "one", {"x_pick.box": BOX})
+    with pytest.raises(InputError, match=r"x_pick.box fits two micrographs, A/x.mrc and B/x.mrc"):
+        coordinate_files(one, ["A/x.mrc", "B/x.mrc"], tmp_path)
+    two = folder_of(tmp_path / "two", {"x_autopick.star": "data_\n", "x.box": BOX})
+    with pytest.raises(InputError, match=r"x.mrc: both .*x.box and .*x_autopick.star .*--coord-suffix"):
+        coordinate_files(two, ["x.mrc"], tmp_path)
+    for suffix, file in (("_autopick", "x_autopick.star"), (".box", "x.box"), ("_autopick.star", "x_autopick.star")):
+        found = coordinate_files(two, ["A/x.mrc"], tmp_path, matching=Matching(suffix=suffix))
+        assert found.files == [str(two / file)]
+
+
+STAR = "data_\nloop_\n_rlnMicrographName\n_rlnCoordinateX\n_rlnCoordinateY\n"
+
+
+def test_rows_go_by_folder_and_the_rest_is_counted(tmp_path):
+    folder_of(tmp_path, {"all.star": STAR + "A/x.mrc 1 2\nB/x.mrc 3 4\nA/x.mrc 5 6\nA/x_1.mrc 7 8\nA/x_1.mrc 7 9\n"})
+    found = coordinate_files(tmp_path / "all.star", ["j/B/x.mrc.gz", "j/A/x.mrc.gz"], tmp_path / "o", 2.0)
+    assert len(set(found.files)) == 2
+    assert read_coordinates(found.files[0]).xy_px.tolist() == [[6, 8]]
+    assert read_coordinates(found.files[1]).xy_px.tolist() == [[2, 4], [10, 12]]
+    assert ": 2 left aside of no micrograph of the table (the first: A/x_1.mrc)" in found.remarks[0]
+    with pytest.raises(InputError, match=r"rows of A/x.mrc and of B/x.mrc both fit x.mrc"):
+        coordinate_files(tmp_path / "all.star", ["x.mrc"], tmp_path / "o")
+
+
+def test_cryosparc_s_numbers_are_seen_and_taken_off(tmp_path):
+    number = "000123456789012345678"
+    rows = f"J3/m/{number}_m0_patch_aligned_doseweighted.mrc 1 2\nJ3/m/{number}_m1_patch_aligned.mrc 3 4\n"
+    folder_of(tmp_path, {"p.star": STAR + rows})
+    with pytest.raises(InputError, match=r"2 left aside with cryoSPARC's number of 21 digits.*--coord-names cryosparc"):
+        coordinate_files(tmp_path / "p.star", ["Mic/m0.mrc", "Mic/m1.mrc"], tmp_path)
+    names = ["Mic/m1.mrc", f"Mic/{number}_m0.mrc"]
+    found = coordinate_files(tmp_path / "p.star", names, tmp_path, matching=Matching("cryosparc"))
+    assert [read_coordinates(file).xy_px.tolist() for file in found.files] == [[[3, 4]], [[1, 2]]]
+    assert found.remarks == ()
+
+
+def test_twins():
+    xy = np.array([[5.0, 5], [9, 9], [5, 5], [5.6, 5.6], [9, 10]])
+    assert twins(xy).tolist() == [False, False, True, True, False]
+    assert twins(xy, 1.5).tolist() == [False, False, True, True, True]
+    assert twins(xy[:1]).tolist() == [False] and twins(xy[:0]).tolist() == []

@@ -49,11 +49,19 @@ class Quality:
     curve: Curve
 
     @property
+    def faint(self) -> bool:
+        """Whether there are no rings worth the name."""
+        return self.agreement < FAINT
+
+    @property
+    def drifted(self) -> float:
+        """Drift, in units of what counts as drift: by slow waves where there are no rings (a long drift takes them)."""
+        return self.smear / SMEARED if self.faint else self.drift / DRIFTED
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """What is wrong: "no rings", "drift", "ice"; empty where nothing is."""
-        faint = self.agreement < FAINT
-        drifted = self.smear > SMEARED if faint else self.drift > DRIFTED  # a long drift leaves no rings at all
-        found = (("no rings", faint), ("drift", drifted), ("ice", self.ice > ICE_EXCESS))
+        found = (("no rings", self.faint), ("drift", self.drifted > 1), ("ice", self.ice > ICE_EXCESS))
         return tuple(word for word, there in found if there)
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from polarice.io.micrographs import stem_of
+from polarice.io.pairing import Matching, Names, shortened
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import InputError
@@ -31,7 +33,7 @@ class Coordinates:
 
     xy_px: np.ndarray  # (n, 2) float64, x then y
     scores: np.ndarray | None  # (n,)
-    micrograph: np.ndarray | None = None  # (n,) names without folder and ending, where the file holds several
+    micrograph: np.ndarray | None = None  # (n,) names as the file has them, where it holds several
 
     def take(self, rows: np.ndarray) -> Coordinates:
         parts = (None if part is None else part[rows] for part in (self.scores, self.micrograph))
@@ -65,64 +67,112 @@ def write_coordinates(
     write_star(path, [Block("", table=Table.of(columns | (more or {})))])
 
 
-def coordinate_files(source: Path, names: Sequence[str], folder: Path, scale: float = 1.0) -> list[str]:
-    """A file of coordinates for each micrograph of `names`; "" where there is none.
+@dataclass(frozen=True)
+class Assigned:
+    """Files of coordinates, one a micrograph, and what the user should know of how they were found."""
 
-    source: a folder (searched deeply) with files whose names begin with the micrograph's, or one file about all
-    micrographs, which is split into STAR files in `folder`/coords. A scale other than 1 makes STAR files, too. Raises
-    InputError where nothing fits any micrograph.
+    files: list[str]  # "" where there is none
+    remarks: tuple[str, ...] = ()
+
+
+def coordinate_files(
+    source: Path, names: Sequence[str], folder: Path, scale: float = 1.0, matching: Matching | None = None
+) -> Assigned:
+    """A file of coordinates for each micrograph of `names`.
+
+    source: a folder (searched deeply) with a file for each micrograph, or one file about all micrographs, which is
+    split into STAR files in `folder`/coords. A scale other than 1 makes STAR files, too. Raises InputError where
+    nothing fits any micrograph, and where it is not clear what belongs to which.
     """
-    stems = [Path(name).stem for name in names]
+    known = Names(names, matching or Matching())
     if source.is_dir():
-        files = _files_by_stem(source, stems)
+        files = _files_of_folder(source, known)
     elif source.is_file():
-        files = _split(read_coordinates(source), source, stems, folder / "coords")
+        files = _split(read_coordinates(source), source, known, folder / "coords")
     else:
         raise InputError(f"{source}: no such file or folder of coordinates")
     if not any(files):
+        why = "; ".join(known.remarks(str(source))) or "coordinates go with micrographs by their names"
         raise InputError(
-            f"{source}: nothing there belongs to {stems[0]} or any other of the {len(stems)} micrographs; "
-            "coordinates go with micrographs by their names"
+            f"{source}: nothing there belongs to {shortened(known.stem(0))} or any other of the {len(names)} "
+            f"micrographs; {why}"
         )
-    return [_scaled(file, stem, scale, folder / "coords") for file, stem in zip(files, stems, strict=True)]
+    scaled = [_scaled(file, name, scale, folder / "coords") for file, name in zip(files, names, strict=True)]
+    return Assigned(scaled, known.remarks(str(source)))
 
 
-def _files_by_stem(source: Path, stems: Sequence[str]) -> list[str]:
-    """Of files that begin with a micrograph's name, the one with the shortest ending; never one of a longer name."""
-    found = sorted((path for path in source.rglob("*") if path.suffix in ENDINGS), key=lambda p: (len(p.name), str(p)))
-    by_stem: dict[str, str] = {}
-    longest_first = sorted(set(stems), key=len, reverse=True)
-    for path in found:
-        owner = next((stem for stem in longest_first if path.name.startswith(stem)), None)
-        if owner is not None:
-            by_stem.setdefault(owner, str(path))
-    return [by_stem.get(stem, "") for stem in stems]
+def twins(xy_px: np.ndarray, distance_px: float = 1.0) -> np.ndarray:
+    """(n,) bool: coordinates (n, 2) that lie closer than `distance_px` to one before them."""
+    from scipy.spatial import cKDTree
+
+    twin = np.zeros(len(xy_px), bool)
+    if len(xy_px) > 1:
+        pairs = cKDTree(xy_px).query_pairs(np.nextafter(distance_px, 0), output_type="ndarray")
+        twin[pairs.max(axis=1)] = True
+    return twin
 
 
-def _split(found: Coordinates, source: Path, stems: Sequence[str], folder: Path) -> list[str]:
+def _files_of_folder(source: Path, known: Names) -> list[str]:
+    files = [""] * len(known)
+    for path in sorted(source.rglob("*")):
+        if path.suffix not in ENDINGS:
+            continue
+        row = known.owner_of_file(path, source)
+        if row is None:
+            continue
+        if files[row]:
+            raise InputError(
+                f"{known.names[row]}: both {files[row]} and {path} have coordinates for it; say which with "
+                "--coord-suffix (_autopick, .box), or give the folder of one of them"
+            )
+        files[row] = str(path)
+    return files
+
+
+def _split(found: Coordinates, source: Path, known: Names, folder: Path) -> list[str]:
     if found.micrograph is None:
-        if len(stems) > 1:
+        if len(known) > 1:
             raise InputError(
                 f"{source} does not say to which micrographs its coordinates belong; give a folder of files"
             )
         return [str(source)]
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for stem in stems:
-        rows = np.flatnonzero(found.micrograph == stem)
-        files.append(str(folder / f"{stem}.star") if len(rows) else "")
-        if len(rows):
-            write_coordinates(files[-1], found.take(rows))
+    given, which = np.unique(found.micrograph, return_inverse=True)
+    count = np.bincount(which, minlength=len(given)).tolist()
+    files = [""] * len(known)
+    owner: dict[int, int] = {}
+    for place, name in enumerate(given.tolist()):
+        row = known.owner_of_row(name, count[place], str(source))
+        if row is None:
+            continue
+        if row in owner:
+            raise InputError(
+                f"{source}: rows of {shortened(str(given[owner[row]]))} and of {shortened(name)} both fit "
+                f"{shortened(known.names[row])}; name its folder in the table of micrographs"
+            )
+        owner[row] = place
+    order = np.argsort(which, kind="stable")
+    first = np.concatenate([[0], np.cumsum(count)])
+    for row, place in owner.items():
+        files[row] = f"{stem_of(known.names[row], folder)}.star"
+        _make_folder(Path(files[row]).parent)
+        write_coordinates(files[row], found.take(order[first[place] : first[place + 1]]))
     return files
 
 
-def _scaled(file: str, stem: str, scale: float, folder: Path) -> str:
+def _scaled(file: str, name: str, scale: float, folder: Path) -> str:
     if not file or scale == 1:
         return file
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{stem}_scaled.star"
+    target = Path(f"{stem_of(name, folder)}_scaled.star")
+    _make_folder(target.parent)
     write_coordinates(target, read_coordinates(file, scale))
     return str(target)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another with --o") from None
 
 
 def _star(path: Path) -> Coordinates:
@@ -133,7 +183,7 @@ def _star(path: Path) -> Coordinates:
             return Coordinates(np.zeros((0, 2)), None)
         raise InputError(f"{path}: no column _rlnCoordinateX; is this a table of coordinates?")
     xy = np.stack([chosen.numbers("rlnCoordinateX"), chosen.numbers("rlnCoordinateY")], axis=1)
-    names = _stems(chosen.text("rlnMicrographName")) if "rlnMicrographName" in chosen else None
+    names = chosen.text("rlnMicrographName") if "rlnMicrographName" in chosen else None
     return Coordinates(xy, chosen.numbers(SCORE) if SCORE in chosen else None, names)
 
 
@@ -172,7 +222,7 @@ def _topaz(path: Path) -> Coordinates:
         except (ValueError, IndexError):
             raise InputError(f"{path}, line {row}: {lines[row - 1]!r} is not a row of coordinates; remove it") from None
     numbers = np.array(values).reshape(len(values), -1)
-    names = _stems(np.array([words[place["image_name"]].strip() for words in cells]))
+    names = np.array([words[place["image_name"]].strip() for words in cells], object).astype(str)
     return Coordinates(numbers[:, :2].reshape(-1, 2), numbers[:, 2] if "score" in place else None, names)
 
 
@@ -182,13 +232,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start + 1} is no text; is this a file of coordinates?") from None
-
-
-def _stems(names: np.ndarray) -> np.ndarray:
-    """Names without folder and ending; Topaz leaves endings off, and a dot in a name is no ending then."""
-    return np.array(
-        [Path(name).stem if name.endswith((".mrc", ".tif", ".tiff", ".mrcs")) else Path(name).name for name in names]
-    )
 
 
 def _numbers(path: Path, least: int) -> np.ndarray:

@@ -7,16 +7,19 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from polarice.io import optics as optics_
+from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import InputError, Optics
 
+KINDS = (*MRC_ENDINGS, *TIFF_ENDINGS, EER_ENDING)  # endings of movies and micrographs, lower case
+PACKED = ".gz"  # may stand behind an MRC file's ending
 NAME_LABELS = {"movies": "rlnMicrographMovieName", "micrographs": "rlnMicrographName"}
 
 
@@ -96,6 +99,46 @@ def require_pixel_sizes(table: MicrographTable) -> None:
         if table.optics[number].pixel_size_A <= 0:
             name = table.optics[number].name
             raise InputError(f"{table.path}: optics group {name} has no pixel size; give it with --angpix")
+
+
+def bare_name(name: str) -> str:
+    """The name of a micrograph's or movie's file without folder and ending: m of Mic/m.mrc.gz.
+
+    Only an ending of `KINDS` is one: a dot within a name (m_1.5, as Topaz writes m_1.5.mrc) stays.
+    """
+    base = PurePosixPath(name).name
+    plain = base[: -len(PACKED)] if base.lower().endswith(PACKED) else base
+    ending = PurePosixPath(plain).suffix
+    return plain[: -len(ending)] if ending.lower() in KINDS else plain
+
+
+def folders_of(name: str) -> tuple[str, ...]:
+    """The folders that tell a file from others of its bare name: (Movies,) of Import/job001/Movies/a.tiff.
+
+    What stands before another job's jobNNN, the root, and ways up (../) tell nothing.
+    """
+    parts = PurePosixPath(name).parts[:-1]
+    jobs = [place for place, part in enumerate(parts) if _is_job(part) or part in ("/", "//", "..")]
+    return parts[jobs[-1] + 1 :] if jobs else parts
+
+
+def stem_of(name: str, folder: Path) -> str:
+    """Where a job writes what belongs to a file, less the ending. Movies/a.tiff in M/job002: M/job002/Movies/a.
+
+    Of a name out of another job's folder (Import/job001/Movies/a.tiff) what stands behind jobNNN is kept; of an
+    absolute name, and of one that climbs (../), the file's own folder.
+    """
+    path = PurePosixPath(name)
+    parts = list(path.parts[:-1])
+    jobs = [place for place, part in enumerate(parts) if _is_job(part)]
+    parts = parts[jobs[-1] + 1 :] if jobs else parts
+    if path.is_absolute() or ".." in parts:
+        parts = [part for part in parts[-1:] if part not in ("/", "..")]
+    return str(Path(folder, *parts, bare_name(name)))
+
+
+def _is_job(part: str) -> bool:
+    return part.startswith("job") and part[3:].isdigit()
 
 
 def found(name: str, table: Path) -> str:

@@ -35,6 +35,7 @@ RANKS = True
 SUMMARY = "fit the contrast transfer function: defocus, astigmatism, phase shift, fit resolution"
 SPECTRUM = "rlnCtfPowerSpectrum"
 OTHER_SCALE = 0.01  # relative difference of header and table that is worth a remark
+DRIFT = "drift (above 1: it drifted)"
 REMARKS = {
     "no rings": "no Thon rings",
     "drift": "it drifted: rings, or all slow waves, are weak in one direction",
@@ -85,9 +86,9 @@ def _fit_all(params: Params, comm: Comm) -> None:
     write_micrographs(params.o / "micrographs.star", table.take(np.array(kept, int)), columns)
     ringless = len(cells.rows) - len(kept)
     numbers = [("without rings, left out of micrographs.star", f"{ringless:,}")] if ringless else []
-    end(MicrographReport("ctf", params, items, outcomes, text=_TEXT, numbers=numbers))
-    if ringless:
-        print(f"{ringless} without Thon rings are not in micrographs.star; --keep-ringless keeps them")
+    beside = f"without Thon rings not in micrographs.star (--keep-ringless keeps {'it' if ringless == 1 else 'them'})"
+    report = MicrographReport("ctf", params, items, outcomes, text=_TEXT, numbers=numbers)
+    end(report, f"{ringless} {beside}" if ringless else "")
 
 
 _TEXT = (
@@ -154,7 +155,7 @@ class Fitting:
             "fit resolution (Å)": quality.resolution_A,
             "figure of merit": fit.correlation,
             "ice": quality.ice,
-            "drift": quality.drift,
+            DRIFT: quality.drifted,
         }
         if search.fits_phase:
             figures["phase shift (°)"] = fit.phase_shift_deg

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from polarice.cluster import Comm
-from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_coordinates
+from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_coordinates, twins
 from polarice.io.micrographs import MicrographTable, found, read_micrographs, require_pixel_sizes
 from polarice.io.optics import require_defoci
+from polarice.io.pairing import Matching
 from polarice.jobs.micrographs import (
     Farm,
     Item,
@@ -23,6 +24,7 @@ from polarice.jobs.micrographs import (
     end,
     items_of,
     on_ranks,
+    told,
     treat,
 )
 from polarice.jobs.params import option
@@ -56,6 +58,10 @@ class Params(PerMicrograph):
 
     o: Path = option(Path("extract"), "folder for stacks, particles.star and the report")
     coords: Path | None = option(None, "coordinates: a folder or a file; else those that the table names")
+    coord_names: Literal["folders", "bare", "cryosparc"] = option(
+        "folders", "folders in names of coordinates must agree, or not; and without cryoSPARC's numbers and endings"
+    )
+    coord_suffix: str | None = option(None, "behind micrographs' names in files of coordinates: _autopick.star, say")
     box: int | None = option(
         None, "box in the micrograph, even", unit="px", low=8, high=4096, flags=("--extract-size",)
     )
@@ -85,15 +91,18 @@ def _extract_all(params: Params, comm: Comm) -> None:
     table = read_micrographs(params.micrographs)
     _check_table(table, params)
     begin("extract", params, [params.micrographs, params.coords])
-    items = _items(table, params)
+    items, asides = _with_coordinates(table, params)
+    told(asides)
     outcomes = treat(items, Extraction(params), Farm.of("extract", params, comm=comm))
     done = cells_of(outcomes).rows
-    totals = {name: int(sum(outcomes[row].figures[name] for row in done)) for name in ("particles", *LOST)}
+    totals = {name: int(sum(outcomes[row].figures[name] for row in done)) for name in ("particles", *LOST, TWINS)}
     if not totals["particles"]:
         raise InputError(f"no particle could be extracted: {_why_none(params, totals)}")
     _write_particles(table, [items[row] for row in done if outcomes[row].figures["particles"]], params)
     numbers = [(name, f"{n:,}") for name, n in totals.items()]
-    end(MicrographReport("extract", params, items, outcomes, text=_TEXT, numbers=numbers))
+    end(MicrographReport("extract", params, items, outcomes, text=(*_TEXT, *asides), numbers=numbers))
+    if double := totals.pop(TWINS):
+        told([f"{double} particles lie within a pixel of another of their micrograph: extracted twice"])
     print(", ".join(f"{n} {name}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
 
 
@@ -109,6 +118,7 @@ def _why_none(params: Params, totals: dict[str, int]) -> str:
     return f"{wholly} lie wholly off their micrograph; are the coordinates those of a binned one?"
 
 
+TWINS = "twice, within a pixel of another of their micrograph"
 LOST = ("partly off the edge", "wholly off the edge", "below the least score")
 _TEXT = (
     "The first particles of each micrograph, as they are in its stack. Where a box leaves the micrograph, the nearest "
@@ -140,15 +150,22 @@ def _check_table(table: MicrographTable, params: Params) -> None:
 
 
 def _items(table: MicrographTable, params: Params) -> list[Item]:
-    """Every micrograph with its file of coordinates."""
+    return _with_coordinates(table, params)[0]
+
+
+def _with_coordinates(table: MicrographTable, params: Params) -> tuple[list[Item], tuple[str, ...]]:
+    """Every micrograph with its file of coordinates, and what was left aside."""
+    items, asides = items_of(table, params.o), tuple[str, ...]()
     if params.coords is not None:
-        files = coordinate_files(params.coords, table.names, params.o)
+        matching = Matching(params.coord_names, params.coord_suffix)
+        assigned = coordinate_files(params.coords, table.names, params.o, matching=matching)
+        files, asides = assigned.files, assigned.remarks
     else:
         files = [found(name, table.path) for name in table.table.text(COORDINATES).tolist()]
     shared = [label for label in FROM_MICROGRAPH if label in table.table]
     values = {label: table.table.numbers(label).tolist() for label in shared}
     groups = table.optics_table.integers("rlnOpticsGroup")[table.optics_of].tolist()
-    return [
+    items = [
         replace(
             item,
             inputs=(files[row],) if files[row] else (),
@@ -158,8 +175,9 @@ def _items(table: MicrographTable, params: Params) -> list[Item]:
                 "columns": {label: values[label][row] for label in shared},
             },
         )
-        for row, item in enumerate(items_of(table, params.o))
+        for row, item in enumerate(items)
     ]
+    return items, asides
 
 
 def _write_particles(table: MicrographTable, items: Sequence[Item], params: Params) -> None:
@@ -215,7 +233,8 @@ class Extraction:
         if self.params.min_score is not None and found.scores is None and len(found.xy_px):
             raise InputError(f"{item.inputs[0]}: no scores (_{SCORE}); leave out --min-score")
         chosen, lost, rows = self._chosen(found, (ny, nx))
-        figures = {"particles": float(len(rows)), **lost}
+        twin = int(twins(chosen.xy_px).sum())
+        figures = {"particles": float(len(rows)), **lost, TWINS: float(twin)}
         if not len(rows):
             return Outcome({}, figures, ("no particles",))
         pixel_size_A = self.params.angpix or item.settings["optics"]["pixel_size_A"]
@@ -228,7 +247,8 @@ class Extraction:
                 writer.append(images)
                 shown += list(images[: SHOWN - len(shown)])
         self._write_table(item, chosen)
-        return Outcome({}, figures, thumbnail=self._draw(item, np.stack(shown)))
+        remarks = (f"{twin} coordinates lie within a pixel of another: extracted twice",) if twin else ()
+        return Outcome({}, figures, remarks, self._draw(item, np.stack(shown)))
 
     def _recipe(self) -> Recipe:
         from polarice.extract.background import Background, default_radius_px

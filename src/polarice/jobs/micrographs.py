@@ -39,12 +39,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
-from polarice.io.micrographs import MicrographTable
+from polarice.io.micrographs import MicrographTable, stem_of
 from polarice.jobs.alone import alone
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.jobs.provenance import NAME, fingerprint
@@ -148,22 +148,6 @@ def items_of(table: MicrographTable, folder: Path) -> list[Item]:
     ]
 
 
-def stem_of(name: str, folder: Path) -> str:
-    """Movies/a.tiff below MotionCorr/job002: MotionCorr/job002/Movies/a.
-
-    Of a name out of another job's folder (Import/job001/Movies/a.tiff) what stands behind jobNNN is kept; of an
-    absolute name, and of one that climbs (../), the file's own folder.
-    """
-    path = PurePosixPath(name)
-    parts = list(path.parts[:-1])
-    jobs = [place for place, part in enumerate(parts) if part.startswith("job") and part[3:].isdigit()]
-    parts = parts[jobs[-1] + 1 :] if jobs else parts
-    if path.is_absolute() or ".." in parts:
-        parts = [part for part in parts[-1:] if part not in ("/", "..")]
-    stem = PurePosixPath(path.stem).stem if path.suffix == ".gz" else path.stem
-    return str(Path(folder, *parts, stem))
-
-
 def on_ranks(job: str, params: P, body: Callable[[P, Comm], None]) -> None:
     """Run the body on rank 0 of all that were started; the others do their share of what it treats."""
     with world(job) as comm:
@@ -233,13 +217,13 @@ def begin(job: str, params: Any, inputs: Iterable[Path | None] = ()) -> None:
     write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given)
 
 
-def end(report: MicrographReport) -> None:
-    """Write the report, and tell on the screen what was done."""
+def end(report: MicrographReport, beside: str = "") -> None:
+    """Write the report, and tell on the screen what was done, and what was done but is in no table (`beside`)."""
     from polarice.jobs.report.micrographs import write_micrograph_report
 
     usage = items_of_last_run(report.params.o).lines()
     write_micrograph_report(report.params.o, replace(report, usage=usage))
-    tell(report.outcomes, report.params.o, report.what)
+    tell(report.outcomes, report.params.o, report.what, beside)
 
 
 def _handed_out(comm: Comm) -> _Share | None:
@@ -385,7 +369,13 @@ def cells_of(outcomes: Sequence[Outcome]) -> Cells:
     return Cells(rows, {label: [outcomes[row].columns[label] for row in rows] for label in labels})
 
 
-def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs") -> None:
+def told(remarks: Iterable[str]) -> None:
+    """What the user should know before the results are trusted."""
+    for remark in remarks:
+        print(f"warning: {remark}", file=sys.stderr)
+
+
+def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs", beside: str = "") -> None:
     """One line about the run on the screen, and the first few reasons why something was left out."""
     reasons = [outcome.reason for outcome in outcomes if outcome.reason]
     for reason in reasons[:5]:
@@ -393,4 +383,5 @@ def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs") -
     if len(reasons) > 5:
         print(f"left out: {len(reasons) - 5} more, see the report", file=sys.stderr)
     done = len(outcomes) - len(reasons)
-    print(f"{done} of {len(outcomes)} {what} done, {len(reasons)} left out: {Path(folder, 'report.html')}")
+    more = f", {beside}" if beside else ""
+    print(f"{done} of {len(outcomes)} {what} done, {len(reasons)} left out{more}: {Path(folder, 'report.html')}")

@@ -6,14 +6,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from polarice.cluster import Comm
-from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, write_coordinates
+from polarice.io.coordinates import Coordinates, coordinate_files, read_coordinates, twins, write_coordinates
 from polarice.io.micrographs import MicrographTable, read_micrographs, require_pixel_sizes, write_micrographs
 from polarice.io.optics import require_defoci
+from polarice.io.pairing import Matching
 from polarice.jobs.micrographs import (
     Farm,
     Item,
@@ -24,6 +25,7 @@ from polarice.jobs.micrographs import (
     end,
     items_of,
     on_ranks,
+    told,
     treat,
 )
 from polarice.jobs.params import option
@@ -38,6 +40,7 @@ CANDIDATES, PICKS, PICTURE = "_candidates.star", "_autopick.star", "_autopick.pn
 BARE = "_small.png"  # the micrograph alone, for the picture
 DIRT = "polariceInDirt"
 CHANCE = "score of chance"
+TWINS = "within a pixel of another"
 COORDINATES = "rlnMicrographCoordinates"
 DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 AFTERWARDS = ("threshold", "keep_dirt", "best")  # options that choose among candidates, without a new search
@@ -53,6 +56,10 @@ class Params(PerMicrograph):
     blob: bool = option(False, "by size alone: a Laplacian of a Gaussian, then the micrograph's own mean particle")
     templates: Path | None = option(None, "by class averages: a stack (.mrcs), white particles", flags=("--ref",))
     picks: Path | None = option(None, "others' picks: a folder, or a file (.star .box .cbox, Topaz .txt)")
+    coord_names: Literal["folders", "bare", "cryosparc"] = option(
+        "folders", "folders in names of coordinates must agree, or not; and without cryoSPARC's numbers and endings"
+    )
+    coord_suffix: str | None = option(None, "behind micrographs' names in files of coordinates: _autopick.star, say")
     particle_diameter: float | None = option(None, "diameter of the particle", unit="A", low=10, high=5000)
     threshold: float | None = option(None, "least score; from what chance reaches in each micrograph", low=-1, high=1)
     keep_dirt: bool = option(False, "keep particles on carbon, ice and other dirt")
@@ -79,15 +86,18 @@ def _pick_all(params: Params, comm: Comm) -> None:
     if not params.angpix and not params.picks:
         require_pixel_sizes(table)
     begin("pick", params, [params.micrographs, params.templates, params.picks])
-    items = _items(table, params)
+    items, asides = _with_coordinates(table, params)
+    told(asides)
     outcomes = treat(items, Picking(params), _farm(params, comm))
     done = cells_of(outcomes).rows
     outcomes = [o if o.reason else _select(item, o, params) for item, o in zip(items, outcomes, strict=True)]
     counts = [int(outcomes[row].figures["picked"]) for row in done]
     _write_tables(table, done, items, params.o)
     numbers = [("picked", f"{sum(counts):,}"), ("picked in a micrograph, median", f"{np.median(counts):.0f}")]
-    end(MicrographReport("pick", params, items, outcomes, text=_TEXT, numbers=numbers))
+    end(MicrographReport("pick", params, items, outcomes, text=(*_TEXT, *asides), numbers=numbers))
     print(f"{sum(counts)} particles picked")
+    if double := int(sum(outcomes[row].figures.get(TWINS, 0) for row in done)):
+        told([f"{double} coordinates lie within a pixel of another of their micrograph: the same particle twice"])
     if not any(counts):
         _tell_why_none(params, [outcomes[row] for row in done])
 
@@ -134,6 +144,11 @@ def _farm(params: Params, comm: Comm) -> Farm:
 
 
 def _items(table: MicrographTable, params: Params) -> list[Item]:
+    return _with_coordinates(table, params)[0]
+
+
+def _with_coordinates(table: MicrographTable, params: Params) -> tuple[list[Item], tuple[str, ...]]:
+    """Every micrograph, with others' coordinates where they are given; and what was left aside of these."""
     items = items_of(table, params.o)
     require_defoci(table.table)
     if all(label in table.table for label in DEFOCUS):
@@ -141,9 +156,11 @@ def _items(table: MicrographTable, params: Params) -> list[Item]:
         columns = np.stack([table.table.numbers(label) for label in labels], axis=1).tolist()
         items = [replace(i, settings={**i.settings, "ctf": row}) for i, row in zip(items, columns, strict=True)]
     if params.picks:
-        files = coordinate_files(params.picks, table.names, params.o, params.coordinate_scale)
-        items = [replace(item, inputs=(file,) if file else ()) for item, file in zip(items, files, strict=True)]
-    return items
+        matching = Matching(params.coord_names, params.coord_suffix)
+        assigned = coordinate_files(params.picks, table.names, params.o, params.coordinate_scale, matching)
+        pairs = zip(items, assigned.files, strict=True)
+        return [replace(item, inputs=(file,) if file else ()) for item, file in pairs], assigned.remarks
+    return items, ()
 
 
 def _write_tables(table: MicrographTable, done: Sequence[int], items: Sequence[Item], folder: Path) -> None:
@@ -179,7 +196,7 @@ def _select(item: Item, outcome: Outcome, params: Params) -> Outcome:
     kind = np.where(picked, 1, np.where(dirty & (scores >= level), 2, 0))
     thumbnail = _draw(item, found.xy_px[shown], kind[shown], outcome)
     figures = {"picked": float(picked.sum()), "on dirt": float((dirty & (scores >= level)).sum())}
-    figures |= {name: outcome.figures[name] for name in (CHANCE, "candidates") if name in outcome.figures}
+    figures |= {name: outcome.figures[name] for name in (CHANCE, "candidates", TWINS) if name in outcome.figures}
     return replace(outcome, figures=figures, thumbnail=thumbnail)
 
 
@@ -256,12 +273,21 @@ class Picking:
         found = read_coordinates(item.inputs[0])
         size = np.array(pixels.shape[::-1])
         inside = ((found.xy_px >= 0) & (found.xy_px < size)).all(axis=1)
-        remarks = (f"{(~inside).sum()} coordinates lie outside of the micrograph",) if not inside.all() else ()
+        remarks: tuple[str, ...] = (
+            (f"{(~inside).sum()} coordinates lie outside of the micrograph",) if not inside.all() else ()
+        )
         found = found.take(np.flatnonzero(inside))
+        twin = int(twins(found.xy_px).sum())
+        if twin:
+            remarks = (*remarks, f"{twin} coordinates lie within a pixel of another: the same particle twice")
         write_coordinates(item.stem + CANDIDATES, found)
         optics = Optics(**item.settings["optics"])
         diameter_px = (self.params.particle_diameter or 0) / (self.params.angpix or optics.pixel_size_A or 1)
-        figures = {"candidates": float(len(found.xy_px)), **self._small(item, pixels, diameter_px or max(size) / 40)}
+        figures = {
+            "candidates": float(len(found.xy_px)),
+            TWINS: float(twin),
+            **self._small(item, pixels, diameter_px or max(size) / 40),
+        }
         return Outcome({}, figures, remarks, item.stem + PICTURE)
 
     def _kernels(self, working: Working, optics: Optics, settings: Mapping[str, Any]) -> np.ndarray | None:
