@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from polarice.cluster import SERIAL
-from polarice.io.matching import listed
 from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, open_movie
 from polarice.io.optics import DEFOCUS_LABELS, require_defoci
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
@@ -21,6 +20,7 @@ from polarice.io.table import Table
 from polarice.jobs.alone import alone
 from polarice.jobs.micrographs import Item, Outcome, begin, check_folder, end
 from polarice.jobs.params import argument, option
+from polarice.jobs.patterns import listed
 from polarice.jobs.usage import Items, Watch, write_usage
 from polarice.types import InputError
 
