@@ -18,7 +18,7 @@ from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.jobs.alone import alone
-from polarice.jobs.micrographs import Item, Outcome, begin, check_folder, end
+from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder, end
 from polarice.jobs.params import argument, option
 from polarice.jobs.usage import Items, Watch, write_usage
 from polarice.types import InputError
@@ -107,7 +107,9 @@ def _import_images(files: list[Path], params: Params) -> None:
     items = [Item(str(path), row, str(path), "") for row, path in enumerate(files)]
     pixel_A, remark = _pixel_size(usable, params) if usable else (0.0, "")
     groups = _groups(usable, params) if usable else np.zeros(0, int)
-    begin("import", params)  # what is refused leaves no folder behind
+    begin(
+        "import", params, Writes((f"{kind}.star",), read=[item.file for item in items])
+    )  # what is refused leaves no folder behind
     if usable:
         if remark:
             print(f"warning: {remark}", file=sys.stderr)
@@ -251,10 +253,10 @@ def _import_particles(path: Path, params: Params) -> None:
             lost = "fractions of them cannot be told, so there are no location/* columns"
             print(f"warning: the micrographs of {path} are not there: {lost}", file=sys.stderr)
         rows = cryosparc.cs_of_tables(optics, particles, shape)
-        begin("import", params, [path, *params.passthrough])
+        begin("import", params, Writes(("particles.cs",)), [path, *params.passthrough])
         cryosparc.write_cs(params.o / "particles.cs", rows)
     else:
-        begin("import", params, [path, *params.passthrough])
+        begin("import", params, Writes(("particles.star",)), [path, *params.passthrough])
         write_star(params.o / "particles.star", [Block("optics", table=optics), Block("particles", table=particles)])
     print(f"{len(particles)} particles in {params.o / ('particles.' + params.to)}")
 

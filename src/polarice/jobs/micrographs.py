@@ -6,7 +6,7 @@
     def fit_all(params, comm):
         table = read_micrographs(params.micrographs)
         items = items_of(table, params.o)
-        begin("ctf", params, [params.micrographs])
+        begin("ctf", params, Writes(("micrographs.star",), items, (".ctf",)), [params.micrographs])
         outcomes = treat(items, Fit(params, ...), Farm.of("ctf", params, comm=comm))
         rows, columns = cells_of(outcomes)
         write_micrographs(params.o / "micrographs.star", table.take(np.array(rows)), columns)
@@ -46,16 +46,17 @@ from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable
 from polarice.jobs.alone import alone
-from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.jobs.outputs import KEY, RECORD, Outputs
+from polarice.jobs.params import argument, as_dict, command_line, option, options_of
 from polarice.jobs.provenance import NAME, fingerprint
 from polarice.jobs.resources import first_card, take_card, threads_of
-from polarice.jobs.usage import Items, Spent, Watch, items_of_last_run, write_usage
+from polarice.jobs.usage import USAGE_NAME, Items, Spent, Watch, items_of_last_run, write_usage
 from polarice.types import InputError
 
 if TYPE_CHECKING:
     from polarice.jobs.report.micrographs import MicrographReport
 
-RECORD = "_polarice.json"  # behind the stem
+REPORT = "report.html"
 _ELSEWHERE = ("o", "workers", "threads", "device", "price")  # parameters that say where and how fast, not what
 
 
@@ -184,6 +185,10 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     """
     marks = [_mark(item, farm) for item in items]
     missing = [row for row, item in enumerate(items) if (old := _recall(item, marks[row])) is None or old.reason]
+    if remade := [row for row in missing if (old := _recall(items[row])) is not None and not old.reason]:
+        first = f"{len(remade)} {farm.what} made anew, their files or the options have changed ({items[remade[0]].name}"
+        more = ", ..." if len(remade) > 1 else ""
+        print(f"{first}{more}): tables that name what was made of them before no longer fit", file=sys.stderr)
     for folder in {os.path.dirname(items[row].stem) for row in missing}:
         make_folder(folder)
     plain = replace(farm, settings={}, comm=SERIAL)
@@ -191,7 +196,7 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     if farm.comm.size > 1:
         farm.comm.once(lambda: share)
     spent = share.done(farm.comm)
-    if farm.folder is not None:
+    if farm.folder is not None and (missing or items_of_last_run(farm.folder) is None):
         write_usage(farm.folder, Items(**vars(spent), count=len(missing), what=farm.what))
     return [_recall(item, mark) or Outcome(reason="not done") for item, mark in zip(items, marks, strict=True)]
 
@@ -224,21 +229,63 @@ class _Share:
         return watch.spent(self.farm.price)
 
 
-def begin(job: str, params: Any, inputs: Iterable[Path | None] = ()) -> None:
-    """Make the job's folder, and say in its job.json what is done there. Raises InputError as `claim_folder` does."""
+def begin(job: str, params: Any, writes: Writes, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+    """Make the job's folder, and say in its job.json what is done there and which files it writes.
+
+    Raises InputError where the folder cannot be made or holds another program's tables, where an input or a file that
+    is not this job's would be replaced, and where images that other tables may name would be; nothing is written then.
+    """
     from polarice.jobs.provenance import write_job_json
 
-    claim_folder(params.o)
+    check_folder(params.o)
     given = [path for path in inputs if path is not None]
-    write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given)
+    stems = tuple(item.stem for item in writes.items)
+    outputs = Outputs(job, params.o, (*writes.files, REPORT, USAGE_NAME), stems, (*writes.endings, RECORD))
+    of_items = (path for item in writes.items for path in (item.file, *item.inputs))
+    record = outputs.require_free([*given, *of_items, *writes.read])
+    if writes.images:
+        _require_same_images(job, params)
+    make_folder(params.o)
+    outputs.sweep()
+    write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given, more={KEY: record})
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a job over micrographs writes."""
+
+    files: tuple[str, ...]  # names in its folder, beside its report
+    items: Sequence[Item] = ()
+    endings: tuple[str, ...] = ()  # of the files of each item
+    read: Sequence[str] = ()  # what it reads beside its inputs and its items' files
+    images: bool = False  # other tables name the items' files: they are not to become other images
+
+
+def _require_same_images(job: str, params: Any) -> None:
+    """Raise InputError where the folder holds images made with other options: the tables that name them would then
+    silently name others."""
+    try:
+        content = json.loads((params.o / NAME).read_text(encoding="utf-8"))
+        old, any_done = content["params"], any(params.o.rglob("*" + RECORD))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    new = as_dict(params)
+    known = [each for each in new if each in old and each not in (*_ELSEWHERE, "micrographs")]
+    if any_done and (changed := [each for each in known if old[each] != new[each]]):
+        flags = {each.field: each.flag for each in options_of(type(params))}
+        told = ", ".join(f"{flags[each]} (now {new[each]}, then {old[each]})" for each in changed)
+        raise InputError(
+            f"{params.o}: holds images that {job} made with other options: {told}; tables that name them would name "
+            "other images; choose another folder with --o, or remove this one"
+        )
 
 
 def end(report: MicrographReport) -> None:
     """Write the report, and tell on the screen what was done."""
     from polarice.jobs.report.micrographs import write_micrograph_report
 
-    usage = items_of_last_run(report.params.o).lines()
-    write_micrograph_report(report.params.o, replace(report, usage=usage))
+    used = items_of_last_run(report.params.o)
+    write_micrograph_report(report.params.o, replace(report, usage=used.lines() if used else []))
     tell(report.outcomes, report.params.o, report.what)
 
 
@@ -331,12 +378,12 @@ def _mark(item: Item, farm: Farm) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _recall(item: Item, mark: str) -> Outcome | None:
-    """The outcome that was kept, or None where there is none, or one of other files or settings."""
+def _recall(item: Item, mark: str | None = None) -> Outcome | None:
+    """The outcome that was kept, or None where there is none, or one of other files or settings than the mark's."""
     try:
         with open(item.stem + RECORD, encoding="utf-8") as stream:
             content = json.load(stream)
-        if content.pop("mark") != mark:
+        if content.pop("mark") != mark and mark is not None:
             return None
         return Outcome(**content | {"remarks": tuple(content["remarks"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -346,12 +393,6 @@ def _recall(item: Item, mark: str) -> Outcome | None:
 def _remember(item: Item, mark: str, outcome: Outcome) -> None:
     with replacing(item.stem + RECORD, "w") as stream:
         stream.write(json.dumps({"mark": mark, **asdict(outcome)}) + "\n")
-
-
-def claim_folder(folder: Path) -> None:
-    """Make a job's folder. Raises InputError where that cannot be, and where another program's tables lie in it."""
-    check_folder(folder)
-    make_folder(folder)
 
 
 def check_folder(folder: Path) -> None:
