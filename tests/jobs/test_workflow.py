@@ -129,6 +129,119 @@ def test_files_that_may_still_be_written_wait(ran):
     assert Path("first/joined.star").read_text() == "ab"
 
 
+def test_what_waits_is_named_and_a_time_in_the_future_is_no_reason_to_wait_for_ever(ran, monkeypatch):
+    for name in ("c.star", "d.star"):
+        Path(name).write_text(name[0])
+    os.utime("d.star", (time.time() + 3600,) * 2)  # a copy from a clock that is an hour ahead
+    ended = go()
+    assert "first: 2 left out until the next run, changed within 10 s: c.star, d.star" in ended.err
+    assert ended.err.count("left out") == 1 and Path("first/joined.star").read_text() == "ab"
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 15)
+    assert "left out" not in go().err
+    assert Path("first/joined.star").read_text() == "abcd"
+
+
+def test_a_pattern_in_a_step_s_folder_takes_all_that_is_there_and_the_last_iteration(ran):
+    """What a step has just written is no file that may still be written."""
+    step = workflow.Step("s", "join", {}, before=("classes",))
+    Path("classes").mkdir()
+    for number in (13, 25, 999, 1000):
+        Path(f"classes/run_it{number:03d}_data.star").touch()
+    settled(Path("classes/run_it013_data.star"), "")
+    found = workflow._matches("classes/run_it*_data.star", step)
+    assert [Path(path).name[6:-10] for path in found] == ["013", "025", "999", "1000"]
+    table = next(each for each in workflow.options_of(jobs.load("class2d").Params) if each.field == "particles")
+    assert workflow._files(table, "classes/run_it*_data.star", step) == "classes/run_it1000_data.star"
+    assert workflow._files(table, "classes/<table of class2d>", step) == "classes/run_it1000_data.star"
+
+
+@pytest.mark.parametrize(
+    ("job", "there", "last"),
+    [
+        ("import", ["movies.star"], "movies.star"),
+        ("motion", ["micrographs.star"], "micrographs.star"),
+        ("pick", ["autopick.star", "micrographs.star"], "micrographs.star"),
+        ("extract", ["particles.star"], "particles.star"),
+        ("align2d", ["run_it002_data.star", "run_it010_data.star"], "run_it010_data.star"),
+        ("sml", ["run_data.star", "class001.star"], "run_data.star"),
+        ("deep2d", ["sml/run_it003_data.star"], "sml/run_it003_data.star"),
+    ],
+)
+def test_a_step_s_final_table_has_one_name_for_every_job(ran, job, there, last):
+    for name in there:
+        path = Path("x", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    earlier = {"x": workflow.Step("x", job, {})}
+    step = workflow.Step("s", "join", {}, before=("x",))
+    table = workflow.options_of(CopyParams)[0]
+    assert workflow._files(table, [workflow._filled("{x.data}", earlier)], step) == [f"x/{last}"]
+    with pytest.raises(InputError, match="no final table of"):
+        workflow._final_table("nowhere", job)
+
+
+def test_another_option_makes_all_that_follows_anew_though_the_tables_are_the_same(ran):
+    """Images may have changed under the same names."""
+    text = CHAIN + '[[step]]\njob = "join"\nname = "third"\ntables = "{second}/joined.star"\n'
+    assert go(text).code == 0
+    assert go(text.replace('tables = ["?.star"]', 'tables = "a.star"\nword = "b"')).code == 0
+    assert ran == ["first", "second", "third"] * 2
+
+
+def test_a_stranger_s_page_is_not_written_over_and_a_damaged_state_is_kept(ran):
+    Path("flow_report.html").write_text("mine")
+    ended = go()
+    assert ended.code == 2 and "flow_report.html: stands where the report of this workflow" in ended.err
+    assert Path("flow_report.html").read_text() == "mine" and ran == []
+    Path("flow_report.html").unlink()
+    Path(".flow_done.json").write_text("[" * 60_000)
+    assert go().code == 0
+    assert Path(".flow_done.json.damaged").read_text() == "[" * 60_000
+
+
+def test_brackets_without_end_and_widths_are_told(ran):
+    deep = go("a = " + "[" * 60_000)
+    assert deep.code == 2 and "flow.toml: not TOML of a workflow" in deep.err
+    wide = go(CHAIN.replace("{first}", "{first:>3000000000}"))
+    assert wide.code == 2 and "not the name of a step before this one: first" in wide.err
+
+
+UPDATE = '[[step]]\njob = "class2d"\nname = "c"\nparticles = "p.star"\nk = 3\niter = 8\nupdate = 2'
+
+
+@pytest.mark.parametrize("killed", ["before the rename", "before the run", "in the run"])
+def test_an_update_that_is_killed_is_an_update_still(tmp_path, monkeypatch, killed):
+    monkeypatch.chdir(tmp_path)
+    settled(Path("p.star"), "more")
+    Path("flow.toml").write_text(UPDATE)
+    step, state = workflow.read_steps(Path("flow.toml"))[0], workflow.State(Path(".flow_done.json"))
+    state.note(step, "before", ended=True)
+    Path("c").mkdir()
+    Path("c/job.json").touch()
+    if killed == "before the rename":
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                workflow._placed(step, step.params(), state, "now")
+    else:
+        first = workflow._placed(step, step.params(), state, "now")
+        assert (str(first.ref), first.iter) == ("c.1", 2)
+    if killed == "in the run":
+        Path("c").mkdir()
+        Path("c/job.json").touch()
+    again = workflow._placed(step, step.params(), state, "now")
+    assert again.iter == 2 and str(again.continue_ if killed == "in the run" else again.ref) == (
+        "c" if killed == "in the run" else "c.1"
+    )
+    last = workflow._placed(step, step.params(), state, "newer still")  # more files came meanwhile
+    assert (str(last.ref), last.iter) == ("c.1", 2) and not Path("c").exists()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_follows_a_failed_step_waits_and_what_is_done_stays(ran):
     failing = CHAIN + '[[step]]\njob = "join"\nname = "third"\ntables = "{second}/joined.star"\nword = "fail"\n'
     ended = go(failing)

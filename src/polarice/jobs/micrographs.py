@@ -379,20 +379,39 @@ def _mark(item: Item, farm: Farm) -> str:
 
 
 def _recall(item: Item, mark: str | None = None) -> Outcome | None:
-    """The outcome that was kept, or None where there is none, or one of other files or settings than the mark's."""
+    """The outcome that was kept, or None where there is none, a damaged one, or one of other files or settings than the
+    mark's."""
     try:
         with open(item.stem + RECORD, encoding="utf-8") as stream:
             content = json.load(stream)
-        if content.pop("mark") != mark and mark is not None:
+        kept = content.pop("mark")
+        if (kept != mark and mark is not None) or content.pop("check", None) not in (None, _digest(content)):
             return None
-        return Outcome(**content | {"remarks": tuple(content["remarks"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        outcome = Outcome(**content | {"remarks": tuple(content["remarks"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    return outcome if _is_sound(outcome) else None
+
+
+def _is_sound(outcome: Outcome) -> bool:
+    """Whether each of its values is of the kind that the table and the report want."""
+    maps = isinstance(outcome.columns, dict) and isinstance(outcome.figures, dict)
+    texts = (*outcome.remarks, outcome.thumbnail, outcome.reason)
+    if not maps or not all(isinstance(each, str) for each in texts):
+        return False
+    if not all(isinstance(cell, (str, int, float)) for cell in outcome.columns.values()):
+        return False
+    return all(type(each) in (int, float) for each in (*outcome.figures.values(), outcome.seconds))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _remember(item: Item, mark: str, outcome: Outcome) -> None:
+    content = json.loads(json.dumps(asdict(outcome)))
     with replacing(item.stem + RECORD, "w") as stream:
-        stream.write(json.dumps({"mark": mark, **asdict(outcome)}) + "\n")
+        stream.write(json.dumps({"mark": mark, "check": _digest(content), **content}) + "\n")
 
 
 def check_folder(folder: Path) -> None:
@@ -418,11 +437,16 @@ class Cells(NamedTuple):
 
 
 def cells_of(outcomes: Sequence[Outcome]) -> Cells:
-    """The outcomes' columns put together, of all that were done. Raises InputError where none was."""
+    """The outcomes' columns put together, of all that were done. Raises InputError where none was, or they differ."""
     rows = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
     if not rows:
         raise InputError(f"nothing could be used; the first: {outcomes[0].reason}")
     labels = list(outcomes[rows[0]].columns)
+    if odd := [row for row in rows if set(outcomes[row].columns) != set(labels)]:
+        raise InputError(
+            f"rows {rows[0] + 1} and {odd[0] + 1} have records (*{RECORD}) of other columns; one of them is damaged: "
+            "remove both, and run the same command again"
+        )
     return Cells(rows, {label: [outcomes[row].columns[label] for row in rows] for label in labels})
 
 

@@ -10,7 +10,7 @@
     [[step]]
     job = "class2d"
     name = "classes"                               # the step and its folder; without it they are called as the job
-    particles = "{extract}/particles.star"         # {NAME} is the folder of a step before
+    particles = "{extract.data}"                   # {NAME} is the folder of a step before, {NAME.data} its last table
     k = 50
 
 A step is done when it ended well with the same options and the same files. Where these have changed, a job of many
@@ -25,12 +25,15 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
+import re
 import string
+import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,9 +49,20 @@ from polarice.types import InputError
 
 SUMMARY = "run a chain of jobs from one file, again only what has changed"
 STATE = ".{stem}_done.json"  # beside the workflow's file
+_PAGE = "{stem}_report.html"  # beside it, too
 SETTLED_S = 10.0  # files that changed more recently may still be written
 _ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch", "price")  # say where and how fast, not what
 _NOT_OPTIONS = ("job", "name", "update")
+_TABLES = {  # the table that a job ends with, the first that is there; {NAME.data} stands for it
+    "import": ("particles.star", "micrographs.star", "movies.star"),
+    **dict.fromkeys(("motion", "ctf", "pick"), ("micrographs.star",)),
+    **dict.fromkeys(("extract", "simulate"), ("particles.star",)),
+    **dict.fromkeys(("class2d", "align2d"), ("run_it*_data.star",)),
+    "sml": ("run_data.star", "run_it*_data.star"),
+    "deep2d": ("sml/run_it*_data.star",),
+}
+_TABLE = re.compile(r"(.+)/<table of (\w+)>")  # {NAME.data}, while the file is read
+_ITERATION = re.compile(r"run_it(\d+)_")
 _RESERVED = ("o", "continue_")
 
 
@@ -70,6 +84,8 @@ class Step:
     options: Mapping[str, Any]  # as the file has them, {NAME} filled in
     update: int | None = None  # iterations from the classes of before, where only files have changed
     patient: bool = False  # wait where all that is there may still be written
+    before: tuple[str, ...] = ()  # names of the steps before it
+    told: set[str] = field(default_factory=set, compare=False)  # what has been said of files that wait
 
     @property
     def module(self) -> ModuleType:
@@ -78,15 +94,15 @@ class Step:
     def params(self) -> Any:
         """The job's Params with every file there is now; InputError where a file is missing, or is waited for."""
         known = {each.field: each for each in options_of(self.module.Params)}
-        values = {field: _files(known[field], value, self.patient) for field, value in self.options.items()}
+        values = {name: _files(known[name], value, self) for name, value in self.options.items()}
         return self._made(values)
 
     def checked(self) -> Step:
         """Itself; InputError where an option is unknown, missing or out of bounds. Files need not be there yet."""
         known = {each.field: each for each in options_of(self.module.Params)}
-        for field in self.options:
-            if field in _RESERVED or field not in known:
-                raise InputError(f"{field.rstrip('_')}: {self.job} has no such option here")
+        for name in self.options:
+            if name in _RESERVED or name not in known:
+                raise InputError(f"{name.rstrip('_')}: {self.job} has no such option here")
         if self.update is not None and (type(self.update) is not int or self.update < 1 or "ref" not in known):
             raise InputError("update = ...: a number of iterations, of a job that can begin with classes (class2d)")
         for each in known.values():
@@ -111,6 +127,9 @@ def run(params: Params) -> None:
     """Run the steps that need it. Raises InputError where the file or a step's input cannot be used."""
     steps = read_steps(params.workflow)
     state = State(params.workflow.with_name(STATE.format(stem=params.workflow.stem)).absolute())
+    page = params.workflow.with_name(_PAGE.format(stem=params.workflow.stem))
+    if page.exists() and not state.path.exists() and not params.dry_run:
+        raise InputError(f"{page}: stands where the report of this workflow would be written; move it away")
     with contextlib.chdir(params.workflow.absolute().parent):
         if params.dry_run:
             _tell_plan(steps, state)
@@ -131,6 +150,8 @@ def read_steps(path: Path) -> list[Step]:
         raise InputError(f"{path}: {error.strerror}; give the TOML file that names the steps") from None
     except ValueError as error:
         raise InputError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not TOML of a workflow: brackets inside brackets without end") from None
     tables = content.pop("step", None)
     if not isinstance(tables, list) or not tables:
         raise InputError(f"{path}: no [[step]] in it; each step begins with this line, and job = ...")
@@ -160,13 +181,14 @@ def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step
     name = table.get("name", job)
     if not isinstance(name, str) or not name or set(name) - set(string.ascii_letters + string.digits + "_-"):
         raise InputError(f"name {name!r}: letters, digits, _ and - only")
-    folders = {step.name: step.name for step in before}
-    if name in folders:
+    earlier = {step.name: step for step in before}
+    if name in earlier:
         raise InputError("a step before is called so, too; give it a name of its own")
     fields = _spellings(jobs.load(job))
     given = {fields.get(_plain(key), key): value for key, value in table.items() if key not in _NOT_OPTIONS}
     usual = {fields[_plain(key)]: value for key, value in shared.items() if _plain(key) in fields}
-    return Step(name, job, _filled({**usual, **given}, folders), table.get("update")).checked()
+    options = _filled({**usual, **given}, earlier)
+    return Step(name, job, options, table.get("update"), before=tuple(earlier)).checked()
 
 
 def _jobs() -> list[str]:
@@ -186,29 +208,60 @@ def _spellings(job: ModuleType) -> dict[str, str]:
     }
 
 
-def _filled(value: Any, folders: Mapping[str, str]) -> Any:
-    """With {NAME} replaced by the step's folder, in every text."""
+def _filled(value: Any, before: Mapping[str, Step]) -> Any:
+    """With {NAME} replaced by the step's folder, and {NAME.data} by a word for its final table, in every text."""
     if isinstance(value, Mapping):
-        return {key: _filled(item, folders) for key, item in value.items()}
+        return {key: _filled(item, before) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, folders) for item in value]
+        return [_filled(item, before) for item in value]
     if not isinstance(value, str):
         return value
     try:
-        return value.format_map(folders)
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        known = ", ".join(folders) or "none"
-        raise InputError(f"{value}: not the name of a step before this one: {error}; there are: {known}") from None
+        parts = list(string.Formatter().parse(value))
+    except ValueError as error:
+        raise InputError(f"{value}: {error}; a brace itself is written twice") from None
+    text = ""
+    for literal, name, form, turned in parts:
+        text += literal
+        if name is None:
+            continue
+        step = before.get(name.removesuffix(".data"))
+        if step is None or form or turned or (name.endswith(".data") and step.job not in _TABLES):
+            known = ", ".join(before) or "none"
+            told = f"{value[:80]}: not the name of a step before this one: {name[:40]}"
+            raise InputError(f"{told}; there are: {known}")
+        text += f"{step.name}/<table of {step.job}>" if name.endswith(".data") else step.name
+    return text
 
 
-def _files(each: Option, value: Any, patient: bool) -> Any:
-    """A path with * or ? in it becomes what is there: of one file the last by name, of several all that are at rest."""
+def _files(each: Option, value: Any, step: Step) -> Any:
+    """A path with * or ? in it becomes what is there: of one file the last, of several all that are at rest."""
     if not _names_files(each) or value is None:
         return value
     if each.count == 1:
-        return _matches(value, patient)[-1] if _is_pattern(value) else value
+        return _found(value, step)[-1]
     values = value if isinstance(value, list) else [value]
-    return [path for item in values for path in (_matches(item, patient) if _is_pattern(item) else [item])]
+    return [path for item in values for path in _found(item, step)]
+
+
+def _found(value: Any, step: Step) -> list[Any]:
+    if isinstance(value, str) and (match := _TABLE.fullmatch(value)):
+        return [_final_table(match[1], match[2])]
+    return _matches(value, step) if _is_pattern(value) else [value]
+
+
+def _final_table(folder: str, job: str) -> str:
+    """The table that a step's job ends with: of iterations the last; InputError where there is none yet."""
+    for pattern in _TABLES[job]:
+        if paths := sorted(glob.glob(f"{glob.escape(folder)}/{pattern}"), key=_place):
+            return paths[-1]
+    raise InputError(f"{folder}: no final table of {job} in it yet ({', '.join(_TABLES[job])})")
+
+
+def _place(path: str) -> tuple[str, int, str]:
+    """For sorting by name, iteration 1000 after 999."""
+    match = _ITERATION.search(path)
+    return (path[: match.start()], int(match[1]), path) if match else (path, -1, path)
 
 
 def _is_pattern(value: Any) -> bool:
@@ -220,27 +273,49 @@ def _names_files(each: Option) -> bool:
     return each.kind is Path or (each.positional and each.kind is str and each.count is None)
 
 
-def _matches(pattern: str, patient: bool) -> list[str]:
-    """Files that match, by name, without those that may still be written where there are others.
+def _matches(pattern: str, step: Step) -> list[str]:
+    """Files that match, by name; of files from outside, without those that may still be written where there are others.
 
-    Raises InputError where there is none, and where `patient`, none that is at rest.
+    What lies in the folder of a step before is all there: that step has ended. Raises InputError where there is none,
+    and where the step is patient, none that is at rest.
     """
-    now = time.time()
-    paths = sorted(glob.glob(pattern, recursive=True))
+    paths = sorted(glob.glob(pattern, recursive=True), key=_place)
     if not paths:
         raise InputError(f"{pattern}: no file is called so")
-    rested = [path for path in paths if now - _changed(path) > SETTLED_S]
-    if patient and not rested:
+    if Path(pattern).parts[0] in step.before:
+        return paths
+    rested = [path for path in paths if _age_s(path) > SETTLED_S]
+    if step.patient and not rested:
         raise InputError(f"{pattern}: what is there may still be written (changed within {SETTLED_S:g} s)")
+    if rested and len(rested) < len(paths):
+        _tell_waiting(step, sorted(set(paths) - set(rested)))
     return rested or paths
 
 
-def _changed(path: str) -> float:
-    """When a file changed last; long ago where it cannot be looked at: what reads it will say so."""
+def _tell_waiting(step: Step, paths: Sequence[str]) -> None:
+    """Once for the same files."""
+    shown = ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+    told = f"{step.name}: {len(paths)} left out until the next run, changed within {SETTLED_S:g} s: {shown}"
+    if told not in step.told:
+        step.told.add(told)
+        print(told, file=sys.stderr, flush=True)
+
+
+def _age_s(path: str) -> float:
+    """Seconds since a file changed; without end where it cannot be looked at: what reads it will say so.
+
+    Where its time lies in the future, as copies from a clock that is ahead have it, the file system's own counts.
+    """
+    now = time.time()
     try:
-        return os.stat(path).st_mtime
+        status = os.stat(path)
     except OSError:
-        return 0.0
+        return math.inf
+    age_s = now - status.st_mtime
+    if age_s >= 0:
+        return age_s
+    age_s = now - status.st_ctime
+    return age_s if age_s >= 0 else math.inf  # both clocks are ahead: nothing can be said of it
 
 
 @dataclass(frozen=True)
@@ -253,16 +328,26 @@ class State:
         """{step: {"mark", "options", "ended"}}; empty where there is no file, or none that can be read."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(content, dict) or not all(isinstance(kept, dict) for kept in content.values()):
             return {}
         return content
 
-    def note(self, step: Step, mark: str, ended: bool) -> None:
+    def note(self, step: Step, mark: str, ended: bool, begins_with: str = "") -> None:
+        """`begins_with`: the folder with the classes that an update goes on from, until it has ended."""
         kept = {"mark": mark, "options": _options_mark(step), "ended": ended}
+        self._write({**self.read(), step.name: kept | ({"begins_with": begins_with} if begins_with else {})})
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Steps that are to be done again, whatever their tables say."""
+        self._write({name: kept | {"mark": ""} if name in names else kept for name, kept in self.read().items()})
+
+    def _write(self, content: dict[str, dict[str, Any]]) -> None:
+        if self.path.exists() and not self.read():  # damaged: kept, for somebody to look at
+            os.replace(self.path, self.path.with_name(self.path.name + ".damaged"))
         with replacing(self.path, "w") as stream:
-            json.dump({**self.read(), step.name: kept}, stream, indent=1)
+            json.dump(content, stream, indent=1)
 
     def done(self, step: Step, mark: str) -> bool:
         kept = self.read().get(step.name, {})
@@ -270,6 +355,17 @@ class State:
 
     def begun(self, step: Step, mark: str) -> bool:
         return self.read().get(step.name, {}).get("mark") == mark
+
+    def begins_with(self, step: Step) -> str:
+        """The folder with the classes that an unfinished update of this step, with these options, goes on from."""
+        kept = self.read().get(step.name, {})
+        folder = kept.get("begins_with")
+        same = kept.get("options") == _options_mark(step) and not kept.get("ended")
+        return folder if same and isinstance(folder, str) else ""
+
+    def other_options(self, step: Step) -> bool:
+        """Whether it was done, or begun, with other options."""
+        return self.read().get(step.name, {}).get("options", _options_mark(step)) != _options_mark(step)
 
     def only_files_changed(self, step: Step) -> bool:
         """Whether it ended well, with these options."""
@@ -314,7 +410,7 @@ def _report(steps: Sequence[Step], workflow: Path) -> None:
     from polarice.jobs.report.chain import Link, write_chain_report
 
     links = [Link(step.name, step.job, command_line(step.job, step.params())) for step in steps]
-    page = write_chain_report(Path(f"{workflow.stem}_report.html").absolute(), workflow.stem, links)
+    page = write_chain_report(Path(_PAGE.format(stem=workflow.stem)).absolute(), workflow.stem, links)
     print(f"report: {page.name}", flush=True)
 
 
@@ -347,9 +443,10 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
                 if not quiet:
                     print(f"{head}: done before, nothing has changed", flush=True)
                 continue
+            if state.other_options(step):  # the same table may name other images now
+                state.forget(_after(step, steps))
             params = _placed(step, params, state, mark)
             print(f"{head}: {command_line(step.job, params)}", flush=True)
-            state.note(step, mark, ended=False)
             step.module.run(params)
         except InputError as error:
             raise InputError(f"step {step.name}: {error}") from error
@@ -359,22 +456,42 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
 
 
 def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
-    """The Params to run with: going on where just this was begun, in an empty folder where it was something else."""
-    goes_on = any(each.field == "continue_" for each in options_of(params))
-    folder = Path(step.name)
-    if not goes_on or not (folder / "job.json").exists():
-        return params
-    if state.begun(step, mark):
-        return replace(params, continue_=folder)
-    number = 1
-    while (aside := Path(f"{step.name}.{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    if step.update is not None and state.only_files_changed(step):
-        print(f"{step.name}: begins with the classes that it had, now in {aside}")
-        return replace(params, ref=aside, iter=step.update)
-    print(f"{step.name}: changed; what was there is kept in {aside}")
+    """The Params to run with, noted in the state: going on where just this was begun, in an empty folder where it was
+    something else."""
+    folder, classes = Path(step.name), state.begins_with(step) if step.update is not None else ""
+    there = any(each.field == "continue_" for each in options_of(params)) and (folder / "job.json").exists()
+    old = state.only_files_changed(step)
+    if there and state.begun(step, mark) and (not classes or Path(classes).exists()):
+        return replace(params, continue_=folder, **({"iter": step.update} if classes else {}))
+    aside = _free_name(step.name) if there else None
+    if step.update is not None and aside is not None and (old or (classes and not Path(classes).exists())):
+        classes = str(aside)  # said before it is so: a kill in between loses nothing
+    state.note(step, mark, ended=False, begins_with=classes)
+    if aside is not None:
+        folder.rename(aside)
+    if classes and Path(classes).exists():
+        print(f"{step.name}: begins with the classes that it had, now in {classes}")
+        return replace(params, ref=Path(classes), iter=step.update)
+    if aside is not None:
+        print(f"{step.name}: changed; what was there is kept in {aside}")
     return params
+
+
+def _free_name(name: str) -> Path:
+    number = 1
+    while (aside := Path(f"{name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+def _after(step: Step, steps: Sequence[Step]) -> set[str]:
+    """Names of the steps that read what this one makes, or what those make."""
+    found = {step.name}
+    for later in steps:
+        texts = json.dumps(list(later.options.values()), default=str)
+        if any(re.search(rf'"{re.escape(name)}[/"]', texts) for name in found):
+            found.add(later.name)
+    return found - {step.name}
 
 
 def _tell_plan(steps: Sequence[Step], state: State) -> None:
