@@ -30,18 +30,22 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import threading
 import time
 import traceback
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+import polarice.io
 from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable
@@ -57,7 +61,16 @@ if TYPE_CHECKING:
     from polarice.jobs.report.micrographs import MicrographReport
 
 REPORT = "report.html"
-_ELSEWHERE = ("o", "workers", "threads", "device", "price")  # parameters that say where and how fast, not what
+LONGEST_S = 7200.0  # of one micrograph or movie
+GRACE_S = 60.0  # a process that does not stop by itself at its time limit is ended so much later
+_ELSEWHERE = (
+    "o",
+    "workers",
+    "threads",
+    "device",
+    "price",
+    "time_limit",
+)  # parameters that say where and how fast, not what
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class PerMicrograph:
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     price: float | None = option(None, "price of a node for an hour; the report then states what they cost", low=0)
+    time_limit: float = option(LONGEST_S, "longest time for one of them; it is left out then", unit="s", low=1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ class Outcome:
 
 
 Work = Callable[[Item], Outcome]
+_READERS = Path(polarice.io.__file__).parent
 P = TypeVar("P", bound=PerMicrograph)
 
 
@@ -112,6 +127,7 @@ class Farm:
     device: str = "cpu"
     price: float | None = None
     folder: Path | None = None  # where usage.json goes
+    time_limit_s: float = LONGEST_S  # of each item
 
     @staticmethod
     def of(job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL) -> Farm:
@@ -121,7 +137,7 @@ class Farm:
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [fingerprint(path) for path in inputs]}
         each = max(1, threads // workers)
-        return Farm(settings, workers, each, what, comm, params.device, params.price, params.o)
+        return Farm(settings, workers, each, what, comm, params.device, params.price, params.o, params.time_limit)
 
 
 def items_of(table: MicrographTable, folder: Path) -> list[Item]:
@@ -296,17 +312,46 @@ def _handed_out(comm: Comm) -> _Share | None:
 
 def _made(rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm) -> Iterator[tuple[int, Outcome]]:
     """Outcomes as they are made."""
+    waiting, suspects = deque(rows), list[int]()
     if farm.workers == 1:
         _keep_to(farm.threads)
-        for row in rows:
-            yield row, _safely(work, items[row])
-        return
-    waiting, suspects = deque(rows), list[int]()
+        note = None if farm.folder is None else farm.folder / f".at_work_{rows[0] if rows else 0}"
+        killed = _noted(note)  # what a run was at that was killed: in a process of its own now
+        for row in [row for row in rows if items[row].stem != killed]:
+            with _noting(note, items[row].stem):
+                outcome = _safely(work, items[row], farm.time_limit_s)
+            yield row, outcome
+        waiting = deque(row for row in rows if items[row].stem == killed)
     while waiting:
         suspects += yield from _pooled(waiting, items, work, farm)
     for row in suspects:  # each alone: one of them was too much for its process
         if (yield from _pooled(deque([row]), items, work, replace(farm, workers=1))):
             yield row, Outcome(reason=f"{items[row].file}: its process was killed; is there enough memory?")
+
+
+def _noted(note: Path | None) -> str:
+    """What a run that was killed was at; the note is taken away."""
+    told = ""
+    if note is not None:
+        with suppress(OSError, ValueError):
+            told = note.read_text(encoding="utf-8")
+            note.unlink()
+    return told
+
+
+@contextmanager
+def _noting(note: Path | None, stem: str) -> Iterator[None]:
+    """A file that says what is at work, and stays where the process is killed."""
+    if note is None:
+        yield
+        return
+    with suppress(OSError):
+        note.write_text(stem, encoding="utf-8")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink()
 
 
 def _pooled(
@@ -315,15 +360,26 @@ def _pooled(
     """Work off `waiting` in processes; where one of them is killed, end and return the rows that were under work."""
     context = multiprocessing.get_context("spawn")  # the fork of a process that runs threads may hang
     running: dict[Future[Outcome], int] = {}
+    since: dict[int, float] = {}
     with ProcessPoolExecutor(farm.workers, context, _begin_worker, (farm.threads,)) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < farm.workers:
-                    running[pool.submit(_safely, work, items[waiting[0]])] = waiting[0]
-                    waiting.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    row = waiting.popleft()
+                    since[row] = time.monotonic()
+                    running[pool.submit(_safely, work, items[row], farm.time_limit_s)] = row
+                for future in wait(running, timeout=GRACE_S / 2, return_when=FIRST_COMPLETED).done:
                     yield running[future], future.result()
                     del running[future]
+                late = [row for row in running.values() if time.monotonic() - since[row] > farm.time_limit_s + GRACE_S]
+                if late:
+                    waiting.extend(row for row in running.values() if row not in late)
+                    for process in list(pool._processes.values()):
+                        process.kill()
+                    running.clear()
+                    for row in late:
+                        yield row, Outcome(reason=_too_long(items[row], farm.time_limit_s))
+                    return []
         except BrokenProcessPool:
             return list(running.values())
         except BaseException:
@@ -353,11 +409,44 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _safely(work: Work, item: Item) -> Outcome:
+class _Overrun(BaseException):
+    """An item's time is over; no `except Exception` on its way may hold it up."""
+
+
+def _too_long(item: Item, limit_s: float) -> str:
+    return f"{item.file}: not done within {limit_s:g} s; --time-limit allows more"
+
+
+@contextmanager
+def _limited(limit_s: float) -> Iterator[None]:
+    """Raise _Overrun when the time is over, where signals can be had: in the main thread of a process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise _Overrun
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _safely(work: Work, item: Item, limit_s: float = LONGEST_S) -> Outcome:
     """The work's outcome with its time; whatever goes wrong with this one item is a reason."""
     start = time.monotonic()
     try:
-        outcome = work(item)
+        with _limited(limit_s):
+            outcome = work(item)
+        if not isinstance(outcome, Outcome) or not _is_sound(outcome):
+            raise TypeError(f"{type(work).__name__} made no outcome that can be kept")
+        json.dumps(asdict(outcome))
+    except _Overrun:
+        outcome = Outcome(reason=_too_long(item, limit_s))
     except InputError as error:
         told = str(error)
         named = any(name in told for name in (item.file, item.name, *item.inputs))
@@ -365,10 +454,22 @@ def _safely(work: Work, item: Item) -> Outcome:
     except MemoryError:
         outcome = Outcome(reason=f"{item.file}: not enough memory")
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-        outcome = Outcome(reason=f"{item.file}: {what}")
+        outcome = Outcome(reason=f"{item.file}: {_told(error)}")
     return replace(outcome, seconds=time.monotonic() - start)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, in one line: with the file, or in the program."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, OSError):
+        return what
+    folders = [Path(frame.filename).parent for frame in frames]
+    reading = any(folder == _READERS for folder in folders) and folders[-1] != _READERS
+    if reading or isinstance(error, (EOFError, zlib.error, struct.error, UnicodeError)):
+        return f"damaged, or of a kind that cannot be read ({what})"
+    return f"a fault of polarice, not of the file: {what} ({place}); please report it"
 
 
 def _mark(item: Item, farm: Farm) -> str:
@@ -401,7 +502,8 @@ def _is_sound(outcome: Outcome) -> bool:
         return False
     if not all(isinstance(cell, (str, int, float)) for cell in outcome.columns.values()):
         return False
-    return all(type(each) in (int, float) for each in (*outcome.figures.values(), outcome.seconds))
+    numbers = (*outcome.figures.values(), outcome.seconds)
+    return all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

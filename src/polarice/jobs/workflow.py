@@ -51,7 +51,18 @@ SUMMARY = "run a chain of jobs from one file, again only what has changed"
 STATE = ".{stem}_done.json"  # beside the workflow's file
 _PAGE = "{stem}_report.html"  # beside it, too
 SETTLED_S = 10.0  # files that changed more recently may still be written
-_ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch", "price")  # say where and how fast, not what
+_ELSEWHERE = (
+    "o",
+    "threads",
+    "workers",
+    "device",
+    "memory",
+    "scratch",
+    "price",
+    "copy_to",
+    "profile",
+    "time_limit",
+)  # say where and how fast, not what
 _NOT_OPTIONS = ("job", "name", "update")
 _TABLES = {  # the table that a job ends with, the first that is there; {NAME.data} stands for it
     "import": ("particles.star", "micrographs.star", "movies.star"),
