@@ -69,7 +69,7 @@ def test_files_and_truth(map_path, tmp_path, monkeypatch):
     assert np.array_equal(StackSource(ours).read(np.array([7, 2])), images[[7, 2]])
     assert np.abs(ours.ctf.defocus_angle_deg - again.truth.ctf.defocus_angle_deg).max() < 1e-5
     assert ours.optics == (again.optics,)
-    assert json.loads(Path("out/job.json").read_text())["parameters"]["box"] == 40
+    assert json.loads(Path("out/job.json").read_text())["params"]["box"] == 40
 
 
 def test_no_ctf_leaves_no_ctf_columns(map_path, tmp_path):
@@ -259,11 +259,27 @@ def test_a_simulation_takes_the_place_of_an_earlier_one_alone(map_path, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr("polarice.jobs.simulate._write_truth", interrupt)
         assert main([*command, "--seed", "3"]) == 130
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["particles.mrcs"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["job.json", "particles.mrcs"]
+    assert main(command) == 0  # the stack that was cut off is this job's own
     (tmp_path / "out/job.json").write_text('{"job": "class2d"}')
     assert main(command) == 2
     assert "holds the results of a job (class2d); choose another folder with --o" in capsys.readouterr().err
     assert (tmp_path / "out/job.json").read_text() == '{"job": "class2d"}'
+
+
+def test_neither_a_stranger_s_files_nor_an_input_are_written_over(map_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = map_path.read_bytes()
+    Path("mine").mkdir()
+    Path("mine/particles.star").write_text("my only table")
+    assert main(["simulate", str(map_path), "--o", "mine", "--particles", "2"]) == 2
+    assert "mine/particles.star: stands where simulate would write" in capsys.readouterr().err
+    assert [path.name for path in Path("mine").iterdir()] == ["particles.star"]
+    Path("out").mkdir()
+    Path("out/truth.star").symlink_to(map_path)  # an output that leads to an input
+    assert main(["simulate", str(map_path), "--o", "out", "--particles", "2"]) == 2
+    assert "an input of this job, which out/truth.star would write over" in capsys.readouterr().err
+    assert map_path.read_bytes() == own and [path.name for path in Path("out").iterdir()] == ["truth.star"]
 
 
 def interrupt(*_: object) -> None:

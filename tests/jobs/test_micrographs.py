@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import struct
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +39,13 @@ class Length:
             raise ZeroDivisionError("odd")
         if content == b"kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if content == b"hang":
+            time.sleep(60)
+        if content == b"deaf":  # hears no signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+            time.sleep(60)
+        if content == b"cut":
+            struct.unpack("<i", content)
         return Outcome({"rlnLengthMade": len(content)}, {"bytes": len(content)}, ("short",) if len(content) < 5 else ())
 
 
@@ -75,6 +87,62 @@ def test_a_killed_process_loses_only_its_own_micrograph(tmp_path):
     outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), Farm({}, workers=2))
     assert [each.columns.get("rlnLengthMade") for each in outcomes] == [1, None, 3, 4]
     assert "was killed" in outcomes[1].reason
+
+
+@pytest.mark.parametrize(("workers", "content"), [(1, b"hang"), (2, b"hang"), (2, b"deaf")])
+def test_a_hang_loses_only_its_own_micrograph(tmp_path, monkeypatch, workers, content):
+    monkeypatch.setattr("polarice.jobs.micrographs.GRACE_S", 1.0)
+    table = made(tmp_path, {"a.mrc": content, "b.mrc": b"22", "c.mrc": b"333"})
+    farm = Farm({}, workers=workers, time_limit_s=0.5 if workers == 1 else 4.0)
+    outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), farm)
+    assert [each.columns.get("rlnLengthMade") for each in outcomes] == [None, 2, 3]
+    assert f"{tmp_path}/a.mrc: not done within {farm.time_limit_s:g} s; --time-limit allows more" in outcomes[0].reason
+
+
+def test_a_fault_of_the_program_is_told_from_a_damaged_file(tmp_path):
+    table = made(tmp_path, {"a.mrc": b"odd", "b.mrc": b"cut", "c.mrc": b"333"})
+    outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), Farm({}))
+    assert "a.mrc: a fault of polarice, not of the file: ZeroDivisionError: odd" in outcomes[0].reason
+    assert "b.mrc: damaged, or of a kind that cannot be read (error: unpack requires" in outcomes[1].reason
+    assert outcomes[2].columns == {"rlnLengthMade": 3}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from jobs.test_micrographs import Length
+from polarice.io.micrographs import read_micrographs
+from polarice.jobs.micrographs import Farm, items_of, treat
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    items = items_of(read_micrographs(folder / "micrographs.star"), folder / "job")
+    (folder / "job").mkdir(exist_ok=True)
+    treat(items, Length(str(folder / "log")), Farm({}, folder=folder / "job"))
+"""
+
+
+def test_what_killed_a_run_is_named_by_the_next(tmp_path):
+    """One process for all: the first run ends with it, the second treats it apart."""
+    table = made(tmp_path, {"a.mrc": b"1", "b.mrc": b"kill", "c.mrc": b"333"})
+    (tmp_path / "killed.py").write_text(KILLED)
+    ended = [subprocess.run([sys.executable, tmp_path / "killed.py", tmp_path], check=False) for _ in range(2)]
+    assert [each.returncode for each in ended] == [-signal.SIGKILL, 0]
+    told = [json.loads(Path(f"{item.stem}_polarice.json").read_text()) for item in items_of(table, tmp_path / "job")]
+    assert [each["reason"] for each in told][::2] == ["", ""] and "b.mrc: its process was killed" in told[1]["reason"]
+    assert not list((tmp_path / "job").glob(".at_work*"))
+
+
+def test_damaged_records_are_made_anew(tmp_path):
+    table, log = made(tmp_path, {"a.mrc": b"1", "b.mrc": b"22"}), tmp_path / "log"
+    items = items_of(table, tmp_path / "job")
+    first, record = treat(items, Length(str(log)), Farm({})), Path(f"{items[0].stem}_polarice.json")
+    whole = record.read_text()
+    for old, new in (('"rlnLengthMade": 1', '"rlnLengthMade": 7'), ('"bytes": 1', '"bytes": "1"'), ("{", "[" * 60_000)):
+        assert old in whole
+        called(log)
+        record.write_text(whole.replace(old, new, 1))
+        again = treat(items, Length(str(log)), Farm({}))
+        assert [each.columns for each in again] == [each.columns for each in first] and called(log) == [0]
 
 
 def test_names_become_places_below_the_folder_as_relion_lays_them_out():

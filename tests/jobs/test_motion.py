@@ -71,18 +71,24 @@ def test_a_movie_with_gain_and_defects_to_half_a_pixel(movie, monkeypatch):
     assert {(int(x), int(y)) for y, x in np.argwhere(made.hot)} <= places
 
 
-def test_the_same_again_does_nothing_and_other_options_do_it_again(movie, monkeypatch, capsys):
+def test_the_same_again_does_nothing_and_other_options_want_another_folder(movie, monkeypatch, capsys):
+    """Tables of later jobs name the micrographs: they are not to become others in silence."""
     folder, _ = movie
     monkeypatch.chdir(folder)
     assert run("movies.star", "--o", "again", "--no-dose-weighting", *PATCHES) == 0
-    before = Path("again/a.mrc").stat().st_mtime_ns
+    before, used = Path("again/a.mrc").stat().st_mtime_ns, Path("again/usage.json").read_bytes()
     assert run("movies.star", "--o", "again", "--no-dose-weighting", *PATCHES) == 0
+    assert Path("again/usage.json").read_bytes() == used  # a run that did nothing has used nothing
+    other = ("--no-dose-weighting", *PATCHES, "--bin-factor", "2", "--float16")
+    assert run("movies.star", "--o", "again", *other) == 2
+    assert "made with other options: --bin-factor (now 2.0, then 1.0), --float16" in capsys.readouterr().err
     assert Path("again/a.mrc").stat().st_mtime_ns == before
-    assert run("movies.star", "--o", "again", "--no-dose-weighting", *PATCHES, "--bin-factor", "2", "--float16") == 0
-    with mrcfile.open("again/a.mrc") as binned:
+    assert run("movies.star", "--o", "smaller", *other) == 0
+    with mrcfile.open("smaller/a.mrc") as binned:
         assert binned.data.shape == (180, 200) and binned.data.dtype == np.float16
         assert float(binned.voxel_size.x) == pytest.approx(4.0)
-    assert read_micrographs("again/micrographs.star").optics_table.numbers("rlnMicrographPixelSize").tolist() == [4.0]
+    sizes = read_micrographs("smaller/micrographs.star").optics_table.numbers("rlnMicrographPixelSize")
+    assert sizes.tolist() == [4.0]
 
 
 def test_bad_movies_are_named_and_the_rest_is_done(movie, monkeypatch, capsys):

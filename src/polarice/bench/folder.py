@@ -10,16 +10,22 @@ from polarice.io.atomic import replacing
 from polarice.types import InputError
 
 DATA = Path(__file__).parents[1] / "data"
+MARK = ".polarice-bench"  # the folder is a benchmark's own
 FIELD_A = 448.0  # width of the simulated boxes, whatever their pixels: 3.5 A at 128 px
 DIAMETER_A = 330.0  # of the simulated ribosome's mask
 
 
 def make_folder(folder: Path, empty: bool) -> None:
-    """Make it where it is not there. Raises InputError where that fails, or it has to be empty and is not."""
+    """Make it where it is not there. Raises InputError where that fails, where it has to be empty and is not,
+    and where files are in it that no benchmark made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if empty and any(folder.iterdir()):
-            raise InputError(f"{folder}: holds files already; choose another folder with --o")
+        if any(folder.iterdir()):
+            if empty:
+                raise InputError(f"{folder}: holds files already; choose another folder with --o")
+            if not (folder / MARK).exists():
+                raise InputError(f"{folder}: holds files that no benchmark made; choose another folder with --o")
+        (folder / MARK).touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be used ({error.strerror}); choose another folder with --o") from error
 
@@ -28,7 +34,7 @@ def simulated(params: Any, folder: Path, box_px: int, threads: int) -> Path:
     """The table of simulated particles of the bundled ribosome, made where it is not there yet."""
     from polarice.jobs import simulate
 
-    if not (folder / "job.json").exists():
+    if not (folder / simulate.FILES[-1]).exists():
         simulate.run(
             simulate.Params(
                 inputs=(DATA / "ribosome70S.mrc",),

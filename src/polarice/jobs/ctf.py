@@ -16,6 +16,7 @@ from polarice.jobs.micrographs import (
     Item,
     Outcome,
     PerMicrograph,
+    Writes,
     begin,
     cells_of,
     end,
@@ -77,7 +78,7 @@ def _fit_all(params: Params, comm: Comm) -> None:
     table = read_micrographs(params.micrographs)
     _check_optics(table, params.angpix)
     items = _items(table, params)
-    begin("ctf", params, [params.micrographs])
+    begin("ctf", params, Writes(("micrographs.star",), items, (".ctf", "_ctf.png")), [params.micrographs])
     outcomes = treat(items, Fitting(params), Farm.of("ctf", params, comm=comm))
     cells = cells_of(outcomes)
     kept = _kept(cells.rows, outcomes, params)

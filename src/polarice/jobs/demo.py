@@ -25,7 +25,7 @@ PAGE = "report.html"
 RAW_SHOWN, RAW_SIDE_PX = 10, 96
 # What a demo leaves in its folder, and so what the next one may remove.
 _SIMULATED = ("job.json", "particles.mrcs", "particles.star", "truth.npz", "truth.star", ".*.tmp-*")
-_CLASSIFIED = ("job.json", "history.jsonl", "report.html", "report_*.png", "run_it[0-9]*_*", ".*.tmp-*")
+_CLASSIFIED = ("job.json", "usage.json", "history.jsonl", "report.html", "report_*.png", "run_it[0-9]*_*", ".*.tmp-*")
 _MADE = {"simulated": _SIMULATED, "ribosome": _CLASSIFIED, "apoferritin": _CLASSIFIED, ".": (PAGE, ".*.tmp-*")}
 
 

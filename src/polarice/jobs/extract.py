@@ -19,6 +19,7 @@ from polarice.jobs.micrographs import (
     Item,
     Outcome,
     PerMicrograph,
+    Writes,
     begin,
     cells_of,
     end,
@@ -27,6 +28,7 @@ from polarice.jobs.micrographs import (
     told,
     treat,
 )
+from polarice.jobs.outputs import files_of
 from polarice.jobs.params import option
 from polarice.jobs.pick import COORDINATES
 from polarice.types import InputError
@@ -90,7 +92,7 @@ def _extract_all(params: Params, comm: Comm) -> None:
     _check(params)
     table = read_micrographs(params.micrographs)
     _check_table(table, params)
-    begin("extract", params, [params.micrographs, params.coords])
+    begin("extract", params, _writes(table, params), [params.micrographs, params.coords])
     items, asides = _with_coordinates(table, params)
     told(asides)
     outcomes = treat(items, Extraction(params), Farm.of("extract", params, comm=comm))
@@ -104,6 +106,17 @@ def _extract_all(params: Params, comm: Comm) -> None:
     if double := totals.pop(TWINS):
         told([f"{double} particles lie within a pixel of another of their micrograph: extracted twice"])
     print(", ".join(f"{n} {name}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
+
+
+def _writes(table: MicrographTable, params: Params) -> Writes:
+    """What it writes; the coordinates are not yet shared out over the micrographs."""
+    if params.coords is not None:
+        read = files_of(params.coords)
+    else:
+        read = [found(name, table.path) for name in table.table.text(COORDINATES).tolist()]
+    copies = ("coords",) if params.coords is not None and params.coords.is_file() else ()
+    endings = (STACK, TABLE, PICTURE)
+    return Writes(("particles.star", *copies), items_of(table, params.o), endings, read, images=True)
 
 
 def _why_none(params: Params, totals: dict[str, int]) -> str:

@@ -18,7 +18,7 @@ from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.jobs.alone import alone
-from polarice.jobs.micrographs import Item, Outcome, begin, check_folder, end
+from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder, end
 from polarice.jobs.params import argument, option
 from polarice.jobs.patterns import listed
 from polarice.jobs.usage import Items, Watch, write_usage
@@ -113,7 +113,8 @@ def _import_images(files: list[Path], params: Params) -> None:
     groups = _groups(usable, params) if usable else np.zeros(0, int)
     remarks = [*([remark] if remark else []), *_beside(usable, params)]
     params = replace(params, voltage=_voltage_kV(usable, params))
-    begin("import", params)  # what is refused leaves no folder behind
+    writes = Writes((f"{kind}.star",), read=[item.file for item in items])
+    begin("import", params, writes)  # what is refused leaves no folder behind
     if usable:
         for each in remarks:
             print(f"warning: {each}", file=sys.stderr)
@@ -308,10 +309,10 @@ def _import_particles(path: Path, params: Params) -> None:
             text = f"_{label} of {path} is 0 (none) in some rows, which a .cs table cannot hold: the column is left out"
             print(f"warning: {text}", file=sys.stderr)
         rows = cryosparc.cs_of_tables(optics, particles, shape)
-        begin("import", params, [path, *params.passthrough])
+        begin("import", params, Writes(("particles.cs",)), [path, *params.passthrough])
         cryosparc.write_cs(params.o / "particles.cs", rows)
     else:
-        begin("import", params, [path, *params.passthrough])
+        begin("import", params, Writes(("particles.star",)), [path, *params.passthrough])
         write_star(params.o / "particles.star", [Block("optics", table=optics), Block("particles", table=particles)])
     print(f"{len(particles)} particles in {params.o / ('particles.' + params.to)}")
 

@@ -6,7 +6,7 @@
     def fit_all(params, comm):
         table = read_micrographs(params.micrographs)
         items = items_of(table, params.o)
-        begin("ctf", params, [params.micrographs])
+        begin("ctf", params, Writes(("micrographs.star",), items, (".ctf",)), [params.micrographs])
         outcomes = treat(items, Fit(params, ...), Farm.of("ctf", params, comm=comm))
         rows, columns = cells_of(outcomes)
         write_micrographs(params.o / "micrographs.star", table.take(np.array(rows)), columns)
@@ -30,33 +30,47 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import threading
 import time
 import traceback
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+import polarice.io
 from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable, stem_of
 from polarice.jobs.alone import alone
-from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.jobs.outputs import KEY, RECORD, Outputs
+from polarice.jobs.params import argument, as_dict, command_line, option, options_of
 from polarice.jobs.provenance import NAME, fingerprint
 from polarice.jobs.resources import first_card, take_card, threads_of
-from polarice.jobs.usage import Items, Spent, Watch, items_of_last_run, write_usage
+from polarice.jobs.usage import USAGE_NAME, Items, Spent, Watch, items_of_last_run, write_usage
 from polarice.types import InputError
 
 if TYPE_CHECKING:
     from polarice.jobs.report.micrographs import MicrographReport
 
-RECORD = "_polarice.json"  # behind the stem
-_ELSEWHERE = ("o", "workers", "threads", "device", "price")  # parameters that say where and how fast, not what
+REPORT = "report.html"
+LONGEST_S = 7200.0  # of one micrograph or movie
+GRACE_S = 60.0  # a process that does not stop by itself at its time limit is ended so much later
+_ELSEWHERE = (
+    "o",
+    "workers",
+    "threads",
+    "device",
+    "price",
+    "time_limit",
+)  # parameters that say where and how fast, not what
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class PerMicrograph:
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     price: float | None = option(None, "price of a node for an hour; the report then states what they cost", low=0)
+    time_limit: float = option(LONGEST_S, "longest time for one of them; it is left out then", unit="s", low=1)
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,7 @@ class Outcome:
 
 
 Work = Callable[[Item], Outcome]
+_READERS = Path(polarice.io.__file__).parent
 P = TypeVar("P", bound=PerMicrograph)
 
 
@@ -111,6 +127,7 @@ class Farm:
     device: str = "cpu"
     price: float | None = None
     folder: Path | None = None  # where usage.json goes
+    time_limit_s: float = LONGEST_S  # of each item
 
     @staticmethod
     def of(job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL) -> Farm:
@@ -120,7 +137,7 @@ class Farm:
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [fingerprint(path) for path in inputs]}
         each = max(1, threads // workers)
-        return Farm(settings, workers, each, what, comm, params.device, params.price, params.o)
+        return Farm(settings, workers, each, what, comm, params.device, params.price, params.o, params.time_limit)
 
 
 def items_of(table: MicrographTable, folder: Path) -> list[Item]:
@@ -168,6 +185,10 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     """
     marks = [_mark(item, farm) for item in items]
     missing = [row for row, item in enumerate(items) if (old := _recall(item, marks[row])) is None or old.reason]
+    if remade := [row for row in missing if (old := _recall(items[row])) is not None and not old.reason]:
+        first = f"{len(remade)} {farm.what} made anew, their files or the options have changed ({items[remade[0]].name}"
+        more = ", ..." if len(remade) > 1 else ""
+        print(f"{first}{more}): tables that name what was made of them before no longer fit", file=sys.stderr)
     for folder in {os.path.dirname(items[row].stem) for row in missing}:
         make_folder(folder)
     plain = replace(farm, settings={}, comm=SERIAL)
@@ -175,7 +196,7 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     if farm.comm.size > 1:
         farm.comm.once(lambda: share)
     spent = share.done(farm.comm)
-    if farm.folder is not None:
+    if farm.folder is not None and (missing or items_of_last_run(farm.folder) is None):
         write_usage(farm.folder, Items(**vars(spent), count=len(missing), what=farm.what))
     return [_recall(item, mark) or Outcome(reason="not done") for item, mark in zip(items, marks, strict=True)]
 
@@ -208,21 +229,63 @@ class _Share:
         return watch.spent(self.farm.price)
 
 
-def begin(job: str, params: Any, inputs: Iterable[Path | None] = ()) -> None:
-    """Make the job's folder, and say in its job.json what is done there. Raises InputError as `claim_folder` does."""
+def begin(job: str, params: Any, writes: Writes, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+    """Make the job's folder, and say in its job.json what is done there and which files it writes.
+
+    Raises InputError where the folder cannot be made or holds another program's tables, where an input or a file that
+    is not this job's would be replaced, and where images that other tables may name would be; nothing is written then.
+    """
     from polarice.jobs.provenance import write_job_json
 
-    claim_folder(params.o)
+    check_folder(params.o)
     given = [path for path in inputs if path is not None]
-    write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given)
+    stems = tuple(item.stem for item in writes.items)
+    outputs = Outputs(job, params.o, (*writes.files, REPORT, USAGE_NAME), stems, (*writes.endings, RECORD))
+    of_items = (path for item in writes.items for path in (item.file, *item.inputs))
+    record = outputs.require_free([*given, *of_items, *writes.read])
+    if writes.images:
+        _require_same_images(job, params)
+    make_folder(params.o)
+    outputs.sweep()
+    write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given, more={KEY: record})
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a job over micrographs writes."""
+
+    files: tuple[str, ...]  # names in its folder, beside its report
+    items: Sequence[Item] = ()
+    endings: tuple[str, ...] = ()  # of the files of each item
+    read: Sequence[str] = ()  # what it reads beside its inputs and its items' files
+    images: bool = False  # other tables name the items' files: they are not to become other images
+
+
+def _require_same_images(job: str, params: Any) -> None:
+    """Raise InputError where the folder holds images made with other options: the tables that name them would then
+    silently name others."""
+    try:
+        content = json.loads((params.o / NAME).read_text(encoding="utf-8"))
+        old, any_done = content["params"], any(params.o.rglob("*" + RECORD))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    new = as_dict(params)
+    known = [each for each in new if each in old and each not in (*_ELSEWHERE, "micrographs")]
+    if any_done and (changed := [each for each in known if old[each] != new[each]]):
+        flags = {each.field: each.flag for each in options_of(type(params))}
+        told = ", ".join(f"{flags[each]} (now {new[each]}, then {old[each]})" for each in changed)
+        raise InputError(
+            f"{params.o}: holds images that {job} made with other options: {told}; tables that name them would name "
+            "other images; choose another folder with --o, or remove this one"
+        )
 
 
 def end(report: MicrographReport, beside: str = "") -> None:
     """Write the report, and tell on the screen what was done, and what was done but is in no table (`beside`)."""
     from polarice.jobs.report.micrographs import write_micrograph_report
 
-    usage = items_of_last_run(report.params.o).lines()
-    write_micrograph_report(report.params.o, replace(report, usage=usage))
+    used = items_of_last_run(report.params.o)
+    write_micrograph_report(report.params.o, replace(report, usage=used.lines() if used else []))
     tell(report.outcomes, report.params.o, report.what, beside)
 
 
@@ -233,17 +296,46 @@ def _handed_out(comm: Comm) -> _Share | None:
 
 def _made(rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm) -> Iterator[tuple[int, Outcome]]:
     """Outcomes as they are made."""
+    waiting, suspects = deque(rows), list[int]()
     if farm.workers == 1:
         _keep_to(farm.threads)
-        for row in rows:
-            yield row, _safely(work, items[row])
-        return
-    waiting, suspects = deque(rows), list[int]()
+        note = None if farm.folder is None else farm.folder / f".at_work_{rows[0] if rows else 0}"
+        killed = _noted(note)  # what a run was at that was killed: in a process of its own now
+        for row in [row for row in rows if items[row].stem != killed]:
+            with _noting(note, items[row].stem):
+                outcome = _safely(work, items[row], farm.time_limit_s)
+            yield row, outcome
+        waiting = deque(row for row in rows if items[row].stem == killed)
     while waiting:
         suspects += yield from _pooled(waiting, items, work, farm)
     for row in suspects:  # each alone: one of them was too much for its process
         if (yield from _pooled(deque([row]), items, work, replace(farm, workers=1))):
             yield row, Outcome(reason=f"{items[row].file}: its process was killed; is there enough memory?")
+
+
+def _noted(note: Path | None) -> str:
+    """What a run that was killed was at; the note is taken away."""
+    told = ""
+    if note is not None:
+        with suppress(OSError, ValueError):
+            told = note.read_text(encoding="utf-8")
+            note.unlink()
+    return told
+
+
+@contextmanager
+def _noting(note: Path | None, stem: str) -> Iterator[None]:
+    """A file that says what is at work, and stays where the process is killed."""
+    if note is None:
+        yield
+        return
+    with suppress(OSError):
+        note.write_text(stem, encoding="utf-8")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink()
 
 
 def _pooled(
@@ -252,15 +344,26 @@ def _pooled(
     """Work off `waiting` in processes; where one of them is killed, end and return the rows that were under work."""
     context = multiprocessing.get_context("spawn")  # the fork of a process that runs threads may hang
     running: dict[Future[Outcome], int] = {}
+    since: dict[int, float] = {}
     with ProcessPoolExecutor(farm.workers, context, _begin_worker, (farm.threads,)) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < farm.workers:
-                    running[pool.submit(_safely, work, items[waiting[0]])] = waiting[0]
-                    waiting.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    row = waiting.popleft()
+                    since[row] = time.monotonic()
+                    running[pool.submit(_safely, work, items[row], farm.time_limit_s)] = row
+                for future in wait(running, timeout=GRACE_S / 2, return_when=FIRST_COMPLETED).done:
                     yield running[future], future.result()
                     del running[future]
+                late = [row for row in running.values() if time.monotonic() - since[row] > farm.time_limit_s + GRACE_S]
+                if late:
+                    waiting.extend(row for row in running.values() if row not in late)
+                    for process in list(pool._processes.values()):
+                        process.kill()
+                    running.clear()
+                    for row in late:
+                        yield row, Outcome(reason=_too_long(items[row], farm.time_limit_s))
+                    return []
         except BrokenProcessPool:
             return list(running.values())
         except BaseException:
@@ -290,11 +393,44 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _safely(work: Work, item: Item) -> Outcome:
+class _Overrun(BaseException):
+    """An item's time is over; no `except Exception` on its way may hold it up."""
+
+
+def _too_long(item: Item, limit_s: float) -> str:
+    return f"{item.file}: not done within {limit_s:g} s; --time-limit allows more"
+
+
+@contextmanager
+def _limited(limit_s: float) -> Iterator[None]:
+    """Raise _Overrun when the time is over, where signals can be had: in the main thread of a process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise _Overrun
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _safely(work: Work, item: Item, limit_s: float = LONGEST_S) -> Outcome:
     """The work's outcome with its time; whatever goes wrong with this one item is a reason."""
     start = time.monotonic()
     try:
-        outcome = work(item)
+        with _limited(limit_s):
+            outcome = work(item)
+        if not isinstance(outcome, Outcome) or not _is_sound(outcome):
+            raise TypeError(f"{type(work).__name__} made no outcome that can be kept")
+        json.dumps(asdict(outcome))
+    except _Overrun:
+        outcome = Outcome(reason=_too_long(item, limit_s))
     except InputError as error:
         told = str(error)
         named = any(name in told for name in (item.file, item.name, *item.inputs))
@@ -302,10 +438,22 @@ def _safely(work: Work, item: Item) -> Outcome:
     except MemoryError:
         outcome = Outcome(reason=f"{item.file}: not enough memory")
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-        outcome = Outcome(reason=f"{item.file}: {what}")
+        outcome = Outcome(reason=f"{item.file}: {_told(error)}")
     return replace(outcome, seconds=time.monotonic() - start)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, in one line: with the file, or in the program."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, OSError):
+        return what
+    folders = [Path(frame.filename).parent for frame in frames]
+    reading = any(folder == _READERS for folder in folders) and folders[-1] != _READERS
+    if reading or isinstance(error, (EOFError, zlib.error, struct.error, UnicodeError)):
+        return f"damaged, or of a kind that cannot be read ({what})"
+    return f"a fault of polarice, not of the file: {what} ({place}); please report it"
 
 
 def _mark(item: Item, farm: Farm) -> str:
@@ -315,27 +463,41 @@ def _mark(item: Item, farm: Farm) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _recall(item: Item, mark: str) -> Outcome | None:
-    """The outcome that was kept, or None where there is none, or one of other files or settings."""
+def _recall(item: Item, mark: str | None = None) -> Outcome | None:
+    """The outcome that was kept, or None where there is none, a damaged one, or one of other files or settings than the
+    mark's."""
     try:
         with open(item.stem + RECORD, encoding="utf-8") as stream:
             content = json.load(stream)
-        if content.pop("mark") != mark:
+        kept = content.pop("mark")
+        if (kept != mark and mark is not None) or content.pop("check", None) not in (None, _digest(content)):
             return None
-        return Outcome(**content | {"remarks": tuple(content["remarks"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        outcome = Outcome(**content | {"remarks": tuple(content["remarks"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    return outcome if _is_sound(outcome) else None
+
+
+def _is_sound(outcome: Outcome) -> bool:
+    """Whether each of its values is of the kind that the table and the report want."""
+    maps = isinstance(outcome.columns, dict) and isinstance(outcome.figures, dict)
+    texts = (*outcome.remarks, outcome.thumbnail, outcome.reason)
+    if not maps or not all(isinstance(each, str) for each in texts):
+        return False
+    if not all(isinstance(cell, (str, int, float)) for cell in outcome.columns.values()):
+        return False
+    numbers = (*outcome.figures.values(), outcome.seconds)
+    return all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _remember(item: Item, mark: str, outcome: Outcome) -> None:
+    content = json.loads(json.dumps(asdict(outcome)))
     with replacing(item.stem + RECORD, "w") as stream:
-        stream.write(json.dumps({"mark": mark, **asdict(outcome)}) + "\n")
-
-
-def claim_folder(folder: Path) -> None:
-    """Make a job's folder. Raises InputError where that cannot be, and where another program's tables lie in it."""
-    check_folder(folder)
-    make_folder(folder)
+        stream.write(json.dumps({"mark": mark, "check": _digest(content), **content}) + "\n")
 
 
 def check_folder(folder: Path) -> None:
@@ -361,11 +523,16 @@ class Cells(NamedTuple):
 
 
 def cells_of(outcomes: Sequence[Outcome]) -> Cells:
-    """The outcomes' columns put together, of all that were done. Raises InputError where none was."""
+    """The outcomes' columns put together, of all that were done. Raises InputError where none was, or they differ."""
     rows = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
     if not rows:
         raise InputError(f"nothing could be used; the first: {outcomes[0].reason}")
     labels = list(outcomes[rows[0]].columns)
+    if odd := [row for row in rows if set(outcomes[row].columns) != set(labels)]:
+        raise InputError(
+            f"rows {rows[0] + 1} and {odd[0] + 1} have records (*{RECORD}) of other columns; one of them is damaged: "
+            "remove both, and run the same command again"
+        )
     return Cells(rows, {label: [outcomes[row].columns[label] for row in rows] for label in labels})
 
 

@@ -21,6 +21,7 @@ from polarice.jobs.micrographs import (
     Item,
     Outcome,
     PerMicrograph,
+    Writes,
     begin,
     cells_of,
     end,
@@ -103,7 +104,8 @@ def _correct_all(params: Params, comm: Comm) -> None:
     items = items_of(table, params.o)
     work = Correct(params, farm.threads)
     _require_fitting(items, work)
-    begin("motion", params, [params.micrographs, *references])
+    writes = Writes(("micrographs.star",), items, _endings(params), images=True)
+    begin("motion", params, writes, [params.micrographs, *references])
     outcomes = treat(items, work, farm)
     rows, columns = cells_of(outcomes)
     kept = table.take(np.array(rows))
@@ -113,6 +115,12 @@ def _correct_all(params: Params, comm: Comm) -> None:
     kept = replace(kept, table=kept.table.without("rlnMicrographMovieName"))
     write_micrographs(params.o / "micrographs.star", kept, columns, "micrographs", optics)
     end(MicrographReport("motion", params, items, outcomes, "movies", TEXT))
+
+
+def _endings(params: Params) -> tuple[str, ...]:
+    """Of the files that are written of each movie."""
+    more = (("_noDW.mrc",) if params.save_noDW else ()) + (("_PS.mrc",) if params.dose_for_ps else ())
+    return (".mrc", ".star", "_track.png", *more, *(("_EVN.mrc", "_ODD.mrc") if params.even_odd_split else ()))
 
 
 TEXT = (

@@ -20,6 +20,7 @@ from polarice.jobs.micrographs import (
     Item,
     Outcome,
     PerMicrograph,
+    Writes,
     begin,
     cells_of,
     end,
@@ -28,6 +29,7 @@ from polarice.jobs.micrographs import (
     told,
     treat,
 )
+from polarice.jobs.outputs import files_of
 from polarice.jobs.params import option
 from polarice.types import InputError, Optics
 
@@ -85,7 +87,11 @@ def _pick_all(params: Params, comm: Comm) -> None:
     table = read_micrographs(params.micrographs)
     if not params.angpix and not params.picks:
         require_pixel_sizes(table)
-    begin("pick", params, [params.micrographs, params.templates, params.picks])
+    copies = params.picks is not None and (params.coordinate_scale != 1 or params.picks.is_file())
+    files = ("micrographs.star", "autopick.star", "coords_suffix_autopick.star", *(("coords",) if copies else ()))
+    endings = (PICKS, CANDIDATES, PICTURE, BARE)
+    writes = Writes(files, items_of(table, params.o), endings, files_of(params.picks))
+    begin("pick", params, writes, [params.micrographs, params.templates, params.picks])
     items, asides = _with_coordinates(table, params)
     told(asides)
     outcomes = treat(items, Picking(params), _farm(params, comm))

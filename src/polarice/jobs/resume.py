@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,18 @@ from typing import Any, TypeVar
 
 from polarice.io.atomic import naming_target
 from polarice.jobs.alone import alone
+from polarice.jobs.outputs import KEY, Outputs
 from polarice.jobs.params import as_dict, command_line, from_dict, options_of
 from polarice.jobs.provenance import NAME, changed_inputs, read_job_json, write_job_json
+from polarice.jobs.usage import USAGE_NAME
 from polarice.types import InputError
 
 # may be given anew to a run that goes on
 ANEW = ("iter", "device", "threads", "memory", "scratch", "copy_to", "price", "profile")
 _ITERATION = re.compile(r"run_it(\d{3,})_")
 _REPORT = "report.html"
+FILES = (_REPORT, "history.jsonl", USAGE_NAME)  # of a run, beside those of its iterations
+_OUTPUT = re.compile(r"report_.*\.png|class\d{3,}(\.star)?|run_data\.star|align2d|sml")  # of some
 _LEFT_OVER = re.compile(r"\.(run_it|report|index|job|history).*\.tmp-\d+")  # of a file that a kill cut off
 
 P = TypeVar("P", bound=Any)
@@ -31,13 +36,14 @@ def go_on_command(job: str, folder: Path) -> str:
     return shlex.join(["polarice", job, "--continue", str(folder)])
 
 
-def require_free(job: str, folder: Path) -> None:
-    """Raise InputError where `folder` holds a run, of ours or of another program; nothing is written yet."""
+def require_free(job: str, folder: Path, inputs: Iterable[Any] = ()) -> dict[str, Any]:
+    """The record of outputs for job.json. Raises InputError where `folder` holds a run, of ours or of another program,
+    and where inputs or files that are not of such a job would be written over; nothing is written yet."""
     another = "choose another folder with --o"
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
-        return
+        names = []
     except OSError as error:
         why = "this is a file, not a folder for results" if os.path.isfile(folder) else f"no folder ({error.strerror})"
         raise InputError(f"{folder}: {why}; {another}") from error
@@ -47,6 +53,7 @@ def require_free(job: str, folder: Path) -> None:
         raise InputError(f"{folder}: holds a run already; {another}{remedy}")
     if ours is not None and ours != job:
         raise InputError(f"{folder}: holds the results of a job ({ours}); {another}")
+    return Outputs(job, folder, FILES, loose=tuple(filter(_OUTPUT.fullmatch, names))).require_free(inputs)
 
 
 def _job_of(folder: Path) -> str | None:
@@ -158,7 +165,7 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
     Raises InputError where it cannot be made or written, and where another process is at work in it.
     """
     folder, new = params.o, not os.path.exists(params.o)
-    plain = replace(params, continue_=None)
+    plain, record = replace(params, continue_=None), dict[str, Any]()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,19 +174,28 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
         if held is not None:
             held.enter_context(alone(folder))
         if params.continue_ is None:
-            require_free(job, folder)  # another process may have come in between
+            record = require_free(job, folder, [*inputs, *_tables_of(params)])  # another process may have come between
         for path in folder.iterdir():
             if _LEFT_OVER.fullmatch(path.name):
                 with naming_target(path):
                     path.unlink(missing_ok=True)
         if params.continue_ is None or read_job_json(folder)["params"] != as_dict(plain):
-            write_job_json(folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed)
+            more = {KEY: record} if record else {}
+            write_job_json(
+                folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed, more=more
+            )
     except InputError:
         if new:
             with suppress(OSError):
                 folder.rmdir()
         raise
     return new
+
+
+def _tables_of(params: Any) -> list[Any]:
+    """Files that the parameters name."""
+    values = (getattr(params, each.field) for each in options_of(type(params)) if each.kind is Path)
+    return [path for path in values if isinstance(path, Path) and path.is_file()]
 
 
 def abandon(folder: Path, new: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import zipfile
@@ -11,6 +10,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from polarice.jobs.alone import alone
+from polarice.jobs.outputs import KEY, Outputs
 from polarice.jobs.params import argument, as_dict, command_line, option
 from polarice.types import InputError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "make simulated particles, with their truth, from density maps or atomic models"
 INT8_SCALE = 20.0  # grey values of an int8 stack, per standard deviation of the background
+FILES = ("particles.mrcs", "particles.star", "truth.npz", "truth.star")  # the last one is written last
 BATCH = 128  # images made and written at a time
 LARGEST_BOX_PX = 4096
 
@@ -79,43 +81,39 @@ class Params:
 
 def run(params: Params) -> None:
     """Make the particles and write them. Raises InputError for what cannot be used."""
-    from polarice.io.atomic import replacing
     from polarice.simulate import simulate
 
+    outputs, inputs = Outputs("simulate", params.o, FILES), _files(params)
+    outputs.require_free(inputs)
     source = simulate(simulation_of(params), params.threads or os.cpu_count() or 1)
-    _make_folder(params.o)
-    _write_stack(source, params.o / "particles.mrcs", params.dtype)
-    _write_truth(source, params.o / "truth.npz")
-    _write_tables(source, params.o)
-    with replacing(params.o / "job.json", "w") as stream:
-        from polarice import __version__
-
-        told = {"job": "simulate", "version": __version__, "command": command_line("simulate", params)}
-        json.dump(told | {"parameters": as_dict(params)}, stream, indent=2)
-        stream.write("\n")
+    with alone(params.o):
+        _make_folder(params, outputs, inputs)
+        _write_stack(source, params.o / "particles.mrcs", params.dtype)
+        _write_truth(source, params.o / "truth.npz")
+        _write_tables(source, params.o)
     junk = int(source.truth.is_junk.sum())
     print(f"{len(source)} images of {source.box_px} px ({junk} of them junk) in {params.o}")
 
 
-def _make_folder(folder: Path) -> None:
-    """The folder, without tables and truth of an earlier simulation: they would not belong to the new stack.
+def _files(params: Params) -> list[Path]:
+    """What it reads."""
+    given = None if params.orientations in ("uniform", "preferred") else Path(params.orientations)
+    return [path for path in (*params.inputs, given, params.noise_spectrum) if path is not None]
 
-    Raises InputError where it cannot be made, and where another job has its results there.
+
+def _make_folder(params: Params, outputs: Outputs, inputs: list[Path]) -> None:
+    """The folder with its job.json, without tables and truth of an earlier simulation: they would not belong to the
+    new stack. Raises InputError where it cannot be made, and where files stand there that no simulation made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another with --o") from error
-    try:
-        job = json.loads((folder / "job.json").read_text(encoding="utf-8"))["job"]
-    except FileNotFoundError:
-        job = "simulate"
-    except (OSError, ValueError, KeyError, TypeError):
-        job = "of some kind"
-    if job != "simulate":
-        raise InputError(f"{folder}: holds the results of a job ({job}); choose another folder with --o")
-    for name in ("job.json", "truth.star", "particles.star", "truth.npz"):
-        (folder / name).unlink(missing_ok=True)
+    from polarice.jobs.provenance import write_job_json
+
+    record = outputs.require_free(inputs)
+    outputs.sweep()
+    for name in FILES[1:]:
+        (params.o / name).unlink(missing_ok=True)
+    command = command_line("simulate", params)
+    told = {name: "inf" if value == inf else value for name, value in as_dict(params).items()}  # JSON has none
+    write_job_json(params.o, "simulate", told, command, inputs=inputs, seed=params.seed, more={KEY: record})
 
 
 def simulation_of(params: Params) -> Simulation:

@@ -120,10 +120,15 @@ def write_usage(folder: Path, usage: Usage | Items) -> None:
         json.dump(usage.as_dict(), stream, indent=2)
 
 
-def items_of_last_run(folder: Path) -> Items:
-    """What usage.json of a job over micrographs says."""
-    told = json.loads((folder / USAGE_NAME).read_text(encoding="utf-8"))
-    return Items(**{each.name: told[each.name] for each in fields(Items)})
+def items_of_last_run(folder: Path) -> Items | None:
+    """What usage.json of a job over micrographs says: of the last run that made something; None where nothing does."""
+    try:
+        told = json.loads((folder / USAGE_NAME).read_text(encoding="utf-8"))
+        found = Items(**{each.name: told[each.name] for each in fields(Items)})
+        found.lines()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 class Watch:
