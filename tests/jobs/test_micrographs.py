@@ -125,7 +125,9 @@ def test_what_killed_a_run_is_named_by_the_next(tmp_path):
     """One process for all: the first run ends with it, the second treats it apart."""
     table = made(tmp_path, {"a.mrc": b"1", "b.mrc": b"kill", "c.mrc": b"333"})
     (tmp_path / "killed.py").write_text(KILLED)
-    ended = [subprocess.run([sys.executable, tmp_path / "killed.py", tmp_path], check=False) for _ in range(2)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)]
+    ended = [subprocess.run(line, check=False, env=env) for _ in range(2)]
     assert [each.returncode for each in ended] == [-signal.SIGKILL, 0]
     told = [json.loads(Path(f"{item.stem}_polarice.json").read_text()) for item in items_of(table, tmp_path / "job")]
     assert [each["reason"] for each in told][::2] == ["", ""] and "b.mrc: its process was killed" in told[1]["reason"]
