@@ -24,6 +24,7 @@ from polarice.io.table import Table
 from polarice.types import InputError
 
 ENDINGS = (".star", ".box", ".cbox", ".txt", ".tsv", ".csv")
+FARTHEST_PX = 1e7  # micrographs have some ten thousand pixels a side
 SCORE = "rlnAutopickFigureOfMerit"
 
 
@@ -51,9 +52,10 @@ def read_coordinates(path: str | os.PathLike[str], scale: float = 1.0) -> Coordi
     if path.suffix not in readers:
         raise InputError(f"{path}: coordinates are read from {', '.join(ENDINGS)}; convert the file to one of them")
     found = readers[path.suffix](path)
-    bad = ~np.isfinite(found.xy_px).all(axis=1)
+    bad = ~(np.abs(found.xy_px) <= FARTHEST_PX).all(axis=1)
     if bad.any():
-        raise InputError(f"{path}: coordinate {int(np.argmax(bad)) + 1} is not a finite number; remove it")
+        what = f"is not a finite number, or beyond {FARTHEST_PX:g} pixels"
+        raise InputError(f"{path}: coordinate {int(np.argmax(bad)) + 1} {what}; remove it")
     return Coordinates(found.xy_px * scale, found.scores, found.micrograph)
 
 
@@ -220,7 +222,9 @@ def _topaz(path: Path) -> Coordinates:
         try:
             values.append([float(words[place[name]]) for name in ("x_coord", "y_coord", "score") if name in place])
         except (ValueError, IndexError):
-            raise InputError(f"{path}, line {row}: {lines[row - 1]!r} is not a row of coordinates; remove it") from None
+            raise InputError(
+                f"{path}, line {row}: {lines[row - 1][:80]!r} is not a row of coordinates; remove it"
+            ) from None
     numbers = np.array(values).reshape(len(values), -1)
     names = np.array([words[place["image_name"]].strip() for words in cells], object).astype(str)
     return Coordinates(numbers[:, :2].reshape(-1, 2), numbers[:, 2] if "score" in place else None, names)
@@ -245,5 +249,5 @@ def _numbers(path: Path, least: int) -> np.ndarray:
             if len(rows[-1]) < least:
                 raise ValueError
         except ValueError:
-            raise InputError(f"{path}, line {number}: {line!r} is not {least} numbers; remove the line") from None
+            raise InputError(f"{path}, line {number}: {line[:80]!r} is not {least} numbers; remove the line") from None
     return np.array(rows, np.float64).reshape(-1, least)

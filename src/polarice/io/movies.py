@@ -170,12 +170,12 @@ def _tiff(path: Path) -> Iterator[list[Any]]:
         expected = _directories(path)
         file = tifffile.TiffFile(path)
         file.filehandle.set_lock(True)  # frames are read by several threads
-    except (ValueError, struct.error, OSError) as error:
+    except (ValueError, struct.error, OSError, TypeError) as error:
         raise InputError(f"{path}: not a TIFF file, or cut off ({error}); copy it again") from None
     with file:
         try:
             pages = [page.aspage() for page in file.pages]
-        except (ValueError, RuntimeError, struct.error) as error:
+        except (ValueError, RuntimeError, struct.error, TypeError, IndexError, KeyError) as error:
             raise InputError(f"{path} is damaged ({error}); copy it again") from None
         if len(pages) != expected:
             raise InputError(f"{path}: only {len(pages)} of {expected} frames can be read; copy it again")

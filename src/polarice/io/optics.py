@@ -18,6 +18,13 @@ _OLD_LABELS = (
     PREMULTIPLIED, PHASE_FLIPPED,
 )  # fmt: skip
 DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV")
+MOST_PIXEL_SIZE_A = 1e4  # a micrometre
+PLAUSIBLE = {  # what any microscope may have, 0 where a table does not say
+    "rlnVoltage": (0.0, 1e4),  # kV
+    "rlnSphericalAberration": (-100.0, 100.0),  # mm; negative in corrected microscopes
+    "rlnAmplitudeContrast": (-1.0, 1.0),
+    "rlnImageSize": (0.0, 1e6),  # px
+}
 MOST_DEFOCUS_A = 1e7  # a millimetre
 _AGREE = 1e-3  # relative; a tenth of a pixel across a box of 100
 
@@ -70,11 +77,15 @@ def optics_groups(optics: Table) -> tuple[Optics, ...]:
     columns = [_numbers(optics, label) for label in (pixel, *MICROSCOPE_LABELS)]
     flags = [_flags(optics, label) for label in (PREMULTIPLIED, PHASE_FLIPPED)]
     columns.append(optics.integers("rlnImageSize") if "rlnImageSize" in optics else np.zeros(len(optics)))
-    for label, sizes in ((pixel, columns[0]), ("rlnImageSize", columns[-1])):
-        wrong = ~((sizes >= 0) & np.isfinite(sizes))
+    for label, values in zip((pixel, *MICROSCOPE_LABELS, "rlnImageSize"), columns, strict=True):
+        low, high = PLAUSIBLE.get(label or "", (0.0, MOST_PIXEL_SIZE_A))
+        wrong = ~((values >= low) & (values <= high))
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise InputError(f"{optics.where}, row {row + 1}: _{label} is {sizes[row]:g}; correct it")
+            raise InputError(
+                f"{optics.where}, row {row + 1}: _{label} is {values[row]:g}, and not between {low:g} and {high:g}; "
+                "correct it"
+            )
     return tuple(
         Optics(str(name), float(pixel_size_A), float(voltage_kV), float(cs_mm), float(contrast), int(box_px), *flag)
         for name, pixel_size_A, voltage_kV, cs_mm, contrast, box_px, flag in zip(

@@ -170,6 +170,8 @@ def _require_fitting(state: MapState) -> None:
     each += [found.log_likelihood, found.max_probability, found.significant]
     if wrong or len({len(values) for values in each}) > 1:
         raise ValueError(f"arrays that do not fit together: {', '.join(wrong) or 'of the particles'}")
+    if not all(np.isfinite(values).all() for values in (placement.latent_mean, placement.latent_sd)):
+        raise ValueError("latent coordinates that are no numbers")
 
 
 def _of_model(model: Any) -> Arrays:

@@ -101,6 +101,8 @@ def species_of_model(
     """
     model = _read_model(path, bfactor_A2)
     diameter = _centre_model(model)
+    if not np.isfinite(diameter):
+        raise InputError(f"{path}: an atom's place is not a finite number; correct the model")
     size = fft.next_fast_len(int(np.ceil(diameter / pixel_size_A * 1.1)) + 8)
     size += size % 2
     if size > 1024:
@@ -118,8 +120,9 @@ def _read_model(path: str | os.PathLike[str], bfactor_A2: float | None):
         raise InputError(f"{path}: no such file")
     try:
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable atomic model: {error}") from error
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a readable atomic model: {what}") from error
     structure.setup_entities()
     structure.remove_waters()
     if len(structure) == 0 or structure[0].count_atom_sites() == 0:
