@@ -94,7 +94,7 @@ def test_optics_that_are_no_numbers_are_told(rings):
     assert Path("micrographs.star").read_text() != text
     for job in ("ctf", "pick --particle-diameter 100", "extract --box 64 --coords theirs"):
         ended = polarice(f"{job} micrographs.star --o out")
-        assert ended.code == 2 and "has a value that is no number; correct data_optics" in ended.err
+        assert ended.code == 2 and "data_optics, row 1: _rlnVoltage is nan, and not between" in ended.err
 
 
 def test_ctf_goes_on_with_what_is_missing(rings):
