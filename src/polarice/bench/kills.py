@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from polarice.bench import job_kills
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
 from polarice.bench.results import markdown
 from polarice.bench.scaling_runs import launch_words
@@ -38,7 +39,12 @@ class Params:
 
     o: Path = option(Path("bench_kills"), "folder for kills.json, kills.md, particles and runs")
     kills: int = option(100, "how many times a rank is killed", low=1, high=100_000)
-    ranks: int = option(4, "ranks that a run begins with; it goes on with two or more", low=2, high=1024)
+    jobs: tuple[str, ...] = option(
+        (), "kill these jobs, each on all of --ranks; class2d, ever again", choices=job_kills.JOBS
+    )
+    ranks: tuple[int, ...] = option(
+        (4,), "ranks that a run begins with; without --jobs it goes on with two or more", low=1, high=1024
+    )
     particles: int = option(1000, "number of simulated particles", low=30, high=10_000_000)
     box: int = option(64, "box of the simulated particles", unit="px", low=16, high=1024)
     snr: float = option(0.2, "signal-to-noise ratio of the simulated particles", low=1e-6)
@@ -190,7 +196,13 @@ def run(params: Params) -> None:
     """Kill, go on, compare, write. Raises InputError where mpirun is missing, and where a run fails by itself."""
     from polarice.jobs.timing import Place, machine
 
-    launch_words(params.launcher, params.ranks)
+    if params.jobs:
+        _run_jobs(params)
+        return
+    if len(params.ranks) != 1 or params.ranks[0] < FEWEST_RANKS:
+        raise InputError(f"--ranks: {FEWEST_RANKS} or more, one number; several, and 1, go with --jobs")
+    [ranks] = params.ranks
+    launch_words(params.launcher, ranks)
     make_folder(params.o, empty=False)
     table = simulated(params, params.o / f"{params.particles}_of_{params.box}px", params.box, 1).absolute()
     words = ["class2d", str(table), "--o", OUT, "--k", str(params.k), "--iter", str(params.iter), "--threads", "1"]
@@ -202,10 +214,10 @@ def run(params: Params) -> None:
         folder.mkdir()
     _left_alone(_starter(params, alone), words, 1)
     since = time.monotonic()
-    _left_alone(_starter(params, several), words, params.ranks)
+    _left_alone(_starter(params, several), words, ranks)
     span_s = time.monotonic() - since
     compared = [differences(several / OUT, alone / OUT)]
-    campaign = Campaign(killed, words, _starter(params, killed), params.ranks, span_s, params.seed)
+    campaign = Campaign(killed, words, _starter(params, killed), ranks, span_s, params.seed)
     print(f"{params.kills} kills within {span_s:.1f} s each", flush=True)
     found = campaign.kills(params.kills, lambda out: compared.append(differences(out, alone / OUT)))
     told = {
@@ -214,6 +226,29 @@ def run(params: Params) -> None:
         "ends": [{"particles_in_other_classes": moved, "averages": off} for moved, off in compared],
     }  # fmt: skip
     _write(params, told, found, compared)
+
+
+def _run_jobs(params: Params) -> None:
+    """Kill each of the jobs on each number of ranks in turn, compare, write."""
+    from polarice.bench.kill_inputs import make_inputs
+    from polarice.jobs.timing import Place, machine
+
+    for ranks in params.ranks:
+        launch_words(params.launcher, ranks)
+    make_folder(params.o, empty=False)
+    table = simulated(params, params.o / f"{params.particles}_of_{params.box}px", params.box, 1)
+    tasks = make_inputs(params.o / "inputs", table)
+    bench = job_kills.Bench(params.o.absolute(), lambda ranks: launch_words(params.launcher, ranks))
+    chosen = [tasks[job] for job in params.jobs]
+    found = job_kills.campaign(bench, chosen, params.ranks, params.kills, params.seed)
+    command, where = command_line("bench kills", params), machine(Place(1, "cpu"))
+    told = {"command": command, "parameters": as_dict(params), "machine": where}
+    write_json(params.o / "kills.json", told | {"kills": [asdict(each) for each in found]})
+    lost = "Nothing was lost." if job_kills.sound(found) else "Something was lost: see kills.json."
+    page = f"{markdown(job_kills.HEAD, job_kills.rows_of(found))}\n{lost}\n"
+    title = f"Jobs killed {len(found)} times"
+    write_text(params.o / "kills.md", f"{heading(title, where)}\n{page}\n    {command}\n")
+    print(f"\n{page}\n{params.o / 'kills.md'}")
 
 
 def _starter(params: Params, folder: Path) -> Start:
@@ -253,7 +288,7 @@ def _write(params: Params, told: dict[str, Any], found: Sequence[Kill], compared
     lost |= any(moved or off > SAME_AVERAGES for moved, off in compared)
     verdict = "Something was lost: see kills.json." if lost else "Nothing was lost."
     page = f"{markdown(('what', 'found'), rows)}\n{verdict}\n"
-    title = f"class2d on {params.ranks} ranks, killed {len(found)} times"
+    title = f"class2d on {params.ranks[0]} ranks, killed {len(found)} times"
     write_json(params.o / "kills.json", told)
     write_text(params.o / "kills.md", f"{heading(title, told['machine'])}\n{page}\n    {told['command']}\n")
     print(f"\n{page}\n{params.o / 'kills.md'}")
