@@ -116,3 +116,80 @@ def test_a_folder_that_is_not_there(table, tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"), copied(tmp_path / "nowhere", table, PARTS, False):
         pass
     assert copies.PREFIX == "polarice-copy-"
+
+
+@pytest.fixture
+def made(table, disk, tmp_path) -> Path:
+    """A whole set of copies, as a killed job leaves it."""
+    with copied(disk, table, PARTS, False) as found:
+        place = next(iter(found.values())).path.parent
+        assert place.stat().st_mode & 0o777 == 0o700
+        shutil.copytree(place, tmp_path / "kept")
+    shutil.move(tmp_path / "kept", place)
+    return place
+
+
+def _values(table, disk) -> tuple[np.ndarray, int]:
+    with copied(disk, table, PARTS, False) as found:
+        first = next(iter(found.values())).path
+        return StackSource(table, copies=found).read(PARTS[0])[:, 0, 0], first.stat().st_ino
+
+
+def _spoil(file: Path) -> None:
+    with open(file, "rb+") as stream:
+        stream.seek(1024 + 4 * BOX**2 * 4)
+        stream.write(b"spoilt")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda place: _spoil(place / "000000.mrcs"),
+        lambda place: place.chmod(0o755),
+        lambda place: (place / "complete").write_text(""),
+        lambda place: os.link(place / "000000.mrcs", place.parent / "second name"),
+        lambda place: os.truncate(place / "000001.mrcs", 2000),
+    ],
+)
+def test_copies_that_are_not_as_they_were_made_are_made_anew(table, disk, made, how):
+    before = (made / "000000.mrcs").stat().st_ino
+    how(made)
+    with open(made / "000000.mrcs", "rb"):  # so that its number is not given again
+        values, after = _values(table, disk)
+    assert values.tolist() == [3, 4, 5, 6, 7] and after != before
+
+
+def test_a_whole_set_is_used_again(table, disk, made):
+    before = (made / "000000.mrcs").stat().st_ino
+    assert _values(table, disk)[1] == before
+
+
+def test_copies_of_another_user_are_not_used(table, disk, made, monkeypatch):
+    _spoil(made / "000000.mrcs")
+    held = os.open(made, os.O_RDONLY)  # so that its number is not given again
+    foreign = os.fstat(held).st_ino
+    monkeypatch.setattr(copies, "_own", lambda status: status.st_ino != foreign)
+    assert _values(table, disk)[0].tolist() == [3, 4, 5, 6, 7]
+    os.close(held)
+
+
+@pytest.mark.parametrize("ending", ["", ".lock"])
+def test_a_link_in_the_place_of_copies_is_not_followed(table, disk, made, tmp_path, ending):
+    shutil.move(made, tmp_path / "elsewhere")
+    victim = tmp_path / "elsewhere"
+    made.with_name(made.name + ending).symlink_to(victim if not ending else victim / "000000.mrcs")
+    with pytest.raises(InputError, match="--copy-to .*; name another folder"):
+        _values(table, disk)
+    assert sorted(path.name for path in victim.iterdir()) == ["000000.mrcs", "000001.mrcs", "complete"]
+
+
+def test_copies_that_another_job_reads_are_not_remade_under_it(table, disk):
+    with copied(disk, table, PARTS, False) as found:
+        _spoil(next(iter(found.values())).path)
+        with pytest.raises(InputError, match="not what was copied, and another job reads it"):
+            _values(table, disk)
+
+
+def test_a_folder_that_takes_no_files(table):
+    with pytest.raises(InputError, match="--copy-to /proc: takes no files"), copied(Path("/proc"), table, PARTS, False):
+        pass

@@ -9,7 +9,7 @@ import pytest
 
 from polarice.io import stacks
 from polarice.io.mrc import write_stack
-from polarice.io.stacks import StackSource, disk_order
+from polarice.io.stacks import StackSource, disk_order, find_stacks
 from polarice.types import InputError, Optics, Particles, Pose2D
 
 BOX = 6
@@ -180,3 +180,26 @@ def test_the_unpacked_copies_go_with_the_source(tmp_path, monkeypatch):
     assert len(list((tmp_path / "temporary").iterdir())) == 1
     del source
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def _flat(tmp_path, *names: str):
+    for name in names:
+        (tmp_path / "flat" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "flat" / name).touch()
+    return tmp_path / "flat"
+
+
+def test_the_longest_tail_in_the_image_folder_counts(tmp_path):
+    flat = _flat(tmp_path, "m.mrcs", "g1/m.mrcs", "g2/m.mrcs")
+    names = ["/gone/p/g1/m.mrcs", "p/g2/m.mrcs", "./p/../g2/m.mrcs"]
+    found = find_stacks(names, [0, 1, 2], tmp_path / "t.star", flat)
+    assert [os.path.relpath(path, flat) for path in found] == ["g1/m.mrcs", "g2/m.mrcs", "g2/m.mrcs"]
+
+
+@pytest.mark.parametrize("first", [[], ["m.mrcs"]])
+def test_two_stacks_do_not_become_one_in_the_image_folder(tmp_path, first):
+    flat = _flat(tmp_path, "m.mrcs")
+    names = [*first, "g1/m.mrcs", "/data/g1/m.mrcs", "g2/m.mrcs"]
+    with pytest.raises(InputError, match=r"image stacks /data/g1/m.mrcs and g2/m.mrcs would both be .*--image-dir"):
+        find_stacks(names, range(len(names)), tmp_path / "t.star", flat)
+    assert len(set(find_stacks(names[:-1], range(len(names) - 1), tmp_path / "t.star", flat))) == 1

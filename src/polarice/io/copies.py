@@ -1,17 +1,22 @@
 """Stacks copied to a disk of one's own: checked, shared by the jobs that want the same ones, removed with the last.
 
 A set of copies is a folder `polarice-copy-KEY` beside a file `polarice-copy-KEY.lock`, KEY made of the stacks' names,
-sizes, times of change and sections. A job holds the lock as long as it reads, together with others; who can have it
+sizes, times of change and sections, and of the user. Only the user can look into the folder. Its file `complete` holds
+the checksums of what was read from the stacks: a job that finds a set there compares it with them, and makes it anew
+where owner, permissions or bytes are not as they should be. A job holds the lock as long as it reads, together with others; who can have it
 alone may remove the copies. The system lets go of the locks of a job that is killed: what that one leaves is removed by
 the next.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +31,7 @@ from polarice.types import InputError, Particles
 PREFIX = "polarice-copy-"
 COMPLETE = "complete"
 PIECE_BYTES = 8 << 20
+TRIES = 3  # at a set of copies, that others may remove as soon as it is there
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def copied(
     if not folder.is_dir():
         raise InputError(f"--copy-to {folder}: no such folder; make it on every node, or name another")
     wanted = _wanted(particles, np.concatenate(parts), unsigned)
-    key = hashlib.blake2b(repr([_named(each) for each in wanted]).encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(repr([os.geteuid(), *map(_named, wanted)]).encode(), digest_size=8).hexdigest()
     place = folder / f"{PREFIX}{key}"
     wanted = [
         Copy(each.source, place / f"{number:06d}.mrcs", each.first, each.stop, each.ranges)
@@ -64,8 +70,11 @@ def copied(
     ]
     _sweep(folder, place)
     lock = _locked(place, fcntl.LOCK_SH)
-    while not (place / COMPLETE).exists():
+    tries = 0
+    while not _trusted(place, wanted):
         os.close(lock)
+        if (tries := tries + 1) > TRIES:
+            raise InputError(f"--copy-to {folder}: keeps no files that are the user's alone; name another folder")
         _fill(place, wanted)
         lock = _locked(place, fcntl.LOCK_SH)  # before that another job may have had the lock alone, and removed them
     try:
@@ -104,9 +113,15 @@ def _require_room(folder: Path, needed: int) -> None:
 
 
 def _fill(place: Path, wanted: Sequence[Copy]) -> None:
-    """Make the copies, unless another job just did."""
-    lock = _locked(place, fcntl.LOCK_EX)
-    if (place / COMPLETE).exists():
+    """Make the copies, unless another job just did. InputError where others read copies that are not as they were."""
+    try:
+        lock = _locked(place, fcntl.LOCK_EX | (fcntl.LOCK_NB if (place / COMPLETE).exists() else 0))
+    except BlockingIOError:
+        raise InputError(
+            f"--copy-to {place.parent}: {place.name} is not what was copied, and another job reads it; name another "
+            "folder, or leave the option out"
+        ) from None
+    if _trusted(place, wanted):
         os.close(lock)
         return
     try:
@@ -121,17 +136,54 @@ def _fill(place: Path, wanted: Sequence[Copy]) -> None:
 
 def _copy_all(place: Path, wanted: Sequence[Copy]) -> None:
     try:
-        place.mkdir()
-        for each in wanted:
-            _copy(each)
-        (place / COMPLETE).touch()
+        place.mkdir(mode=0o700)
+        checksums = [_copy(each) for each in wanted]
+        (place / COMPLETE).write_text(json.dumps(checksums))
     except OSError as error:
         raise InputError(f"--copy-to {place.parent}: {error.strerror}; name another folder") from error
 
 
-def _copy(copy: Copy) -> None:
-    """One stack's sections, written, flushed to the disk, and read from there again."""
-    with open(copy.source, "rb", buffering=0) as source, open(copy.path, "wb+", buffering=0) as target:
+def _trusted(place: Path, wanted: Sequence[Copy]) -> bool:
+    """Whether a set of copies is whole, the user's alone, and what was read from the stacks."""
+    try:
+        if not _own(status := os.lstat(place)) or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
+            return False
+        with open(_opened(place / COMPLETE, os.O_RDONLY)) as stream:
+            checksums = json.load(stream)
+        return bool(checksums == [_checksums(each) for each in wanted])
+    except (OSError, ValueError):
+        return False
+
+
+def _own(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid()
+
+
+def _opened(path: Path, flags: int) -> int:
+    """A plain file of the user's own, no link to another; else OSError."""
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    status = os.fstat(file)
+    if not _own(status) or not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(file)
+        raise PermissionError(errno.EPERM, f"{path.name} belongs to another user, or is a link")
+    return file
+
+
+def _checksums(copy: Copy) -> list[list[int]]:
+    """Of a copy's ranges, as they are on the disk; empty where its length is not the stack's."""
+    file = _opened(copy.path, os.O_RDONLY)
+    try:
+        if os.fstat(file).st_size != os.stat(copy.source).st_size:
+            return []
+        return [list(_pieces(file, each)) for each in copy.ranges]
+    finally:
+        os.close(file)
+
+
+def _copy(copy: Copy) -> list[list[int]]:
+    """One stack's sections, written, flushed to the disk, and read from there again; their checksums."""
+    made = os.open(copy.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(copy.source, "rb", buffering=0) as source, open(made, "rb+", buffering=0) as target:
         target.truncate(os.fstat(source.fileno()).st_size)
         read = [_pieces(source.fileno(), each, target.fileno()) for each in copy.ranges]
         os.fsync(target.fileno())
@@ -139,6 +191,7 @@ def _copy(copy: Copy) -> None:
             os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if read != [_pieces(target.fileno(), each) for each in copy.ranges]:
             raise InputError(f"{copy.path} is not what was read from {copy.source}; is this disk in order?")
+        return [list(each) for each in read]
 
 
 def _pieces(source: int, extent: tuple[int, int], target: int | None = None) -> tuple[int, int]:
@@ -157,10 +210,18 @@ def _pieces(source: int, extent: tuple[int, int], target: int | None = None) -> 
 
 
 def _locked(place: Path, how: int) -> int:
-    """The lock of a set of copies, waited for; OSError where `how` says not to wait and another job has it."""
+    """The lock of a set of copies, waited for; BlockingIOError where `how` says not to wait and another job has it.
+
+    InputError where the folder takes no files, or holds another user's of this name.
+    """
     path = place.with_name(f"{place.name}.lock")
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock = _opened(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise InputError(
+                f"--copy-to {place.parent}: takes no files of ours ({error.strerror}); name another folder"
+            ) from error
         try:
             fcntl.flock(lock, how)
             if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):  # else it was removed meanwhile
@@ -187,5 +248,5 @@ def _sweep(folder: Path, but: Path) -> None:
     for path in folder.glob(f"{PREFIX}*.lock"):
         place = path.with_suffix("")
         if place != but:
-            with suppress(OSError):
+            with suppress(OSError, InputError):
                 _remove(place, _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB))

@@ -29,8 +29,9 @@ def find_stacks(
     """The files behind the stack names of a table, `rows` being a row (from 0) where each name stands.
 
     A relative name is looked for in `image_dir`, in the working directory, beside the table and in the folders above
-    it (RELION's names start at the project's folder); in `image_dir` the bare file name will do, for absolute names
-    too. Raises InputError naming table, row, stack and the places, and for an `image_dir` that is no folder.
+    it (RELION's names start at the project's folder). In `image_dir` the longest tail of the name that is there counts,
+    down to the bare file name, for absolute names too. Raises InputError naming table, row, stack and the places, for
+    an `image_dir` that is no folder, and where two names would be one file of it.
     """
     if image_dir is not None and not os.path.isdir(image_dir):
         raise InputError(f"--image-dir {image_dir}: no such folder; name the one that image names are relative to")
@@ -38,11 +39,11 @@ def find_stacks(
     roots = [str(root) for root in (Path.cwd(), beside, *beside.parents)]
     missing: list[int] = []
     found: list[str] = []
+    folders: dict[str, bool] = {}
     for number, name in enumerate(names):
         places: Iterable[str] = (os.path.join(root, name) for root in roots)
         if image_dir is not None:
-            given = (os.path.join(image_dir, name), os.path.join(image_dir, os.path.basename(name)))
-            places = chain(given, places)
+            places = chain(_tails(str(image_dir), name, folders), places)
         place = next(filter(os.path.isfile, places), None)
         found.append(str(place))
         if place is None:
@@ -55,7 +56,40 @@ def find_stacks(
             f"{table}, row {rows[first] + 1}: image stack {names[first]} not found{more}; looked in "
             f"{', '.join(dict.fromkeys(looked))}; give the folder the names are relative to with --image-dir"
         )
+    if image_dir is not None:
+        _require_apart(names, rows, found, table, image_dir)
     return tuple(found)
+
+
+def _tails(image_dir: str, name: str, folders: dict[str, bool]) -> Iterator[str]:
+    """Where `name` may be in `image_dir`: the whole name, then ever shorter tails; `folders` remembers which exist."""
+    yield os.path.join(image_dir, name)
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    parts = parts[len(parts) - parts[::-1].index("..") :] if ".." in parts else parts
+    for first in range(len(parts)):
+        folder = os.path.join(image_dir, *parts[first:-1])
+        if folder not in folders:
+            folders[folder] = os.path.isdir(folder)
+        if folders[folder]:
+            yield os.path.join(folder, parts[-1])
+
+
+def _require_apart(
+    names: Sequence[str], rows: Sequence[int], found: Sequence[str], table: Path, image_dir: str | Path
+) -> None:
+    """Raise InputError where two names became one file, neither being the other's tail."""
+    name_of: dict[str, tuple[str, int]] = {}
+    for name, row, path in zip(names, rows, found, strict=True):
+        path_key = os.path.normpath(path)
+        other, its_row = name_of.setdefault(path_key, (name, row))
+        short, long = sorted((os.path.normpath(each).lstrip("/") for each in (name, other)), key=len)
+        if not f"/{long}".endswith(f"/{short}"):
+            raise InputError(
+                f"{table}, rows {its_row + 1} and {row + 1}: image stacks {other} and {name} would both be {path}; keep "
+                f"the folders of their names below --image-dir {image_dir}, or link them there"
+            )
+        if long == os.path.normpath(name).lstrip("/"):
+            name_of[path_key] = (name, row)
 
 
 def disk_order(particles: Particles) -> np.ndarray:
