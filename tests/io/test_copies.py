@@ -178,7 +178,7 @@ def test_a_link_in_the_place_of_copies_is_not_followed(table, disk, made, tmp_pa
     shutil.move(made, tmp_path / "elsewhere")
     victim = tmp_path / "elsewhere"
     made.with_name(made.name + ending).symlink_to(victim if not ending else victim / "000000.mrcs")
-    with pytest.raises(InputError, match="--copy-to .*; name another folder"):
+    with pytest.raises(InputError, match=r"--copy-to .*; name another folder"):
         _values(table, disk)
     assert sorted(path.name for path in victim.iterdir()) == ["000000.mrcs", "000001.mrcs", "complete"]
 

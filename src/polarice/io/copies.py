@@ -3,9 +3,9 @@
 A set of copies is a folder `polarice-copy-KEY` beside a file `polarice-copy-KEY.lock`, KEY made of the stacks' names,
 sizes, times of change and sections, and of the user. Only the user can look into the folder. Its file `complete` holds
 the checksums of what was read from the stacks: a job that finds a set there compares it with them, and makes it anew
-where owner, permissions or bytes are not as they should be. A job holds the lock as long as it reads, together with others; who can have it
-alone may remove the copies. The system lets go of the locks of a job that is killed: what that one leaves is removed by
-the next.
+where owner, permissions or bytes are not as they should be. A job holds the lock as long as it reads, together with
+others; who can have it alone may remove the copies. The system lets go of the locks of a job that is killed: what that
+one leaves is removed by the next.
 """
 
 from __future__ import annotations

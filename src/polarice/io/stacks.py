@@ -85,8 +85,8 @@ def _require_apart(
         short, long = sorted((os.path.normpath(each).lstrip("/") for each in (name, other)), key=len)
         if not f"/{long}".endswith(f"/{short}"):
             raise InputError(
-                f"{table}, rows {its_row + 1} and {row + 1}: image stacks {other} and {name} would both be {path}; keep "
-                f"the folders of their names below --image-dir {image_dir}, or link them there"
+                f"{table}, rows {its_row + 1} and {row + 1}: image stacks {other} and {name} would both be {path}; "
+                f"keep the folders of their names below --image-dir {image_dir}, or link them there"
             )
         if long == os.path.normpath(name).lstrip("/"):
             name_of[path_key] = (name, row)
