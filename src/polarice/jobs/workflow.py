@@ -113,7 +113,7 @@ class Step:
         known = {each.field: each for each in options_of(self.module.Params)}
         for name in self.options:
             if name in _RESERVED or name not in known:
-                raise InputError(f"{name.rstrip('_')}: {self.job} has no such option here")
+                raise InputError(f"{name.rstrip('_')[:80]}: {self.job} has no such option here")
         if self.update is not None and (type(self.update) is not int or self.update < 1 or "ref" not in known):
             raise InputError("update = ...: a number of iterations, of a job that can begin with classes (class2d)")
         for each in known.values():
@@ -174,12 +174,12 @@ def read_steps(path: Path) -> list[Step]:
             raise InputError(f"{path}: step {number} ({_called(table)}): {error}") from None
     known = {name for step in steps for name in _spellings(step.module)}
     if unused := sorted(name for name in content if _plain(name) not in known):
-        raise InputError(f"{path}: no step has an option {', '.join(unused)}")
+        raise InputError(f"{path}: no step has an option {', '.join(unused)[:200]}")
     return steps
 
 
 def _called(table: Any) -> str:
-    return str(table.get("name", table.get("job", "?"))) if isinstance(table, Mapping) else "?"
+    return str(table.get("name", table.get("job", "?")))[:80] if isinstance(table, Mapping) else "?"
 
 
 def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step:
@@ -188,10 +188,10 @@ def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step
     job, known_jobs = table.get("job"), _jobs()
     if not isinstance(job, str) or job not in known_jobs:
         known = ", ".join(known_jobs)
-        raise InputError(f"no such job: {job}; there are {known}" if job else "job = ... is missing")
+        raise InputError(f"no such job: {str(job)[:80]}; there are {known}" if job else "job = ... is missing")
     name = table.get("name", job)
     if not isinstance(name, str) or not name or set(name) - set(string.ascii_letters + string.digits + "_-"):
-        raise InputError(f"name {name!r}: letters, digits, _ and - only")
+        raise InputError(f"name {name!r:.80}: letters, digits, _ and - only")
     earlier = {step.name: step for step in before}
     if name in earlier:
         raise InputError("a step before is called so, too; give it a name of its own")
