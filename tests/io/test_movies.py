@@ -117,6 +117,11 @@ def test_raw_frames_left_over_are_told(tmp_path):
         assert movie.unused.endswith("--eer-grouping 4 leaves none")
     with open_movie(tmp_path / "a.eer", Events(4)) as movie:
         assert movie.unused == ""
+    with open_movie(tmp_path / "a.eer", Events(11)) as movie:
+        assert movie.unused.endswith("--eer-grouping 6 leaves none")  # 12 would leave one fraction
+    write_eer(tmp_path / "b.eer", [event] * 13, (32, 32))
+    with open_movie(tmp_path / "b.eer", Events(5)) as movie:
+        assert movie.unused.endswith("are not used")  # 13 is a prime number
 
 
 def test_four_bit_files_are_for_movies_alone(tmp_path):

@@ -117,7 +117,9 @@ def test_what_is_said_of_it():
     assert said["cost of a million images compared"] == "1.25, at 2.5 an hour"
 
 
-def test_a_watch_counts_from_its_making():
+def test_a_watch_counts_from_its_making(monkeypatch):
+    monkeypatch.setattr(Watch, "_first", False)
+
     class Traffic:
         bytes, seconds = 1000, 0.5
 
@@ -135,9 +137,14 @@ def test_steps_are_told_apart(monkeypatch):
         watch.mark("loading")
         time.sleep(0.02)
         watch.mark("looking at images")
-        steps = watch.usage(SimpleNamespace(bytes=0, seconds=0.0), 0, 0.0, None).steps_s
+        usage = watch.usage(SimpleNamespace(bytes=0, seconds=0.0), 0, 0.0, None)
+        steps = usage.steps_s
         assert list(steps) == ["loading", "looking at images", "iterations"]
         assert loading_s <= steps["loading"] < loading_s + 5 and steps["looking at images"] > 0.01
+        time.sleep(0.02)
+        ended = watch.ended(usage)  # no second of the wall clock is left out
+        assert list(ended.steps_s) == [*steps, "report"] and ended.steps_s["report"] > 0.01
+        assert ended.wall_s == pytest.approx(sum(ended.steps_s.values())) and ended.wall_s >= loading_s
 
 
 def test_how_long_this_process_has_been():
@@ -158,3 +165,15 @@ def test_beside_the_results_and_in_the_report(tmp_path, monkeypatch):
     page = (tmp_path / "out/report.html").read_text()
     assert "images per joule" in page and "cost of a million images compared" in page
     assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_job_s_clock_agrees_with_the_wall(tmp_path):
+    """From the start of the process, imports among it, to the report."""
+    ParticleSet(n=60, box_px=24).write(tmp_path)
+    words = ["class2d", "particles.star", "--k", "2", "--iter", "2", "--threads", "1", "--o", "out"]
+    since = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "polarice", *words], check=True, capture_output=True, cwd=tmp_path)
+    wall_s = time.perf_counter() - since
+    content = json.loads((tmp_path / "out/usage.json").read_text())
+    assert 0.75 * wall_s < content["wall_s"] <= wall_s + 0.1
+    assert content["wall_s"] == pytest.approx(sum(content["steps_s"].values()), rel=0.02)

@@ -75,7 +75,7 @@ def one_run(params: Any, table: Path, how: tuple[Sequence[str], str], name: str)
         "total_s": usage.wall_s,
         "cpu_s": max(own["cpu_s"]),
         "each_cpu_s": own["cpu_s"],
-        "steps_s": own["steps_s"] | {"report": usage.wall_s - sum(own["steps_s"].values())},
+        "steps_s": own["steps_s"] | {"report": usage.wall_s - _before_report(own["steps_s"])},
         "stages_s": stages,
         "rings": round(FIELD_A / history[-1]["resolution_limit_A"]),
         "waited_s": own["waited_s"],
@@ -93,3 +93,7 @@ def time_sums(launch: Sequence[str], volumes: Sequence[int] = VOLUMES) -> list[f
     if done.returncode != 0:
         raise InputError(f"sums over several ranks failed: {done.stderr.strip()[-500:]}")
     return [float(each) for each in json.loads(done.stdout)]
+
+
+def _before_report(steps_s: dict[str, float]) -> float:
+    return sum(seconds for name, seconds in steps_s.items() if name != "report")

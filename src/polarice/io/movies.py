@@ -145,14 +145,16 @@ class EerMovie:
         left = self.raw_frames - self.frames * self._events.group
         if not left:
             return ""
-        group = min(  # the nearest number that leaves none
-            (each for each in range(1, self.raw_frames + 1) if self.raw_frames % each == 0),
-            key=lambda each: abs(each - self._events.group),
-        )
-        return (
+        told = (
             f"the last {left} of {self.raw_frames} raw frames ({left / self.raw_frames:.0%} of the dose) make no whole "
-            f"fraction and are not used; --eer-grouping {group} leaves none"
+            "fraction and are not used"
         )
+        group = self._events.group
+        near = [each for each in range(max(1, group // 2), 2 * group + 1) if self.raw_frames % each == 0]
+        near = [each for each in near if self.raw_frames // each > 1]  # motion wants two fractions
+        if not near:
+            return told
+        return f"{told}; --eer-grouping {min(near, key=lambda each: abs(each - group))} leaves none"
 
     def read(self, frame: int) -> np.ndarray:
         group = self._events.group

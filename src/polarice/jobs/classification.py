@@ -253,6 +253,7 @@ class _Run:
             return page_of(self.job, self.params, self.looked, self.last, usage=usage.lines())
 
         path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
+        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
         bad = self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
         print(f"{len(self.rows)} particles in {self.params.k} classes{left_out}; report: {path}")

@@ -18,7 +18,7 @@ from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.jobs.alone import alone
-from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder, end
+from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder, end, told_reason
 from polarice.jobs.params import argument, option
 from polarice.jobs.patterns import listed
 from polarice.jobs.usage import Items, Watch, write_usage
@@ -142,9 +142,8 @@ def _look(files: list[Path]) -> tuple[list[Outcome], list[Found]]:
                 outcomes.append(Outcome(figures={"frames": movie.frames, "pixel size (A)": size}))
         except InputError as error:
             outcomes.append(Outcome(reason=str(error)))
-        except Exception as error:  # a library's, of a file that is damaged in a way of its own; the others go on
-            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            outcomes.append(Outcome(reason=f"{path}: cannot be read ({what}); is it damaged? copy it again"))
+        except Exception as error:
+            outcomes.append(Outcome(reason=f"{path}: {told_reason(error)}"))
     return outcomes, usable
 
 

@@ -203,6 +203,7 @@ class _Run:
             return page_of(self.job, self.params, self.looked, self.last, [chapter], notes, usage.lines())
 
         path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
+        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
         k, bad = self.params.classes, self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
         print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {path}")

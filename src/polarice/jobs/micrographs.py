@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -438,11 +439,11 @@ def _safely(work: Work, item: Item, limit_s: float = LONGEST_S) -> Outcome:
     except MemoryError:
         outcome = Outcome(reason=f"{item.file}: not enough memory")
     except Exception as error:
-        outcome = Outcome(reason=f"{item.file}: {_told(error)}")
+        outcome = Outcome(reason=f"{item.file}: {told_reason(error)}")
     return replace(outcome, seconds=time.monotonic() - start)
 
 
-def _told(error: Exception) -> str:
+def told_reason(error: Exception) -> str:
     """What went wrong, in one line: with the file, or in the program."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
@@ -484,10 +485,14 @@ def _is_sound(outcome: Outcome) -> bool:
     texts = (*outcome.remarks, outcome.thumbnail, outcome.reason)
     if not maps or not all(isinstance(each, str) for each in texts):
         return False
-    if not all(isinstance(cell, (str, int, float)) for cell in outcome.columns.values()):
+    if not all(isinstance(cell, str) or _is_finite(cell) for cell in outcome.columns.values()):
         return False
     numbers = (*outcome.figures.values(), outcome.seconds)
     return all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers)
+
+
+def _is_finite(cell: Any) -> bool:
+    return isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell))
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -189,7 +189,10 @@ def _one(option: Option, value: Any) -> Any:
     if not isinstance(value, accepted) or (option.kind is not bool and isinstance(value, bool)) or text_as_file:
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a file"}
         raise InputError(f"{option.flag} {value!r}: must be {kind[option.kind]}")
-    return option.kind(value)
+    try:
+        return option.kind(value)
+    except OverflowError:
+        raise InputError(f"{option.flag}: a number of {len(str(value))} digits is too large") from None
 
 
 def command_line(job: str, params: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from polarice.io.atomic import replacing
 from polarice.jobs.energy import Meter, cpu_seconds
 
 USAGE_NAME = "usage.json"
+REPORT = "report"  # the step after all others
 STEPS = ("loading", "looking at images", "first classes", "iterations")
 
 
@@ -139,10 +140,10 @@ class Watch:
     def __init__(self, comm: Comm, card: int | None) -> None:
         """card: number of the CUDA card that this rank works on; None for none."""
         self._comm, self._since, self._cpu_s = comm, time.perf_counter(), cpu_seconds()
-        self._steps_s, self._last_step = dict[str, float](), time.perf_counter()
         if Watch._first:
             Watch._first = False
-            self._last_step -= seconds_of_process()
+            self._since, self._cpu_s = self._since - seconds_of_process(), 0.0
+        self._steps_s, self._last_step = dict[str, float](), self._since
         self._first_of_node = comm.rank == comm.node_ranks[0]
         self._meter = Meter(self._first_of_node, card)
 
@@ -160,6 +161,12 @@ class Watch:
         return Usage(
             **vars(spent), images=images, waited_s=waited_s, bytes_read=bytes_read, read_s=read_s, steps_s=self._steps_s
         )
+
+    def ended(self, usage: Usage) -> Usage:
+        """The same, when the report has been written: its time counted, too."""
+        now = time.perf_counter()
+        steps_s = usage.steps_s | {REPORT: now - self._last_step}
+        return replace(usage, wall_s=now - self._since, steps_s=steps_s)
 
     def spent(self, price: float | None) -> Spent:
         """By all ranks, each of which calls this."""

@@ -102,7 +102,7 @@ class Step:
         known = {each.field: each for each in options_of(self.module.Params)}
         for field in self.options:
             if field in _RESERVED or field not in known:
-                raise InputError(f"{field.rstrip('_')}: {self.job} has no such option here")
+                raise InputError(f"{field.rstrip('_')[:80]}: {self.job} has no such option here")
         if self.update is not None and (type(self.update) is not int or self.update < 1 or "ref" not in known):
             raise InputError("update = ...: a number of iterations, of a job that can begin with classes (class2d)")
         for each in known.values():
@@ -177,7 +177,7 @@ def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step
         raise InputError(f"no such job: {job}; there are {known}" if job else "job = ... is missing")
     name = table.get("name", job)
     if not isinstance(name, str) or not name or set(name) - set(string.ascii_letters + string.digits + "_-"):
-        raise InputError(f"name {name!r}: letters, digits, _ and - only")
+        raise InputError(f"name {name!r:.80}: letters, digits, _ and - only")
     earlier = {step.name: step.job for step in before}
     if name in earlier:
         raise InputError("a step before is called so, too; give it a name of its own")
