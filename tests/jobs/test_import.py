@@ -94,7 +94,7 @@ def test_a_file_that_breaks_a_library_is_left_out_alone(here, capsys, monkeypatc
     monkeypatch.setattr(import_, "open_movie", breaks)
     assert run("a.tif", "b.tif", "c.tif", "--angpix", "1", "--o", "out") == 0
     assert read_micrographs("out/movies.star", "movies").names == ("a.tif", "c.tif")
-    assert "left out: b.tif: cannot be read (TypeError" in capsys.readouterr().err
+    assert "left out: b.tif: a fault of polarice, not of the file: TypeError" in capsys.readouterr().err
 
 
 def test_epu_names_make_groups(here):
