@@ -112,3 +112,18 @@ def test_a_table_of_many_columns_is_named_by_some(tmp_path):
     with pytest.raises(InputError, match="and 2,960 more") as told:
         read_star(tmp_path / "a.star").table("x").text("rlnY")
     assert len(str(told.value)) < 1000
+
+
+def test_a_reader_that_goes_away_does_not_end_the_command(tmp_path):
+    """`| head -1` closes the pipe after one line; the program goes on to its end."""
+    program = (
+        "import sys; from polarice import __main__; __main__._open_standard_streams()\n"
+        "for i in range(100_000): print('line', i)\n"
+        "sys.stdout.flush(); open('done', 'w').close()\n"
+    )
+    (tmp_path / "p.py").write_text(program)
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    line = f"set -o pipefail; {sys.executable} p.py | head -1"
+    ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and ended.stdout == "line 0\n" and ended.stderr == ""
+    assert (tmp_path / "done").exists()

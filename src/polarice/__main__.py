@@ -1,7 +1,9 @@
 """`python -m polarice` is `polarice`."""
 
+import io
 import os
 import sys
+from typing import Any
 
 
 def run() -> int:
@@ -30,12 +32,41 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
+
+
+class _Lasting(io.TextIOWrapper):
+    """A stream that is silent once its reader has gone away (`| head -1`): the job goes on."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            return self._silence() or len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._silence()
+
+    def _silence(self) -> int:
+        """What is still to be written goes nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        super().flush()
+        return 0
+
+
+def _lasting(stream: Any, number: int) -> Any:
+    """The standard stream as one that outlives its reader; None, of a stream that was closed, as one to nowhere."""
+    if stream is None:
+        return _Lasting(io.FileIO(number, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
+    if type(stream) is not io.TextIOWrapper:
+        return stream
+    encoding, by_line = stream.encoding, stream.line_buffering
+    return _Lasting(stream.detach(), encoding, "backslashreplace", line_buffering=by_line)
 
 
 if __name__ == "__main__":

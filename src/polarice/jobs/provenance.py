@@ -60,7 +60,9 @@ def read_job_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not found; {folder} is not the folder of a job to continue") from None
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); run the job again in a new folder") from error
     if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
         raise InputError(f"{path}: holds no parameters; run the job again in a new folder")

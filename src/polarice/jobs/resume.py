@@ -87,7 +87,7 @@ def saved(job: str, params: P) -> P:
         raise InputError(f"{folder}: this is a run of {saved.get('job')}; go on with polarice {saved.get('job')}")
     try:
         old = replace(from_dict(type(params), saved["params"]), o=folder)
-    except (TypeError, ValueError, InputError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, InputError) as error:
         raise InputError(f"{folder / NAME}: parameters that make no sense ({error}); start anew") from error
     _require_same(params, old)
     _require_inputs(folder, saved)

@@ -224,7 +224,7 @@ def _submission(line: str) -> Submission | None:
     """What a line of the memory says; None where it is damaged."""
     try:
         known = Submission(**json.loads(line))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return known if known.command and all(isinstance(value, str) for value in vars(known).values()) else None
 

@@ -121,12 +121,35 @@ def _whole_lines(path: Path) -> tuple[list[bytes], list[Row]]:
     for line in content.split(b"\n")[:-1]:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("number"), int):
+        if isinstance(row, dict) and _is_row(row):
             text.append(line)
             rows.append(row)
     return text, rows
+
+
+def _is_row(row: Row) -> bool:
+    """Whether what the readers of a row take from it is of the kind that `summary_of` writes."""
+    whole = all(_is_number(row.get(name), int) and 0 <= row[name] < 1 << 53 for name in ("number", "total"))
+    plain = {name: row.get(name) for name in row if name not in ("seconds", "reseeded")}
+    seconds, reseeded = row.get("seconds", {}), row.get("reseeded", [])
+    return (
+        whole
+        and all(value is None or _is_number(value, int, float) for value in plain.values())
+        and isinstance(seconds, dict)
+        and all(_is_number(value, int, float) for value in seconds.values())
+        and isinstance(reseeded, list)
+        and all(_is_number(value, int) for value in reseeded)
+    )
+
+
+LARGEST = 1e300  # numbers beyond, infinity among them, are damage
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    """Whether it is a number of one of these kinds, no truth value, and finite."""
+    return isinstance(value, kinds) and type(value) in (int, float) and -LARGEST < value < LARGEST  # type: ignore[operator]
 
 
 def _rewrite(path: Path, lines: list[bytes]) -> None:
