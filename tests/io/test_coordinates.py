@@ -68,6 +68,8 @@ UNREADABLE = {  # file, what is in it: what is said
     ("a.txt", "image_name x_coord y_coord\nm 1\n"): "line 2",
     ("a.box", "1 2 3\n"): "line 1.*not 4 numbers",
     ("a.box", "1 2 nan 4\n"): "coordinate 1 is not a finite number",
+    ("a.txt", "x_coord y_coord image_name\n1 2\n"): "a.txt, line 2: '1 2' is not a row of coordinates",
+    ("a.cbox", "1 2 3 4 0.5\n1 2 3 4 nan\n"): "a.cbox: the score of coordinate 2 is not a finite number",
     ("a.star", "data_\nloop_\n_rlnX\n1\n"): "no column _rlnCoordinateX",
     ("a.box", "1 2 3 4\n\udcff\udcfe"): "a.box: byte 9 is no text",
     ("a.json", "{}"): "coordinates are read from",
@@ -163,3 +165,11 @@ def test_twins():
     assert twins(xy).tolist() == [False, False, True, True, False]
     assert twins(xy, 1.5).tolist() == [False, False, True, True, True]
     assert twins(xy[:1]).tolist() == [False] and twins(xy[:0]).tolist() == []
+
+
+def test_a_table_without_rows(tmp_path):
+    (tmp_path / "a.txt").write_text("image_name x_coord y_coord score\n")
+    found = read_coordinates(tmp_path / "a.txt")
+    assert found.xy_px.shape == (0, 2) and found.scores.shape == (0,)
+    with pytest.raises(InputError, match="nothing there belongs to m1"):
+        coordinate_files(tmp_path / "a.txt", ["m1.mrc"], tmp_path)

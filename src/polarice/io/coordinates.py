@@ -56,6 +56,9 @@ def read_coordinates(path: str | os.PathLike[str], scale: float = 1.0) -> Coordi
     if bad.any():
         what = f"is not a finite number, or beyond {FARTHEST_PX:g} pixels"
         raise InputError(f"{path}: coordinate {int(np.argmax(bad)) + 1} {what}; remove it")
+    if found.scores is not None and not (good := np.isfinite(found.scores)).all():
+        row = int(np.argmin(good)) + 1
+        raise InputError(f"{path}: the score of coordinate {row} is not a finite number; correct or remove it")
     return Coordinates(found.xy_px * scale, found.scores, found.micrograph)
 
 
@@ -216,18 +219,17 @@ def _topaz(path: Path) -> Coordinates:
     missing = {"x_coord", "y_coord"} - set(place)
     if missing:
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}")
-    cells = [line.split(comma) for line in lines[1:]]
-    values = []
-    for row, words in enumerate(cells, 2):
+    wanted = [name for name in ("x_coord", "y_coord", "score") if name in place]
+    values, names = [], []
+    for row, line in enumerate(lines[1:], 2):
+        words = line.split(comma)
         try:
-            values.append([float(words[place[name]]) for name in ("x_coord", "y_coord", "score") if name in place])
+            values.append([float(words[place[name]]) for name in wanted])
+            names.append(words[place["image_name"]].strip())
         except (ValueError, IndexError):
-            raise InputError(
-                f"{path}, line {row}: {lines[row - 1][:80]!r} is not a row of coordinates; remove it"
-            ) from None
-    numbers = np.array(values).reshape(len(values), -1)
-    names = np.array([words[place["image_name"]].strip() for words in cells], object).astype(str)
-    return Coordinates(numbers[:, :2].reshape(-1, 2), numbers[:, 2] if "score" in place else None, names)
+            raise InputError(f"{path}, line {row}: {line[:80]!r} is not a row of coordinates; remove it") from None
+    numbers = np.array(values, np.float64).reshape(len(values), len(wanted))
+    return Coordinates(numbers[:, :2], numbers[:, 2] if "score" in place else None, np.array(names, np.str_))
 
 
 def _text(path: Path) -> str:
