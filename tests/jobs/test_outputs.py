@@ -152,6 +152,29 @@ def test_extract_does_not_put_other_images_where_tables_name_them(here):
     assert ended.code == 0 and "1 micrographs made anew" in ended.err and "no longer fit" in ended.err
 
 
+def test_a_workflow_sets_images_of_other_options_aside_and_makes_what_follows_anew(here, monkeypatch):
+    """The table keeps its text where only the background changes: what reads it is done again all the same."""
+    picture("Mic/a.mrc")
+    table("Mic/a.mrc")
+    Path("xy").mkdir()
+    Path("xy/a.star").write_text("data_\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n64 64\n")
+    text = (
+        '[[step]]\njob = "extract"\nname = "e"\nmicrographs = "t/in.star"\ncoords = "xy"\nbox = 64\n{more}'
+        '[[step]]\njob = "import"\nname = "i"\ninputs = "{{e}}/particles.star"\n'
+    )
+    Path("w.toml").write_text(text.format(more="").replace("{{", "{").replace("}}", "}"))
+    assert polarice("run w.toml").code == 0
+    images, names = Path("e/Mic/a.mrcs").read_bytes(), Path("e/particles.star").read_bytes()
+    Path("w.toml").write_text(text.format(more="invert_contrast = false\n").replace("{{", "{").replace("}}", "}"))
+    ended = polarice("run w.toml")
+    assert ended.code == 0, ended.err
+    assert Path("e.1/Mic/a.mrcs").read_bytes() == images != Path("e/Mic/a.mrcs").read_bytes()
+    assert Path("e/particles.star").read_bytes() == names
+    assert ended.out.count("done before") == 0 and "[2/2] i: polarice import" in ended.out
+    ended = polarice("run w.toml")
+    assert ended.out.count("done before") == 2
+
+
 def test_a_benchmark_keeps_out_of_folders_that_are_not_its_own(here):
     from polarice.bench.folder import make_folder
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polarice.io.star import Table
 
 RANKS = True
+IMAGES = True  # that other tables name: other options want another folder
 SUMMARY = "cut particle images out of micrographs: scaled, inverted, normalised as RELION does"
 STACK, TABLE, PICTURE = ".mrcs", "_extract.star", "_extract.png"
 BATCH = 64  # images cut at a time
@@ -116,7 +117,7 @@ def _writes(table: MicrographTable, params: Params) -> Writes:
         read = [found(name, table.path) for name in table.table.text(COORDINATES).tolist()]
     copies = ("coords",) if params.coords is not None and params.coords.is_file() else ()
     endings = (STACK, TABLE, PICTURE)
-    return Writes(("particles.star", *copies), items_of(table, params.o), endings, read, images=True)
+    return Writes(("particles.star", *copies), items_of(table, params.o), endings, read, images=IMAGES)
 
 
 def _why_none(params: Params, totals: dict[str, int]) -> str:

@@ -64,14 +64,8 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 LONGEST_S = 7200.0  # of one micrograph or movie
 GRACE_S = 60.0  # a process that does not stop by itself at its time limit is ended so much later
-_ELSEWHERE = (
-    "o",
-    "workers",
-    "threads",
-    "device",
-    "price",
-    "time_limit",
-)  # parameters that say where and how fast, not what
+# parameters that say where and how fast, not what
+_ELSEWHERE = ("o", "workers", "threads", "device", "price", "time_limit")
 
 
 @dataclass(frozen=True)
@@ -265,20 +259,25 @@ class Writes:
 def _require_same_images(job: str, params: Any) -> None:
     """Raise InputError where the folder holds images made with other options: the tables that name them would then
     silently name others."""
-    try:
-        content = json.loads((params.o / NAME).read_text(encoding="utf-8"))
-        old, any_done = content["params"], any(params.o.rglob("*" + RECORD))
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    new = as_dict(params)
-    known = [each for each in new if each in old and each not in (*_ELSEWHERE, "micrographs")]
-    if any_done and (changed := [each for each in known if old[each] != new[each]]):
-        flags = {each.field: each.flag for each in options_of(type(params))}
-        told = ", ".join(f"{flags[each]} (now {new[each]}, then {old[each]})" for each in changed)
+    if told := other_options(params):
         raise InputError(
             f"{params.o}: holds images that {job} made with other options: {told}; tables that name them would name "
             "other images; choose another folder with --o, or remove this one"
         )
+
+
+def other_options(params: Any) -> str:
+    """With which other options what is in the job's folder was made, as a sentence has them; "" where with none."""
+    try:
+        content = json.loads((params.o / NAME).read_text(encoding="utf-8"))
+        old, any_done = content["params"], any(params.o.rglob("*" + RECORD))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    new = as_dict(params)
+    known = [each for each in new if each in old and each not in (*_ELSEWHERE, "micrographs")]
+    changed = [each for each in known if old[each] != new[each]] if any_done else []
+    flags = {each.field: each.flag for each in options_of(type(params))}
+    return ", ".join(f"{flags[each]} (now {new[each]}, then {old[each]})" for each in changed)
 
 
 def end(report: MicrographReport, beside: str = "") -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polarice.motion.exposure import Exposure
 
 RANKS = True
+IMAGES = True  # that other tables name: other options want another folder
 SUMMARY = "align the frames of movies, weight them by dose, and sum them to micrographs"
 EARLY_DOSE = 4.0  # e/A^2: motion up to here counts as early, as in RELION
 HALVES = ("rlnMicrographNameEven", "rlnMicrographNameOdd")
@@ -104,7 +105,7 @@ def _correct_all(params: Params, comm: Comm) -> None:
     items = items_of(table, params.o)
     work = Correct(params, farm.threads)
     _require_fitting(items, work)
-    writes = Writes(("micrographs.star",), items, _endings(params), images=True)
+    writes = Writes(("micrographs.star",), items, _endings(params), images=IMAGES)
     begin("motion", params, writes, [params.micrographs, *references])
     outcomes = treat(items, work, farm)
     rows, columns = cells_of(outcomes)

@@ -28,7 +28,7 @@ import string
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +38,7 @@ from polarice import jobs
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import named_files
 from polarice.jobs.alone import alone
-from polarice.jobs.micrographs import PerMicrograph
+from polarice.jobs.micrographs import PerMicrograph, other_options
 from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
 from polarice.jobs.patterns import filled, is_pattern, matches, remarks
 from polarice.jobs.provenance import fingerprint
@@ -46,17 +46,8 @@ from polarice.types import InputError
 
 SUMMARY = "run a chain of jobs from one file, again only what has changed"
 STATE = ".{stem}_done.json"  # beside the workflow's file
-_ELSEWHERE = (
-    "o",
-    "threads",
-    "workers",
-    "device",
-    "memory",
-    "scratch",
-    "price",
-    "copy_to",
-    "profile",
-)  # say where and how fast, not what
+# options that say where and how fast, not what
+_ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch", "price", "copy_to", "profile", "time_limit")
 _NOT_OPTIONS = ("job", "name", "update")
 _RESERVED = ("o", "continue_")
 
@@ -252,6 +243,18 @@ class State:
         kept = self.read().get(step.name, {})
         return kept if kept.get("mark") == mark else {}
 
+    def other_options(self, step: Step) -> bool:
+        """Whether it began or ended with other options."""
+        kept = self.read().get(step.name, {})
+        return "options" in kept and kept["options"] != _options_mark(step)
+
+    def forget(self, names: Set[str]) -> None:
+        """Steps of these names are to be done anew."""
+        content = self.read()
+        if names & content.keys():
+            with replacing(self.path, "w") as stream:
+                json.dump({name: kept for name, kept in content.items() if name not in names}, stream, indent=1)
+
     def only_files_changed(self, step: Step) -> bool:
         """Whether it ended well, with these options."""
         kept = self.read().get(step.name, {})
@@ -330,6 +333,8 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
                 continue
             for text in step.remarks():
                 print(f"{head}: {text}", file=sys.stderr, flush=True)
+            if state.other_options(step):  # what is read of it may look the same, and name other images
+                state.forget(_after(step, steps))
             params = _placed(step, params, state, mark)
             print(f"{head}: {command_line(step.job, params)}", flush=True)
             step.module.run(params)
@@ -346,12 +351,11 @@ def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
     What is to happen is noted before anything is moved, so that a kill at any moment is made up for the next time.
     """
     folder = Path(step.name)
-    if not any(each.field == "continue_" for each in options_of(params)):
-        state.note(step, mark, ended=False)
-        return params
+    goes_on = any(each.field == "continue_" for each in options_of(params))
     begun = state.begun(step, mark)
     if not begun:
-        aside = _place_aside(folder) if (folder / "job.json").exists() else ""
+        in_the_way = goes_on or (getattr(step.module, "IMAGES", False) and other_options(params))
+        aside = _place_aside(folder) if in_the_way and (folder / "job.json").exists() else ""
         update = bool(aside) and step.update is not None and state.only_files_changed(step)
         state.note(step, mark, False, aside, update)
         begun = state.begun(step, mark)
@@ -360,9 +364,19 @@ def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
         folder.rename(aside)
         what = "begins with the classes that it had, now in" if update else "changed; what was there is kept in"
         print(f"{step.name}: {what} {aside}")
-    if (folder / "job.json").exists():
+    if goes_on and (folder / "job.json").exists():
         return replace(params, continue_=folder)
     return replace(params, ref=Path(aside), iter=step.update) if update else params
+
+
+def _after(step: Step, steps: Sequence[Step]) -> set[str]:
+    """Names of the steps that read what this one makes, or what those make."""
+    found = {step.name}
+    for later in steps:
+        texts = [text for value in later.options.values() for text in (value if isinstance(value, list) else [value])]
+        if any(isinstance(text, str) and Path(text).parts[:1] == (name,) for text in texts for name in found):
+            found.add(later.name)
+    return found - {step.name}
 
 
 def _place_aside(folder: Path) -> str:
