@@ -30,7 +30,7 @@ def test_the_same_particles_in_both_formats():
     star = read_star(DATA / "particles_small/empiar_10076_7.star").blocks[0].table
     for label in ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"):
         assert np.allclose(particles.numbers(label), star.numbers(label), rtol=1e-6)
-    names = [text.lstrip("0") for text in particles.text("rlnImageName")]
+    names = [text.lstrip("0").removesuffix(":mrcs") for text in particles.text("rlnImageName")]
     assert names == star.text("rlnImageName").tolist()
     assert optics.numbers("rlnImagePixelSize")[0] == pytest.approx(5e4 / 38168, rel=1e-4)
 
@@ -97,7 +97,7 @@ def test_two_dimensional_poses_places_and_passthrough():
     rows = join(made(), where)
     assert rows["uid"].tolist() == [11, 13]
     _, table = tables_of_cs(rows)
-    assert table.text("rlnImageName").tolist() == ["000002@J1/a.mrc", "000004@J1/a.mrc"]
+    assert table.text("rlnImageName").tolist() == ["000002@J1/a.mrc:mrcs", "000004@J1/a.mrc:mrcs"]
     assert table.numbers("rlnAnglePsi") == pytest.approx(90) and table.integers("rlnClassNumber").tolist() == [4, 4]
     assert table.numbers("rlnOriginXAngst") == pytest.approx(2)
     assert table.numbers("rlnOriginYAngst") == pytest.approx(-4)
@@ -108,6 +108,7 @@ def test_two_dimensional_poses_places_and_passthrough():
     again = cs_of_tables(*tables_of_cs(rows), shape=(100, 200))
     assert again["location/center_y_frac"] == pytest.approx([0.2, 0.1])
     assert again["alignments2D/pose"] == pytest.approx(np.pi / 2)
+    assert again["blob/path"].tolist() == [b"J1/a.mrc"] * 2 and again["blob/idx"].tolist() == [1, 3]
 
 
 def test_what_is_no_table_is_refused(tmp_path):

@@ -258,11 +258,11 @@ def test_a_pixel_size_in_the_tables_place(folder):
     stated = read_particles(path, need_ctf=False)
     was = stated.particles.optics[0].pixel_size_A
     found = read_particles(path, need_ctf=False, pixel_size_A=2 * was)
-    assert found.remark == f"{path} states {was:.4g} A per pixel; {2 * was:.4g} A is used" and stated.remark == ""
+    assert found.remark == f"{path}: it states {was:.4g} A per pixel; {2 * was:.4g} A is used" and stated.remark == ""
     assert np.array_equal(found.particles.pose.shift_px, stated.particles.pose.shift_px)
     write_particles(folder / "again.star", found)
     again = read_particles(folder / "again.star", need_ctf=False)
-    assert again.particles.optics[0].pixel_size_A == 2 * was and again.remark == ""
+    assert again.particles.optics[0].pixel_size_A == 2 * was and "the header of" in again.remark
     assert again.table.numbers("rlnOriginXAngst").tolist() == [6.0]
     assert np.allclose(again.particles.pose.shift_px, stated.particles.pose.shift_px)
 
@@ -358,3 +358,51 @@ def test_a_name_without_a_section_is_no_stack_of_several(folder):
     rows = [ROWS[0], ROWS[1].replace("000002@", "")]
     with pytest.raises(InputError, match=r"row 2: _rlnImageName names .*s\.mrcs without a section, and it has 4"):
         read_particles(table(folder, rows))
+
+
+OLD_SIZES = [*OLD[:8], "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "used", "told"),
+    [
+        ("10000 8.0 2.0", 8.0, "_rlnPixelSize of 4 rows says 2 A; 8 A is used"),
+        ("10000 8.0 8.0", 8.0, ""),
+        ("0 8.0 2.0", 2.0, ""),  # no magnification: the other column is all there is
+    ],
+)
+def test_of_two_pixel_sizes_of_old_tables_the_detector_s_counts(folder, sizes, used, told):
+    write_stack(folder / "s.mrcs", np.arange(256, dtype=np.float32).reshape(4, 8, 8), used)
+    rows = [f"{n + 1:06d}@s.mrcs m.mrc 10000 9000 0 300 2.7 0.1 {sizes}" for n in range(4)]
+    found = read_particles(table(folder, rows, OLD_SIZES, ""))
+    assert [group.pixel_size_A for group in found.particles.optics] == [used]
+    assert found.optics_table.numbers("rlnImagePixelSize").tolist() == [used]
+    assert told in found.remark and bool(told) == bool(found.remark)
+
+
+@pytest.mark.parametrize(
+    ("label", "header_A", "used", "told"),
+    [
+        ("rlnImagePixelSize", 2.0, 2.0, ""),
+        ("rlnImagePixelSize", 3.0, 2.0, "states 2 A per pixel of images, the header of"),
+        ("rlnImagePixelSize", 1.0, 2.0, ""),  # nobody has said
+        ("rlnMicrographPixelSize", 4.0, 4.0, "states 2 A per pixel of micrographs, the header of"),
+        ("rlnMicrographPixelSize", 1.0, 2.0, ""),
+    ],
+)
+def test_the_table_is_held_to_the_headers_of_its_stacks(folder, label, header_A, used, told):
+    write_stack(folder / "s.mrcs", np.arange(256, dtype=np.float32).reshape(4, 8, 8), header_A)
+    path = table(folder, ROWS)
+    path.write_text(path.read_text().replace("rlnImagePixelSize", label))
+    found = read_particles(path)
+    assert found.particles.optics[0].pixel_size_A == used
+    assert told in found.remark and bool(told) == bool(found.remark)
+    assert read_particles(path, pixel_size_A=2.0).remark == ""
+
+
+def test_names_that_relion_reads_as_of_another_kind(folder):
+    (folder / "s.mrcs").rename(folder / "s.mrc")
+    named = [row.replace("s.mrcs", "s.mrc:mrcs") for row in ROWS]
+    assert read_particles(table(folder, named)).particles.stacks == (str(folder / "s.mrc"),)
+    with pytest.raises(InputError, match=r"s\.mrc:spi: read as 'spi'; only MRC stacks"):
+        read_particles(table(folder, [row.replace("s.mrcs", "s.mrc:spi") for row in ROWS]))

@@ -23,6 +23,7 @@ import numpy as np
 from polarice.io.atomic import naming_target
 from polarice.io.mrc import write_stack
 from polarice.io.particles import ParticleTable, pose_columns, write_particles
+from polarice.io.stacks import plain_name, relion_name
 from polarice.io.star import Block, Table, write_star
 from polarice.types import ClassModel, Iteration
 
@@ -211,12 +212,16 @@ def _image_names(table: ParticleTable, rows: np.ndarray) -> dict[str, np.ndarray
     particles = table.particles
     stacks, first = np.unique(particles.stack_of[rows], return_index=True)
     said = table.table.take(rows[first]).text("rlnImageName")
-    if all(_same(text.rpartition("@")[2], particles.stacks[s]) for s, text in zip(stacks, said, strict=True)):
+    names = [text.rpartition("@")[2] for text in said]
+    if all(
+        name == relion_name(plain_name(name)) and _same(plain_name(name), particles.stacks[s])
+        for s, name in zip(stacks, names, strict=True)
+    ):
         return {}
-    paths = [_from_here(stack) for stack in particles.stacks]
+    paths = [relion_name(_from_here(stack)) for stack in particles.stacks]
     pairs = zip((particles.section[rows] + 1).tolist(), particles.stack_of[rows].tolist(), strict=True)
-    names = [f"{section:06d}@{paths[stack]}" for section, stack in pairs]
-    return {"rlnImageName": np.array(names, dtype=object)}
+    images = [f"{section:06d}@{paths[stack]}" for section, stack in pairs]
+    return {"rlnImageName": np.array(images, dtype=object)}
 
 
 def _from_here(stack: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from polarice.io.atomic import replacing
+from polarice.io.stacks import plain_name, relion_name
 from polarice.io.table import Table
 from polarice.types import InputError
 
@@ -117,7 +118,9 @@ def tables_of_cs(rows: np.ndarray, flip_y: bool = False, where: str = "particles
     optics, group_of = _optics_of_cs(rows, names, size_A, shape[:, 0], where)
     paths = _texts(rows, "blob/path", where)
     columns: dict[str, Any] = {
-        "rlnImageName": [f"{section + 1:06d}@{path}" for section, path in zip(index.astype(int), paths, strict=True)]
+        "rlnImageName": [
+            f"{section + 1:06d}@{relion_name(path)}" for section, path in zip(index.astype(int), paths, strict=True)
+        ]
     }
     columns |= {label: _numbers(rows, name, where) for label, name in (_DEFOCUS | _PLAIN).items() if name in names}
     columns |= {label: np.rad2deg(_numbers(rows, name, where)) for label, name in _DEGREES.items() if name in names}
@@ -246,7 +249,8 @@ def cs_of_tables(
     numbers = optics.integers("rlnOpticsGroup")
     group = np.searchsorted(np.sort(numbers), particles.integers("rlnOpticsGroup"))
     row_of = np.argsort(numbers)[group]
-    names = [text.partition("@") for text in particles.text("rlnImageName").tolist()]
+    images = (text.rpartition("@") for text in particles.text("rlnImageName").tolist())
+    names = [(section or "1", at, plain_name(path)) for section, at, path in images]
     size_A = optics.numbers("rlnImagePixelSize")[row_of]
     box = optics.integers("rlnImageSize")[row_of]
     made: dict[str, tuple[Any, np.ndarray]] = {

@@ -26,6 +26,7 @@ PLAUSIBLE = {  # what any microscope may have, 0 where a table does not say
     "rlnImageSize": (0.0, 1e6),  # px
 }
 MOST_DEFOCUS_A = 1e7  # a millimetre
+TOLD = 0.01  # relative difference of two pixel sizes that is worth a remark
 _AGREE = 1e-3  # relative; a tenth of a pixel across a box of 100
 
 
@@ -151,7 +152,7 @@ def require_defoci(table: Table, remedy: str = "correct or remove the row") -> N
 def optics_from_columns(particles: Table) -> tuple[Table, np.ndarray]:
     """An optics table for a table up to RELION 3.0, a group for every combination of its columns, and (n,) groups.
 
-    Pixel size = rlnDetectorPixelSize [um] * 1e4 / rlnMagnification.
+    Pixel size = rlnImagePixelSize, else rlnDetectorPixelSize [um] * 1e4 / rlnMagnification, else rlnPixelSize.
     """
     labels = [label for label in _OLD_LABELS if label in particles]
     columns = {label: particles.numbers(label) for label in labels}
@@ -174,14 +175,26 @@ def optics_from_columns(particles: Table) -> tuple[Table, np.ndarray]:
 
 
 def _old_pixel_size(values: dict[str, np.ndarray]) -> np.ndarray | None:
-    for label in ("rlnImagePixelSize", "rlnPixelSize"):
-        if label in values:
-            return values[label]
+    """The detector's pixel over the magnification comes before rlnPixelSize, as in RELION's own converter."""
+    if "rlnImagePixelSize" in values:
+        return values["rlnImagePixelSize"]
     if "rlnMagnification" in values and "rlnDetectorPixelSize" in values:
         magnification = values["rlnMagnification"]
         size = values["rlnDetectorPixelSize"] * 1e4 / np.where(magnification > 0, magnification, np.inf)
-        return size
-    return None
+        if (size > 0).all():
+            return size
+    return values.get("rlnPixelSize")
+
+
+def other_pixel_size(particles: Table, optics: Table) -> str:
+    """What to tell where an old table's rlnPixelSize says another size than the one that is taken; else ""."""
+    if "rlnPixelSize" not in particles or "rlnImagePixelSize" not in optics:
+        return ""
+    said, taken = particles.numbers("rlnPixelSize"), optics.numbers("rlnImagePixelSize")
+    other = said[~np.isclose(said[:, None], taken, rtol=TOLD, atol=0).any(axis=1)]
+    if not len(other):
+        return ""
+    return f"_rlnPixelSize of {len(other):,} rows says {other[0]:.4g} A; {taken[0]:.4g} A is used, as RELION does"
 
 
 def completed(optics: Table, groups: Sequence[Optics]) -> Table:

@@ -18,7 +18,7 @@ from polarice.io import optics as optics_
 from polarice.io.cells import first_rows
 from polarice.io.mrc import read_header
 from polarice.io.read_ahead import read_ahead
-from polarice.io.stacks import StackSource, disk_order, find_stacks
+from polarice.io.stacks import StackSource, disk_order, find_stacks, plain_name
 from polarice.io.star import Block, StarFile, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import CTFParameters, InputError, Optics, Particles, Pose2D
@@ -30,6 +30,7 @@ __all__ = [
 _DEFOCUS_LABELS = (*optics_.DEFOCUS_LABELS, "rlnDefocusAngle")
 _NO_CTF = "estimate the CTF and extract again, or leave the CTF out with --no-ctf"
 _PLAUSIBLE_PIXEL_A = (0.05, 100.0)
+UNSET_PIXEL_A = 1.0  # many programs leave it where nobody has said a pixel size
 _SAME_SCALE = 1e-4  # relative difference of pixel sizes that is rounding
 MOST_SECTIONS = 2**31 - 1  # what the header of a stack can say
 MOST_CLASSES = 2**31 - 1
@@ -78,17 +79,19 @@ def read_particles(
     else:
         optics_of = optics_.groups_of_particles(table, optics_table)
     ctf = _ctf(table, optics_table, need_ctf)
-    stated = optics_.optics_groups(optics_table)
+    stated, remarks = _held_to_headers(optics_table, optics_of, stacks, stack_of, pixel_size_A)
     groups = _with_scale(stated, optics_of, stacks, stack_of, table.where, pixel_size_A)
     other = [was for was, now in zip(stated, groups, strict=True) if 0 < was.pixel_size_A != now.pixel_size_A]
     written_with = [was.pixel_size_A or now.pixel_size_A for was, now in zip(stated, groups, strict=True)]
     pose = _pose(table, np.array(written_with)[optics_of])
     group_names, group_of = _micrographs(table, stacks, stack_of)
     particles = Particles(stacks, stack_of, section, groups, optics_of, group_names, group_of, ctf, pose)
+    old_size = optics_.other_pixel_size(table, optics_table) if old else ""
     table = _modern(table, particles, optics_table, old, bool(other))
     optics_table = optics_.completed(optics_table.without("rlnImagePixelSize") if other else optics_table, groups)
-    remark = f"{path} states {other[0].pixel_size_A:.4g} A per pixel; {pixel_size_A:.4g} A is used" if other else ""
-    return ParticleTable(particles, table, optics_table, star.path, remark)
+    remarks += [f"it states {other[0].pixel_size_A:.4g} A per pixel; {pixel_size_A:.4g} A is used"] if other else []
+    remarks += [text for text in (old_size,) if text and not other]
+    return ParticleTable(particles, table, optics_table, star.path, f"{path}: {'; '.join(remarks)}" if remarks else "")
 
 
 def write_particles(
@@ -185,7 +188,7 @@ def _images(
         )
     names, stack_of = name.codes()
     first = first_rows(stack_of, len(names))
-    texts = [os.fsdecode(text) for text in names]
+    texts = [plain_name(os.fsdecode(text)) for text in names]
     stacks = find_stacks(texts, first.tolist(), path, None if image_dir is None else Path(image_dir))
     if not numbered.all():
         _require_single(stacks, stack_of, numbered, table)
@@ -214,6 +217,37 @@ def _ctf(table: Table, optics_table: Table, need_ctf: bool) -> CTFParameters | N
     if need_ctf:
         optics_.require_defoci(table, f"correct or remove the row, or {_NO_CTF}")
     return CTFParameters(*columns)
+
+
+def _held_to_headers(
+    optics_table: Table,
+    optics_of: np.ndarray,
+    stacks: tuple[str, ...],
+    stack_of: np.ndarray,
+    pixel_size_A: float | None,
+) -> tuple[tuple[Optics, ...], list[str]]:
+    """The optics groups, and what to tell where the header of a group's first stack states another pixel size.
+
+    A table that states the size of micrographs or movies alone does not say that of images: there the header counts.
+    """
+    stated = list(optics_.optics_groups(optics_table))
+    of_images = "rlnImagePixelSize" in optics_table or "rlnPixelSize" in optics_table
+    first, told = first_rows(optics_of, len(stated)), list[str]()
+    for number in np.flatnonzero(first >= 0).tolist() if not pixel_size_A else ():
+        group, stack = stated[number], stacks[int(stack_of[first[number]])]
+        header_A = read_header(stack).pixel_size_A
+        says_nothing = header_A == UNSET_PIXEL_A or not _PLAUSIBLE_PIXEL_A[0] <= header_A <= _PLAUSIBLE_PIXEL_A[1]
+        if says_nothing or not group.pixel_size_A > 0 or abs(header_A / group.pixel_size_A - 1) <= optics_.TOLD:
+            continue
+        which = "images" if of_images else "micrographs"
+        used = group.pixel_size_A if of_images else header_A
+        told.append(
+            f"optics group {group.name} states {group.pixel_size_A:.4g} A per pixel of {which}, the header of {stack} "
+            f"{header_A:.4g} A; {used:.4g} A is used (have the images been made anew? --angpix says which is right)"
+        )
+        stated[number] = replace(group, pixel_size_A=used)
+    more = f" (and {len(told) - 1} more optics groups)" if len(told) > 1 else ""
+    return tuple(stated), [told[0] + more] if told else []
 
 
 def _with_scale(

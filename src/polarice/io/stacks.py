@@ -23,6 +23,30 @@ from polarice.types import InputError, Particles
 OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
 
 
+MRC_FORMATS = ("mrcs", "mrc", "st", "map")
+
+
+def plain_name(name: str) -> str:
+    """The file's name of RELION's NAME.ext:format, which reads a file as of another kind than its ending says.
+
+    Raises InputError for a format other than MRC's.
+    """
+    file, colon, kind = name.rpartition(":")
+    if not colon or "/" in kind or not file or os.path.lexists(name):
+        return name
+    if kind.lower() not in MRC_FORMATS:
+        raise InputError(f"image stack {name}: read as {kind!r}; only MRC stacks can be read: convert it to .mrcs")
+    return file
+
+
+def relion_name(path: str) -> str:
+    """A stack's name as RELION reads it, which knows a stack of images by its ending, or by `:mrcs` behind the name.
+
+    A gzipped stack, which RELION does not read at all, keeps its name.
+    """
+    return path if path.lower().endswith((".mrcs", ".gz")) else f"{path}:mrcs"
+
+
 def find_stacks(
     names: Sequence[str], rows: Sequence[int], table: Path, image_dir: str | Path | None = None
 ) -> tuple[str, ...]:
