@@ -9,6 +9,7 @@ import pytest
 
 from polarice.io.cryosparc import (
     cs_of_tables,
+    dark,
     euler_of_pose,
     join,
     not_held,
@@ -105,10 +106,54 @@ def test_two_dimensional_poses_places_and_passthrough():
     assert table.numbers("rlnCoordinateY") == pytest.approx([20, 10])
     flipped = tables_of_cs(rows, flip_y=True)[1]
     assert flipped.numbers("rlnCoordinateY") == pytest.approx([80, 90])
-    again = cs_of_tables(*tables_of_cs(rows), shape=(100, 200))
+    again = cs_of_tables(*tables_of_cs(rows), shapes=np.tile([100, 200], (2, 1)))
     assert again["location/center_y_frac"] == pytest.approx([0.2, 0.1])
     assert again["alignments2D/pose"] == pytest.approx(np.pi / 2)
     assert again["blob/path"].tolist() == [b"J1/a.mrc"] * 2 and again["blob/idx"].tolist() == [1, 3]
+
+
+def test_each_particle_lies_on_a_micrograph_of_its_own_size():
+    optics, table = tables_of_cs(made(2))
+    table = table.with_columns(
+        {"rlnMicrographName": ["a.mrc", "b.mrc"], "rlnCoordinateX": [50.0, 50.0], "rlnCoordinateY": [20.0, 20.0]}
+    )
+    rows = cs_of_tables(optics, table, shapes=np.array([[100, 200], [200, 100]]))
+    assert rows["location/center_x_frac"].tolist() == [0.25, 0.5]
+    assert rows["location/center_y_frac"] == pytest.approx([0.2, 0.1])
+    assert rows["location/micrograph_shape"].tolist() == [[100, 200], [200, 100]]
+
+
+def test_rot_counts_where_no_particle_is_tilted():
+    optics, table = tables_of_cs(made(2))
+    rows = cs_of_tables(optics, table.with_columns({"rlnAngleRot": [30.0, -60.0], "rlnAngleTilt": [0.0, 0.0]}))
+    assert rows["alignments3D/pose"][:, 2] == pytest.approx(np.deg2rad([120, 30]))
+
+
+def test_half_sets_of_which_some_particles_are_in_none():
+    rows = made(3)
+    kind = [(name, rows.dtype[name]) for name in rows.dtype.names] + [("alignments2D/split", "<u4")]
+    split = np.zeros(3, kind)
+    for name in rows.dtype.names:
+        split[name] = rows[name]
+    split["alignments2D/split"] = [0, 1, 2**32 - 1]
+    assert tables_of_cs(split)[1].integers("rlnRandomSubset").tolist() == [1, 2, 0]
+    split["alignments2D/split"] = 0
+    assert "rlnRandomSubset" not in tables_of_cs(split)[1]
+
+
+def test_numbers_that_make_no_sense_are_named():
+    rows = made(3)
+    whole = rows.astype([(name, "<f4" if name == "blob/idx" else rows.dtype[name]) for name in rows.dtype.names])
+    whole["blob/idx"][1] = 1.5
+    with pytest.raises(InputError, match=r"row 2: blob/idx is 1\.5"):
+        tables_of_cs(whole)
+    optics, table = tables_of_cs(rows)
+    with pytest.raises(InputError, match=r"row 2: optics group 7 is not in the optics table"):
+        cs_of_tables(optics, table.with_columns({"rlnOpticsGroup": [1, 7, 1]}))
+    signed = np.zeros(2, [("uid", "<u8"), ("blob/sign", "S3")])
+    with pytest.raises(InputError, match="column blob/sign has type"):
+        dark(signed)
+    assert not dark(rows).any()
 
 
 def test_what_is_no_table_is_refused(tmp_path):

@@ -109,7 +109,7 @@ def tables_of_cs(rows: np.ndarray, flip_y: bool = False, where: str = "particles
     for name, bad in (
         ("blob/psize_A", ~(size_A > 0)),
         ("blob/shape", shape[:, 0] != shape[:, 1]),
-        ("blob/idx", index < 0),
+        ("blob/idx", (index < 0) | (index != np.rint(index))),
     ):
         if bad.any():
             raise InputError(
@@ -168,7 +168,7 @@ def _pose_of_cs(rows: np.ndarray, names: set[str], size_A: np.ndarray, where: st
         found["rlnClassNumber"] = _counted_from_one(rows, f"{kind}/class", where)
     if f"{kind}/split" in names:
         half = _counted_from_one(rows, f"{kind}/split", where)
-        if set(np.unique(half)) == {1, 2}:  # all in one half: never split
+        if {1, 2} <= set(np.unique(half)):  # all in one half: never split
             found["rlnRandomSubset"] = half
     if f"{kind}/class_posterior" in names:
         found["rlnMaxValueProbDistribution"] = _numbers(rows, f"{kind}/class_posterior", where)
@@ -192,6 +192,13 @@ def _place_of_cs(rows: np.ndarray, names: set[str], flip_y: bool, where: str) ->
         raise InputError(f"{where}, row {row + 1}: location/center_*_frac lies far off the micrograph; remove the row")
     found = {"rlnCoordinateX": x * nx, "rlnCoordinateY": (1 - y if flip_y else y) * ny}
     return found | {"rlnMicrographName": _texts(rows, "location/micrograph_path", where)}
+
+
+def dark(rows: np.ndarray, where: str = "particles.cs") -> np.ndarray:
+    """Which particles are dark on bright, (n,) bool. Raises InputError where blob/sign is not a number."""
+    if "blob/sign" not in (rows.dtype.names or ()):
+        return np.zeros(len(rows), bool)
+    return _numbers(rows, "blob/sign", where) < 0
 
 
 def _column(rows: np.ndarray, name: str, where: str, kinds: str, width: int = 0) -> np.ndarray:
@@ -238,17 +245,15 @@ def pose_of_euler(angles_deg: np.ndarray) -> np.ndarray:
     return Rotation.from_euler("ZYZ", angles_deg, degrees=True).as_rotvec()
 
 
-def cs_of_tables(
-    optics: Table, particles: Table, shape: tuple[int, int] | None = None, flip_y: bool = False
-) -> np.ndarray:
-    """Rows of a .cs table from RELION's tables; `shape` is (ny, nx) of the micrographs, without which no locations.
+def cs_of_tables(optics: Table, particles: Table, shapes: np.ndarray | None = None, flip_y: bool = False) -> np.ndarray:
+    """Rows of a .cs table from RELION's tables.
 
-    Raises InputError where a needed column is missing.
+    shapes  (n, 2) ny, nx of each particle's micrograph, without which there are no locations
+
+    Raises InputError where a needed column is missing, or an optics group.
     """
     n = len(particles)
-    numbers = optics.integers("rlnOpticsGroup")
-    group = np.searchsorted(np.sort(numbers), particles.integers("rlnOpticsGroup"))
-    row_of = np.argsort(numbers)[group]
+    group, row_of = _exposure_groups(optics, particles)
     images = (text.rpartition("@") for text in particles.text("rlnImageName").tolist())
     names = [(section or "1", at, plain_name(path)) for section, at, path in images]
     size_A = optics.numbers("rlnImagePixelSize")[row_of]
@@ -269,8 +274,23 @@ def cs_of_tables(
         if label in particles:
             made[name] = ("<f4", np.deg2rad(particles.numbers(label)))
     made |= {name: ("<f4", optics.numbers(label)[row_of]) for label, name in _OPTICS.items() if label in optics}
-    made |= _pose_columns(particles, size_A) | _place_columns(particles, shape, flip_y)
+    made |= _pose_columns(particles, size_A) | _place_columns(particles, shapes, flip_y)
     return _structured(made, n)
+
+
+def _exposure_groups(optics: Table, particles: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Of each particle: the number of its group, counted from 0 in their order, and its row of the optics table."""
+    numbers, wanted = optics.integers("rlnOpticsGroup"), particles.integers("rlnOpticsGroup")
+    order = np.argsort(numbers, kind="stable")
+    group = np.searchsorted(numbers[order], wanted).clip(max=len(numbers) - 1)
+    row_of = order[group]
+    strange = numbers[row_of] != wanted
+    if strange.any():
+        row = int(np.argmax(strange))
+        raise InputError(
+            f"{particles.where}, row {row + 1}: optics group {wanted[row]} is not in the optics table; remove the row"
+        )
+    return group, row_of
 
 
 def not_held(particles: Table) -> list[str]:
@@ -285,14 +305,17 @@ def _is_counted(values: np.ndarray) -> bool:
 def _pose_columns(particles: Table, size_A: np.ndarray) -> dict[str, tuple[Any, np.ndarray]]:
     if "rlnAnglePsi" not in particles or "rlnOriginXAngst" not in particles:
         return {}
-    tilted = "rlnAngleTilt" in particles and bool(particles.numbers("rlnAngleTilt").any())
+    views = [f"rlnAngle{name}" for name in ("Rot", "Tilt")]
+    tilted = any(label in particles and bool(particles.numbers(label).any()) for label in views)
     kind = "alignments3D" if tilted else "alignments2D"
     shift = np.stack([particles.numbers(f"rlnOrigin{axis}Angst") / size_A for axis in "XY"], -1)
     made: dict[str, tuple[Any, np.ndarray]] = {f"{kind}/shift": ("<f4", shift), f"{kind}/psize_A": ("<f4", size_A)}
     if kind == "alignments2D":
         made[f"{kind}/pose"] = ("<f4", np.deg2rad(particles.numbers("rlnAnglePsi")))
     else:
-        angles = np.stack([particles.numbers(f"rlnAngle{name}") for name in ("Rot", "Tilt", "Psi")], -1)
+        zeros = np.zeros(len(particles))
+        rot_tilt = [particles.numbers(label) if label in particles else zeros for label in views]
+        angles = np.stack([*rot_tilt, particles.numbers("rlnAnglePsi")], -1)
         made[f"{kind}/pose"] = ("<f4", pose_of_euler(angles))
     for label, name in _COUNTED.items():
         if label in particles and label not in not_held(particles):
@@ -302,16 +325,16 @@ def _pose_columns(particles: Table, size_A: np.ndarray) -> dict[str, tuple[Any, 
     return made
 
 
-def _place_columns(particles: Table, shape: tuple[int, int] | None, flip_y: bool) -> dict[str, tuple[Any, np.ndarray]]:
-    if shape is None or "rlnCoordinateX" not in particles or "rlnMicrographName" not in particles:
+def _place_columns(particles: Table, shapes: np.ndarray | None, flip_y: bool) -> dict[str, tuple[Any, np.ndarray]]:
+    if shapes is None or "rlnCoordinateX" not in particles or "rlnMicrographName" not in particles:
         return {}
-    y = particles.numbers("rlnCoordinateY") / shape[0]
+    y = particles.numbers("rlnCoordinateY") / shapes[:, 0]
     names = particles.text("rlnMicrographName").tolist()
     return {
         "location/micrograph_path": ("S", np.array([name.encode() for name in names])),
         "location/micrograph_uid": ("<u8", np.array([_uid(name) for name in names], np.uint64)),
-        "location/micrograph_shape": ("<u4", np.tile(np.array(shape), (len(names), 1))),
-        "location/center_x_frac": ("<f4", particles.numbers("rlnCoordinateX") / shape[1]),
+        "location/micrograph_shape": ("<u4", shapes),
+        "location/center_x_frac": ("<f4", particles.numbers("rlnCoordinateX") / shapes[:, 1]),
         "location/center_y_frac": ("<f4", 1 - y if flip_y else y),
     }
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polarice.io import eer
-from polarice.io.mrc import PACKED, MrcHeader, cut_off, map_sections, nibbles, read_header
+from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, nibbles, read_header
 from polarice.types import InputError
 
 MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".map")
@@ -94,13 +94,13 @@ class MrcMovie:
             raise InputError(cut_off(path, header, header.there))
         self.path, self.frames, self.shape = path, header.n, (header.ny, header.nx)
         self.pixel_size_A, self._header = header.pixel_size_A, header
-        self._sections = map_sections(path, header, packed=True)[1]
+        self._sections = Sections(path, header, packed=True)
 
     def read(self, frame: int) -> np.ndarray:
         section = self._sections[frame]
         if self._header.mode == PACKED:
             return nibbles(section, self._header.nx)
-        return section.astype(section.dtype.newbyteorder("="))
+        return section.astype(section.dtype.newbyteorder("="), copy=False)
 
 
 class TiffMovie:

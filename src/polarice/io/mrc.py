@@ -1,18 +1,18 @@
-"""MRC files: headers, memory-mapped stacks, volumes, and writers that RELION reads.
+"""MRC files: headers, stacks, volumes, and writers that RELION reads.
 
 Modes 0 (signed, or unsigned when told), 1, 2, 6, 12 (float16) and 101 (4-bit, for movies), little and big endian,
 extended headers, gzip. A gzipped file is unpacked once into a temporary file in the system's temporary folder
-($TMPDIR) and mapped from there.
+($TMPDIR) and read from there.
 Format: MRC2014 (Cheng et al. 2015, J. Struct. Biol. 192, 146).
 """
 
 from __future__ import annotations
 
 import gzip
-import mmap
 import os
 import stat
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -146,12 +146,17 @@ def _pixel_type(path: Path, mode: int, endian: str, unsigned: bool) -> np.dtype:
     return np.dtype("u1" if mode == 0 and unsigned else endian + _MODES[mode])
 
 
-def open_stack(path: str | os.PathLike[str], unsigned: bool = False) -> np.ndarray:
-    """The sections as a read-only memory-mapped array (n, ny, nx) of the file's own type and byte order.
+def open_stack(path: str | os.PathLike[str], unsigned: bool = False) -> Sections:
+    """The sections, read as they are asked for, in the file's own type and byte order.
 
     Raises InputError where it cannot be read or holds fewer sections than its header says.
     """
-    return map_sections(path, read_header(path, unsigned))[1]
+    return Sections(path, read_header(path, unsigned))
+
+
+def read_stack(path: str | os.PathLike[str], unsigned: bool = False) -> np.ndarray:
+    """All sections (n, ny, nx) in the file's own type and byte order. Raises InputError as `open_stack` does."""
+    return open_stack(path, unsigned)[:]
 
 
 def nibbles(packed: np.ndarray, nx: int) -> np.ndarray:
@@ -160,28 +165,73 @@ def nibbles(packed: np.ndarray, nx: int) -> np.ndarray:
     return pixels.reshape(*packed.shape[:-1], -1)[..., :nx]
 
 
-def map_sections(path: str | os.PathLike[str], header: MrcHeader, packed: bool = False) -> tuple[mmap.mmap, np.ndarray]:
-    """The mapping and the array (n, ny, nx) in it; of a 4-bit file, where `packed` ones are welcome, the bytes.
+class Sections:
+    """The sections of an open file: `sections[a:b]` reads a .. b - 1 as (b - a, ny, nx), `sections[a]` one (ny, nx).
 
-    Raises InputError where the file is shorter than `header` says, or 4-bit.
+    What is read is copied, and not mapped into memory: a file that others cut off, or a disk that fails, gives an
+    InputError and not a bus error. A gzipped file is unpacked when it is opened. The file is closed when nobody refers
+    to the object any longer, so that a thread may still read what another has let go.
     """
-    if header.mode == PACKED and not packed:
-        raise InputError(
-            f"{path}: pixels of 4 bits (mode 101, or packed into bytes) are for movies; convert it to mode 2 (float32)"
-        )
-    with naming_source(path):
-        if header.gzipped:
-            with tempfile.TemporaryFile(prefix="polarice-") as plain:
-                unpack(path, plain)
-                mapped = mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ)
-        else:
-            with open(path, "rb") as stream:
-                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    shape = (header.n, header.ny, header.row_items)
-    there = max(0, len(mapped) - header.offset) // (header.ny * header.row_items * header.dtype.itemsize)
-    if there < header.n:
-        raise InputError(cut_off(path, header, there))
-    return mapped, np.frombuffer(mapped, header.dtype, int(np.prod(shape)), header.offset).reshape(shape)
+
+    def __init__(self, path: str | os.PathLike[str], header: MrcHeader, packed: bool = False) -> None:
+        """Of a 4-bit file, where `packed` ones are welcome, sections are the bytes (ny, (nx + 1) // 2).
+
+        Raises InputError where the file cannot be opened, is shorter than `header` says, or is 4-bit.
+        """
+        if header.mode == PACKED and not packed:
+            raise InputError(
+                f"{path}: pixels of 4 bits (mode 101, or packed into bytes) are for movies; "
+                "convert it to mode 2 (float32)"
+            )
+        self._path, self._header = path, header
+        self._file = _opened(path, header.gzipped)
+        weakref.finalize(self, os.close, self._file)
+        there = max(0, os.fstat(self._file).st_size - header.offset) // self._section_bytes
+        if there < header.n:
+            raise InputError(cut_off(path, header, there))
+
+    @property
+    def _section_bytes(self) -> int:
+        return self._header.ny * self._header.row_items * self._header.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._header.n
+
+    def __getitem__(self, which: int | slice) -> np.ndarray:
+        """In one sequential read. Raises InputError where the file ends before, or the disk fails."""
+        if isinstance(which, int):
+            first = range(len(self))[which]
+            return self._read(first, first + 1)[0]
+        first, stop, step = which.indices(len(self))
+        assert step == 1
+        return self._read(first, max(first, stop))
+
+    def _read(self, first: int, stop: int) -> np.ndarray:
+        header, path = self._header, self._path
+        found = np.empty((stop - first, header.ny, header.row_items), header.dtype)
+        view = memoryview(found.reshape(-1).view(np.uint8).data)
+        start, done = header.offset + first * self._section_bytes, 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._file, [view[done:]], start + done)
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}; copy it again") from None
+            if count == 0:
+                raise InputError(cut_off(path, header, (start + done - header.offset) // self._section_bytes))
+            done += count
+        return found
+
+
+def _opened(path: str | os.PathLike[str], gzipped: bool) -> int:
+    """A descriptor of the file, or of a temporary one without a name into which it is unpacked."""
+    if not gzipped:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    with tempfile.TemporaryFile(prefix="polarice-") as plain:
+        unpack(path, plain)
+        return os.dup(plain.fileno())
 
 
 def cut_off(path: str | os.PathLike[str], header: MrcHeader, there: int) -> str:
@@ -217,7 +267,7 @@ def read_volume(path: str | os.PathLike[str], unsigned: bool = False) -> tuple[n
     if min(voxel) > 0 and max(voxel) > 1.01 * min(voxel):
         sizes = " x ".join(f"{size:.4g}" for size in voxel)
         raise InputError(f"{path}: voxels of {sizes} A are not cubes; resample the map to one pixel size first")
-    sections = map_sections(path, header)[1].astype(np.float32)
+    sections = Sections(path, header)[:].astype(np.float32)
     order = [(3, 2, 1).index(axis) for axis in header.axes[::-1]]  # where sections, rows, columns go in (z, y, x)
     return np.ascontiguousarray(np.moveaxis(sections, (0, 1, 2), order)), header.pixel_size_A
 

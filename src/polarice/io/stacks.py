@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from polarice.io.copies import Copy
-from polarice.io.mrc import PACKED, MrcHeader, cut_off, read_header, unpack
+from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, read_header, unpack
 from polarice.types import InputError, Particles
 
 OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
@@ -129,42 +129,6 @@ class Traffic:
     seconds: float = 0.0
 
 
-class OpenStack:
-    """A stack that is open for reading; `stack[a:b]` gives its sections a .. b - 1, (b - a, ny, nx).
-
-    Closed when nobody refers to it any longer, so that a thread may still read what another has let go.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], header: MrcHeader) -> None:
-        """InputError where the file cannot be opened."""
-        self._path, self._header = path, header
-        try:
-            self._file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        weakref.finalize(self, os.close, self._file)
-
-    def __len__(self) -> int:
-        return self._header.n
-
-    def __getitem__(self, sections: slice) -> np.ndarray:
-        """In one sequential read. InputError where the file ends before, or the disk fails."""
-        header, path = self._header, self._path
-        found = np.empty((sections.stop - sections.start, header.ny, header.nx), header.dtype)
-        view = memoryview(found.reshape(-1).view(np.uint8).data)
-        start, done = header.offset + sections.start * header.ny * header.nx * header.dtype.itemsize, 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._file, [view[done:]], start + done)
-            except OSError as error:
-                raise InputError(f"{path} cannot be read: {error.strerror}; copy it again") from None
-            if count == 0:
-                there = (start + done - header.offset) // (header.ny * header.nx * header.dtype.itemsize)
-                raise InputError(cut_off(path, header, there))
-            done += count
-        return found
-
-
 class StackSource:
     """The images of a table of particles, an `ImageSource`: read in disk order whatever was asked.
 
@@ -184,7 +148,7 @@ class StackSource:
             raise InputError(f"{table} has no particles; check how it was selected")
         self._particles, self._unsigned, self._table = particles, unsigned, str(table)
         self._headers: dict[int, MrcHeader] = {}
-        self._open: OrderedDict[tuple[int, bool], OpenStack] = OrderedDict()
+        self._open: OrderedDict[tuple[int, bool], Sections] = OrderedDict()
         self._copies = copies or {}
         self.traffic = Traffic()
         self._lock = threading.RLock()
@@ -282,7 +246,7 @@ class StackSource:
                 self.traffic.seconds += time.perf_counter() - since
             images[target[low:high]] = found
 
-    def _sections(self, stack: int, row: int, copied: bool = False) -> OpenStack:
+    def _sections(self, stack: int, row: int, copied: bool = False) -> Sections:
         with self._lock:
             key = (stack, copied)
             if key not in self._open:
@@ -290,9 +254,7 @@ class StackSource:
                 self._check_box(stack, header, row)
                 if header.there < header.n:
                     raise InputError(self._too_short(stack, header, row))
-                self._open[key] = OpenStack(
-                    self._copies[self._particles.stacks[stack]].path if copied else path, header
-                )
+                self._open[key] = Sections(self._copies[self._particles.stacks[stack]].path if copied else path, header)
                 while len(self._open) > OPEN_STACKS:
                     self._open.popitem(last=False)
             self._open.move_to_end(key)

@@ -293,5 +293,5 @@ def _raw(stack: Path, caption: str) -> Picture:
     from polarice.jobs.report.index import Picture
     from polarice.jobs.report.montage import png_bytes, strip
 
-    images = np.asarray(open_stack(stack)[:RAW_SHOWN], np.float32)
+    images = open_stack(stack)[:RAW_SHOWN].astype(np.float32)
     return Picture(png_bytes(strip(images, RAW_SIDE_PX)), caption)

@@ -287,8 +287,9 @@ def _import_particles(path: Path, params: Params) -> None:
                 text = f"{lost:,} of {before:,} particles of {path} are not in {other} and are left out"
                 print(f"warning: {text}", file=sys.stderr)
         optics, particles = cryosparc.tables_of_cs(rows, params.flip_y, str(path))
-        if "blob/sign" in (rows.dtype.names or ()) and (rows["blob/sign"] < 0).any():
-            print("warning: these particles are dark (blob/sign -1); invert the images for RELION", file=sys.stderr)
+        if count := int(cryosparc.dark(rows, str(path)).sum()):
+            which = "these particles" if count == len(rows) else f"{count:,} of {len(rows):,} particles"
+            print(f"warning: {which} are dark (blob/sign -1); invert the images for RELION", file=sys.stderr)
         if "rlnMicrographName" not in particles:
             missing_places = f"{path} has no location/* columns: no rlnMicrographName and no coordinates"
             print(f"warning: {missing_places}; its passthrough table has them (--passthrough)", file=sys.stderr)
@@ -300,14 +301,14 @@ def _import_particles(path: Path, params: Params) -> None:
     if missing := [f"_{label}" for label in DEFOCUS_LABELS if label not in particles]:
         print(f"warning: {path} has no {', '.join(missing)}; classify with --no-ctf", file=sys.stderr)
     if params.to == "cs":
-        shape = _shape(path, particles)
-        if shape is None and "rlnMicrographName" in particles:
-            untold = "fractions of them cannot be told, so there are no location/* columns"
-            print(f"warning: the micrographs of {path} are not there: {untold}", file=sys.stderr)
+        shapes, missing_one = _micrograph_shapes(path, particles)
+        if shapes is None and missing_one:
+            untold = "fractions of it cannot be told, so there are no location/* columns"
+            print(f"warning: {path}: micrograph {missing_one} is not there: {untold}", file=sys.stderr)
         for label in cryosparc.not_held(particles):
             text = f"_{label} of {path} is 0 (none) in some rows, which a .cs table cannot hold: the column is left out"
             print(f"warning: {text}", file=sys.stderr)
-        rows = cryosparc.cs_of_tables(optics, particles, shape)
+        rows = cryosparc.cs_of_tables(optics, particles, shapes)
         begin("import", params, Writes(("particles.cs",)), [path, *params.passthrough])
         cryosparc.write_cs(params.o / "particles.cs", rows)
     else:
@@ -327,22 +328,25 @@ def _relion_tables(path: Path, params: Params) -> tuple[Table, Table]:
         print(f"warning: {table.remark}", file=sys.stderr)
     particles = table.table
     if params.flip_y:
-        shape = _shape(path, particles)
-        if shape is None:
-            raise InputError(f"{path}: its micrographs are not there, so their height is not known; no --flip-y")
-        particles = particles.with_columns({"rlnCoordinateY": shape[0] - particles.numbers("rlnCoordinateY")})
+        shapes, missing = _micrograph_shapes(path, particles)
+        if shapes is None:
+            what = f"micrograph {missing} is not there" if missing else "it has no micrographs and coordinates"
+            raise InputError(f"{path}: {what}, so the height is not known; no --flip-y")
+        particles = particles.with_columns({"rlnCoordinateY": shapes[:, 0] - particles.numbers("rlnCoordinateY")})
     return table.optics_table, particles
 
 
-def _shape(path: Path, particles: Table) -> tuple[int, int] | None:
-    """(ny, nx) of the first micrograph, where it is there."""
-    from polarice.io.mrc import read_header
-
+def _micrograph_shapes(path: Path, particles: Table) -> tuple[np.ndarray | None, str]:
+    """(n, 2) ny, nx of each particle's micrograph; None, and the name of one, where that is not there."""
     if "rlnMicrographName" not in particles or "rlnCoordinateX" not in particles:
-        return None
-    name = Path(str(particles.text("rlnMicrographName")[0]))
-    for root in (Path.cwd(), *path.absolute().parents):
-        if (root / name).is_file():
-            header = read_header(root / name)
-            return header.ny, header.nx
-    return None
+        return None, ""
+    names, of = np.unique(particles.text("rlnMicrographName").astype(str), return_inverse=True)
+    shapes = []
+    for name in names.tolist():
+        places = (root / name for root in (Path.cwd(), *path.absolute().parents))
+        place = next(filter(Path.is_file, places), None)
+        if place is None:
+            return None, name
+        with open_movie(place, Events(1)) as movie:
+            shapes.append(movie.shape)
+    return np.array(shapes)[of.reshape(-1)], ""

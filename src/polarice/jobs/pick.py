@@ -227,10 +227,10 @@ def _draw(item: Item, xy_px: np.ndarray, kind: np.ndarray, outcome: Outcome) -> 
 
 def _read_templates(params: Params) -> tuple[np.ndarray, float]:
     """Templates (n, N, N) that are not empty, and their pixel size."""
-    from polarice.io.mrc import open_stack, read_header
+    from polarice.io.mrc import read_header, read_stack
 
     assert params.templates is not None
-    stack = open_stack(params.templates).astype(np.float32)
+    stack = read_stack(params.templates).astype(np.float32)
     pixel_size_A = params.templates_angpix or read_header(params.templates).pixel_size_A
     if pixel_size_A <= 0:
         raise InputError(f"{params.templates} does not say its pixel size; give it with --templates-angpix")
