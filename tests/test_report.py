@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from polarice.jobs import report as reports
+from polarice.jobs.inputs import is_same
 from polarice.jobs.params import argument, option
-from polarice.jobs.provenance import changed_inputs, read_job_json, versions, write_job_json
+from polarice.jobs.provenance import inputs_of, read_job_json, versions, write_job_json
 from polarice.jobs.report import LeftOut, Parameter, Report, charts, page
 from polarice.jobs.report.drawers import Drawers
 from polarice.jobs.report.montage import MAX_SHEET_PX, Sheet, entries, grey, montage, thumbnail
@@ -288,11 +289,14 @@ def test_job_json_round_trip(tmp_path):
     write_job_json(tmp_path, "class2d", {"k": 5, "diameter": None}, "polarice class2d p.star", inputs=[table], seed=3)
     job = read_job_json(tmp_path)
     assert (job["job"], job["params"], job["seed"]) == ("class2d", {"k": 5, "diameter": None}, 3)
-    assert job["inputs"] == [{"path": str(table), "size": 6, "mtime_ns": table.stat().st_mtime_ns}]
+    (record,) = inputs_of(job, tmp_path)
+    assert {key: record[key] for key in ("path", "size", "mtime_ns", "beside")} == {
+        "path": str(table), "size": 6, "mtime_ns": table.stat().st_mtime_ns, "beside": "p.star",
+    }  # fmt: skip
     assert job["versions"]["python"] == versions()["python"]
-    assert changed_inputs(job) == []
+    assert is_same(record, table)
     table.write_text("data_particles\n")
-    assert changed_inputs(job) == [str(table)]
+    assert not is_same(record, table)
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "not found"), ("{", "not readable"), ("[]", "no parameters")])

@@ -10,6 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from polarice.io import movies, mrc
 from polarice.io.eer import write_eer
 from polarice.io.movies import Events, open_movie, read_frames
 from polarice.io.mrc import header_dtype, nibbles, read_header, read_stack
@@ -60,6 +61,30 @@ def test_bytes_are_what_the_stamp_of_serialem_says(tmp_path, flags, bytes_are):
     content[152:160] = struct.pack("<ii", 1146047817, flags)
     path.write_bytes(content)
     assert np.array_equal(read(path), counts.view(bytes_are))
+
+
+def test_bytes_beyond_what_signed_ones_hold_are_unsigned(tmp_path):
+    counts = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    path = write_mrc(tmp_path / "a.mrc", counts.view(np.int8), 0)
+    content = bytearray(path.read_bytes())
+    for limits, bytes_are in (((0, 255), np.uint8), ((-128, 127), np.int8), ((0, 127), np.int8)):
+        content[76:84] = struct.pack("<ff", *limits)
+        path.write_bytes(content)
+        assert read(path).dtype == bytes_are
+
+
+def test_frames_of_the_size_of_packed_ones(tmp_path, monkeypatch):
+    """Two K3 frames in super-resolution, as IMOD and RELION know them by their size; a small stand-in for it here."""
+    assert (8184, 5760) in movies.PACKED_SIZES and (7420, 3838) in movies.PACKED_SIZES
+    for module in (movies, mrc):
+        monkeypatch.setattr(module, "PACKED_SIZES", {(30, 20)})
+    wide = FRAMES[..., :40]
+    packed = (wide[..., 0::2] | wide[..., 1::2] << 4).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", packed[:, ::-1], photometric="minisblack")
+    assert np.array_equal(read(tmp_path / "a.tif"), wide)
+    assert np.array_equal(read(write_mrc(tmp_path / "a.mrc", packed.view(np.int8), 0)), wide)
+    tifffile.imwrite(tmp_path / "b.tif", packed[:, ::-1].astype(np.uint16), photometric="minisblack")
+    assert read(tmp_path / "b.tif").shape == (4, 30, 20)
 
 
 @pytest.mark.parametrize("stamped", [True, False])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from polarice.io.sessions import clusters, epu_template, parse_mdoc, read_mdoc
+from polarice.types import InputError
 
 MDOC = """PixelSpacing = 0.83
 ImageFile = a.tif
@@ -47,3 +49,9 @@ def test_beam_shifts_fall_into_their_groups():
     truth = rng.integers(0, 9, 500)
     shifts = np.stack([x, y], -1)[truth] * 2.0 + rng.normal(0, 0.05, (500, 2))
     assert np.array_equal(clusters(shifts, 0.3), truth)
+
+
+def test_a_file_that_is_no_mdoc_is_not_read_in_part(tmp_path):
+    (tmp_path / "a.tif.mdoc").write_text("PixelSpacing = 1.1\n" * 230_000)
+    with pytest.raises(InputError, match=r"a\.tif\.mdoc: longer than 4,194,304 characters"):
+        read_mdoc(tmp_path / "a.tif")

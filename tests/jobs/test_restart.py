@@ -313,8 +313,10 @@ def test_what_may_be_said_again(whole, place):
             GO_ON,
             "out/job.json: parameters that make no sense",
         ),
-        (lambda: os.utime("stack.mrcs"), GO_ON, "changed since the run in out began; start anew with --o"),
-        (lambda: Path("stack.mrcs").unlink(), GO_ON, "stack.mrcs: not found; the run in out was started in"),
+        (lambda: _spoil("stack.mrcs"), GO_ON, "stack.mrcs: changed since the run in out began; start anew with --o"),
+        (lambda: _spoil("particles.star"), GO_ON, "particles.star: changed since the run in out began; start anew"),
+        (lambda: Path("stack.mrcs").unlink(), GO_ON, "image stack stack.mrcs not found; looked in"),
+        (lambda: Path("particles.star").unlink(), GO_ON, "particles.star: not found; the run in out was started in"),
     ],
 )
 def test_what_cannot_go_on_says_why(whole, place, prepare, words, message):
@@ -323,6 +325,45 @@ def test_what_cannot_go_on_says_why(whole, place, prepare, words, message):
     ended = polarice(f"{words} --iter 4")
     assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1
     assert [row["number"] for row in read_history("out")] == [1, 2, 3]
+
+
+def _spoil(name):
+    """The same size, and another last byte."""
+    content = bytearray(Path(name).read_bytes())
+    content[-2] ^= 1
+    Path(name).write_bytes(content)
+
+
+def _touched(project):
+    for path in project.rglob("*"):
+        os.utime(path)
+    return project
+
+
+def _copied(project):
+    shutil.copytree(project, project.with_name("copied"), copy_function=shutil.copyfile)
+    shutil.rmtree(project)
+    return project.with_name("copied")
+
+
+@pytest.mark.parametrize("change", [_touched, _copied, lambda project: project.rename(project.with_name("moved"))])
+@pytest.mark.parametrize("words", ["--o out", "--o out --image-dir ../project/images"])
+def test_the_same_content_is_the_same_file(whole, tmp_path, monkeypatch, change, words):
+    """Whatever its time is, and wherever the project lies; a new place of the images may be told."""
+    project = tmp_path / "project"
+    shutil.copytree(whole, project, ignore=shutil.ignore_patterns("out"))
+    if "--image-dir" in words:
+        (project / "images").mkdir()
+        (project / "stack.mrcs").rename(project / "images/stack.mrcs")
+    assert crash(f"{RUN} {words}", project) == 0
+    project = change(project)
+    monkeypatch.chdir(project)
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")  # the run is found from here, and its table from the run
+    more = f"--image-dir {project}/images" if "--image-dir" in words else ""
+    ended = polarice(f"class2d --continue ../out --iter {ITERATIONS + 1} {more}")
+    assert ended.code == 0, ended.err
+    assert checkpoints(Path("../out"))[-1] == ITERATIONS + 1
 
 
 def test_control_c_says_how_to_go_on(whole, place):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polarice.io import eer
-from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, nibbles, read_header
+from polarice.io.mrc import PACKED, PACKED_SIZES, MrcHeader, Sections, cut_off, nibbles, read_header
 from polarice.types import InputError
 
 MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".map")
@@ -104,7 +104,10 @@ class MrcMovie:
 
 
 class TiffMovie:
-    """Frames are the pages of a TIFF file, LZW, deflate or not compressed, classic or BigTIFF, upside down."""
+    """Frames are the pages of a TIFF file, LZW, deflate or not compressed, classic or BigTIFF, upside down.
+
+    Bytes of the size of a packed K2 or K3 frame in super-resolution hold two pixels each, the lower four bits first.
+    """
 
     def __init__(self, path: Path, pages: Sequence[Any]) -> None:
         self.path, self._pages, self.frames = path, pages, len(pages)
@@ -112,12 +115,15 @@ class TiffMovie:
         if len(sizes) > 1 or any(len(size) != 2 for size in sizes):
             listed = ", ".join(" x ".join(map(str, size)) for size in sorted(sizes, key=str)[:4])
             raise InputError(f"{path}: pages of {listed} pixels are not the frames of one movie")
-        self.shape: tuple[int, int] = pages[0].shape
+        self._packed = pages[0].shape in PACKED_SIZES and pages[0].dtype == np.uint8
+        ny, nx = pages[0].shape
+        self.shape = (ny, 2 * nx if self._packed else nx)
         self.pixel_size_A = _tiff_pixel_size(pages[0])
 
     def read(self, frame: int) -> np.ndarray:
         with _naming(self.path, frame):
-            return self._pages[frame].asarray(maxworkers=1)[::-1]
+            rows = self._pages[frame].asarray(maxworkers=1)[::-1]
+        return nibbles(rows, self.shape[1]) if self._packed else rows
 
 
 class EerMovie:

@@ -37,6 +37,9 @@ _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", PACKED: "u1"}
 IMOD_STAMP = 1146047817  # word 39 of a header that IMOD or SerialEM wrote; the next one holds flags
 IMOD_SIGNED, IMOD_PACKED = 1, 16  # bytes run from -128 to 127; each byte holds two pixels, and nx counts bytes
 PACKED_LABEL = b"4 bits packed"  # SerialEM's word for the same
+# (ny, nx in bytes) of K2 and K3 frames in super-resolution, as the camera has them and rotated, two pixels a byte; no
+# camera has as many pixels as these bytes, so that a file says by its size that it is packed, as IMOD takes it too
+PACKED_SIZES = frozenset({(7420, 3838), (7676, 3710), (8184, 5760), (11520, 4092)})
 _OTHER_MODES = {3: "complex int16", 4: "complex float32"}
 _MODE_OF = {np.dtype(np.int8): 0, np.dtype(np.float32): 2, np.dtype(np.float16): 12}
 
@@ -71,9 +74,10 @@ def header_dtype(endian: str) -> np.dtype:
 
 
 def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHeader:
-    """Read a header; `unsigned` takes mode 0 for bytes 0..255, as the stamp of IMOD and SerialEM does.
+    """Read a header; `unsigned` takes mode 0 for bytes 0..255, as the stamp of IMOD and SerialEM does, and a header
+    whose own maximum is more than a signed byte can hold.
 
-    Bytes that hold two pixels each by that stamp's flag or SerialEM's label are mode 101, nx in pixels.
+    Bytes that hold two pixels each by that stamp's flag, SerialEM's label or their size are mode 101, nx in pixels.
 
     A file that is shorter than its header says is told by `there` < `n`. Raises InputError where there is no such
     file or it is no MRC file of a mode that can be read.
@@ -85,9 +89,10 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
     endian, fields = _fields(path, raw)
     nx, ny, nz, mode = (int(fields[name]) for name in ("nx", "ny", "nz", "mode"))
     flags = _imod_flags(raw, endian)
-    if mode == 0 and (flags & IMOD_PACKED or PACKED_LABEL in raw[224:HEADER_BYTES]):
+    if mode == 0 and (flags & IMOD_PACKED or PACKED_LABEL in raw[224:HEADER_BYTES] or (ny, nx) in PACKED_SIZES):
         mode, nx = PACKED, 2 * nx
-    dtype = _pixel_type(path, mode, endian, unsigned or not flags & IMOD_SIGNED)
+    beyond_signed = fields["dmin"] >= 0 and 127 < fields["dmax"] < 256
+    dtype = _pixel_type(path, mode, endian, unsigned or not flags & IMOD_SIGNED or bool(beyond_signed))
     offset = HEADER_BYTES + max(0, int(fields["nsymbt"]))
     row = (nx + 1) // 2 if mode == PACKED else nx * dtype.itemsize
     there = nz if gzipped else max(0, min(nz, (size - offset) // (row * ny)))

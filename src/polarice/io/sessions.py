@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from polarice.types import InputError
+
 MOST_CHARACTERS = 1 << 22  # of an .mdoc file; a section of a tilt series has some thousand
 _EPU = re.compile(r"FoilHole_\d+_Data_(\d+)_")
 
@@ -26,11 +28,17 @@ class Mdoc:
 
 
 def read_mdoc(movie: Path) -> Mdoc | None:
-    """What stands in the .mdoc beside a movie (a.tif.mdoc, or a.mdoc), or None where there is none."""
+    """What stands in the .mdoc beside a movie (a.tif.mdoc, or a.mdoc), or None where there is none.
+
+    Raises InputError for a file that is longer than any .mdoc.
+    """
     for path in (movie.with_name(movie.name + ".mdoc"), movie.with_suffix(".mdoc")):
         if path.is_file():
             with open(path, encoding="utf-8", errors="replace") as stream:
-                return parse_mdoc(stream.read(MOST_CHARACTERS))
+                text = stream.read(MOST_CHARACTERS + 1)
+            if len(text) > MOST_CHARACTERS:
+                raise InputError(f"{path}: longer than {MOST_CHARACTERS:,} characters; is it an .mdoc file?")
+            return parse_mdoc(text)
     return None
 
 

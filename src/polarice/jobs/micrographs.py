@@ -51,9 +51,10 @@ from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable, stem_of
 from polarice.jobs.alone import alone
+from polarice.jobs.inputs import content_of, fingerprint, is_same
 from polarice.jobs.outputs import KEY, RECORD, Outputs
 from polarice.jobs.params import argument, as_dict, command_line, option, options_of
-from polarice.jobs.provenance import NAME, fingerprint
+from polarice.jobs.provenance import NAME
 from polarice.jobs.resources import first_card, take_card, threads_of
 from polarice.jobs.usage import USAGE_NAME, Items, Spent, Watch, items_of_last_run, write_usage
 from polarice.types import InputError
@@ -130,7 +131,7 @@ class Farm:
         kept = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
         threads = threads_of(params)
         workers = min(params.workers or threads, threads)
-        settings = {"job": job, "params": kept, "inputs": [fingerprint(path) for path in inputs]}
+        settings = {"job": job, "params": kept, "inputs": [content_of(path) for path in inputs]}
         each = max(1, threads // workers)
         return Farm(settings, workers, each, what, comm, params.device, params.price, params.o, params.time_limit)
 
@@ -179,6 +180,7 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     kept) and InputError where the results cannot be written.
     """
     marks = [_mark(item, farm) for item in items]
+    files = [[fingerprint(path) for path in (item.file, *item.inputs)] for item in items]  # before they are read
     missing = [row for row, item in enumerate(items) if (old := _recall(item, marks[row])) is None or old.reason]
     if remade := [row for row in missing if (old := _recall(items[row])) is not None and not old.reason]:
         first = f"{len(remade)} {farm.what} made anew, their files or the options have changed ({items[remade[0]].name}"
@@ -187,7 +189,14 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
     for folder in {os.path.dirname(items[row].stem) for row in missing}:
         make_folder(folder)
     plain = replace(farm, settings={}, comm=SERIAL)
-    share = _Share([items[row] for row in missing], [marks[row] for row in missing], work, plain, len(items))
+    share = _Share(
+        [items[row] for row in missing],
+        [marks[row] for row in missing],
+        [files[row] for row in missing],
+        work,
+        plain,
+        len(items),
+    )
     if farm.comm.size > 1:
         farm.comm.once(lambda: share)
     spent = share.done(farm.comm)
@@ -202,6 +211,7 @@ class _Share:
 
     items: Sequence[Item]
     marks: Sequence[str]
+    files: Sequence[Sequence[Mapping[str, Any]]]  # fingerprints of what each item reads
     work: Work
     farm: Farm
     total: int  # items, those done before among them
@@ -217,7 +227,7 @@ class _Share:
         quiet = True if comm.rank else None  # None: where nobody looks
         with tqdm(total=self.total, initial=before, unit=f" {self.farm.what}", disable=quiet) as bar:
             for row, outcome in _made(mine, self.items, self.work, self.farm):
-                _remember(self.items[row], self.marks[row], outcome)
+                _remember(self.items[row], self.marks[row], self.files[row], outcome)
                 failed += bool(outcome.reason)
                 bar.set_postfix_str(f"{failed} left out" if failed else "", refresh=False)
                 bar.update(min(comm.size, self.total - bar.n))
@@ -457,9 +467,8 @@ def told_reason(error: Exception) -> str:
 
 
 def _mark(item: Item, farm: Farm) -> str:
-    """A short text that changes with everything the outcome depends on."""
-    files = [fingerprint(path) for path in (item.file, *item.inputs)]
-    told = json.dumps([farm.settings, item.name, item.settings, files], sort_keys=True, default=str)
+    """A short text that changes with everything the outcome depends on, beside the content of the item's files."""
+    told = json.dumps([farm.settings, item.name, item.settings], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -469,13 +478,21 @@ def _recall(item: Item, mark: str | None = None) -> Outcome | None:
     try:
         with open(item.stem + RECORD, encoding="utf-8") as stream:
             content = json.load(stream)
-        kept = content.pop("mark")
+        kept, files = content.pop("mark"), content.pop("files")
+        if mark is not None and not _are_same(files, (item.file, *item.inputs)):
+            return None
         if (kept != mark and mark is not None) or content.pop("check", None) not in (None, _digest(content)):
             return None
         outcome = Outcome(**content | {"remarks": tuple(content["remarks"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return outcome if _is_sound(outcome) else None
+
+
+def _are_same(records: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> bool:
+    """Whether the files at `paths` are those that were recorded; one that was not there then is not there now."""
+    pairs = zip(records, paths, strict=True)
+    return all(is_same(record, path) or (record["size"] is None and not os.path.exists(path)) for record, path in pairs)
 
 
 def _is_sound(outcome: Outcome) -> bool:
@@ -498,10 +515,13 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _remember(item: Item, mark: str, outcome: Outcome) -> None:
+def _remember(item: Item, mark: str, files: Sequence[Mapping[str, Any]], outcome: Outcome) -> None:
     content = json.loads(json.dumps(asdict(outcome)))
+    read = [
+        {**file, "content": content_of(file["path"]) if fingerprint(file["path"]) == file else None} for file in files
+    ]  # one that has changed since is not what was read
     with replacing(item.stem + RECORD, "w") as stream:
-        stream.write(json.dumps({"mark": mark, "check": _digest(content), **content}) + "\n")
+        stream.write(json.dumps({"mark": mark, "files": read, "check": _digest(content), **content}) + "\n")
 
 
 def check_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import polarice
 from polarice.io.atomic import replacing
+from polarice.jobs.inputs import records_of
 from polarice.types import InputError
 
 NAME = "job.json"
@@ -33,7 +34,7 @@ def write_job_json(
     """Write `folder`/job.json, atomically, and return its path.
 
     `params` is what `jobs.params.as_dict` gives (JSON's own types), `command` the line that runs the job again,
-    `inputs` the files it read (their size and time of change are kept, so that a later run can tell whether they are
+    `inputs` the files it read (`jobs.inputs` says what is kept of them, so that a later run can tell whether they are
     still the same). `more` is added as it is.
     """
     content = {
@@ -42,7 +43,7 @@ def write_job_json(
         "working_directory": os.getcwd(),
         "params": params,
         "seed": seed,
-        "inputs": [fingerprint(path) for path in inputs],
+        "inputs": records_of(inputs, folder),
         "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **(more or {}),
@@ -69,18 +70,16 @@ def read_job_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Name, size in bytes and time of change (nanoseconds) of a file; size None where it is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return {"path": str(path), "size": None, "mtime_ns": None}
-    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+def inputs_of(job: dict[str, Any], folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a job.json's input files. Raises InputError where they are none."""
+    records = job.get("inputs", [])
+    if not isinstance(records, list) or not all(_is_record(each) for each in records):
+        raise InputError(f"{Path(folder) / NAME}: inputs that make no sense; run the job again in a new folder")
+    return records
 
 
-def changed_inputs(job: dict[str, Any]) -> list[str]:
-    """The input files of a job.json that are no longer as they were (paths as written there)."""
-    return [each["path"] for each in job.get("inputs", ()) if fingerprint(each["path"]) != each]
+def _is_record(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("path"), str) and "size" in value
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +14,22 @@ from typing import Any, TypeVar
 
 from polarice.io.atomic import naming_target
 from polarice.jobs.alone import alone
+from polarice.jobs.inputs import is_same, located
 from polarice.jobs.outputs import KEY, Outputs
 from polarice.jobs.params import as_dict, command_line, from_dict, options_of
-from polarice.jobs.provenance import NAME, changed_inputs, read_job_json, write_job_json
+from polarice.jobs.provenance import NAME, inputs_of, read_job_json, write_job_json
 from polarice.jobs.usage import USAGE_NAME
 from polarice.types import InputError
 
 # may be given anew to a run that goes on
-ANEW = ("iter", "device", "threads", "memory", "scratch", "copy_to", "price", "profile")
+ANEW = ("iter", "device", "threads", "memory", "scratch", "copy_to", "price", "profile", "image_dir")
 _ITERATION = re.compile(r"run_it(\d{3,})_")
 _REPORT = "report.html"
 FILES = (_REPORT, "history.jsonl", USAGE_NAME)  # of a run, beside those of its iterations
 _OUTPUT = re.compile(r"report_.*\.png|class\d{3,}(\.star)?|run_data\.star|align2d|sml")  # of some
 _LEFT_OVER = re.compile(r"\.(run_it|report|index|job|history).*\.tmp-\d+")  # of a file that a kill cut off
 
+_CHANGED = "changed since the run in {} began; start anew with --o another folder"
 P = TypeVar("P", bound=Any)
 
 
@@ -90,7 +92,7 @@ def saved(job: str, params: P) -> P:
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, InputError) as error:
         raise InputError(f"{folder / NAME}: parameters that make no sense ({error}); start anew") from error
     _require_same(params, old)
-    _require_inputs(folder, saved)
+    old = replace(old, **_located_table(old, folder, saved))
     given = {name: getattr(params, name) for name in ANEW if getattr(params, name, None) not in (None, "auto")}
     return replace(old, continue_=named, **given)
 
@@ -108,14 +110,33 @@ def _require_same(params: Any, old: Any) -> None:
         raise InputError(message)
 
 
-def _require_inputs(folder: Path, saved: dict[str, Any]) -> None:
-    for path in changed_inputs(saved)[:1]:
-        if not Path(path).exists():
-            raise InputError(
-                f"{path}: not found; the run in {folder} was started in {saved.get('working_directory')} "
-                "and goes on from there"
-            )
-        raise InputError(f"{path}: changed since the run in {folder} began; start anew with --o another folder")
+def _located_table(old: Any, folder: Path, saved: dict[str, Any]) -> dict[str, Any]:
+    """The table of particles where the project has been moved. Raises InputError where it is gone, or another one."""
+    kept = inputs_of(saved, folder)[:1]
+    if not kept:
+        return {}
+    where, named = located(kept[0], folder), kept[0]["path"]
+    if where is not None:
+        return {} if where == Path(old.particles) else {"particles": where}
+    if not os.path.exists(named):
+        raise InputError(
+            f"{named}: not found; the run in {folder} was started in {saved.get('working_directory')} "
+            "and goes on from there"
+        )
+    raise InputError(f"{named}: {_CHANGED.format(folder)}")
+
+
+def require_same_inputs(folder: Path, inputs: Sequence[Any]) -> None:
+    """Raise InputError where `inputs`, the table and its stacks in order, are not those of the run in `folder`."""
+    kept = inputs_of(read_job_json(folder), folder)
+    if len(kept) != len(inputs):
+        raise InputError(
+            f"{inputs[0]}: names {len(inputs) - 1} stacks, and {len(kept) - 1} when the run in {folder} began; "
+            "start anew with --o another folder"
+        )
+    for record, path in zip(kept, inputs, strict=True):
+        if not is_same(record, path):
+            raise InputError(f"{path}: {_CHANGED.format(folder)}")
 
 
 def _require_iterations_left(job: str, params: Any) -> None:
@@ -175,6 +196,8 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
             held.enter_context(alone(folder))
         if params.continue_ is None:
             record = require_free(job, folder, [*inputs, *_tables_of(params)])  # another process may have come between
+        else:
+            require_same_inputs(folder, inputs)
         for path in folder.iterdir():
             if _LEFT_OVER.fullmatch(path.name):
                 with naming_target(path):

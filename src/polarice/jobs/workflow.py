@@ -38,10 +38,10 @@ from polarice import jobs
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import named_files
 from polarice.jobs.alone import alone
+from polarice.jobs.inputs import fingerprint
 from polarice.jobs.micrographs import PerMicrograph, other_options
 from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
 from polarice.jobs.patterns import filled, is_pattern, matches, remarks
-from polarice.jobs.provenance import fingerprint
 from polarice.types import InputError
 
 SUMMARY = "run a chain of jobs from one file, again only what has changed"
