@@ -3,15 +3,27 @@
 A process of its own, started by rank 0 as a script without any package, in a session of its own: a launcher that kills
 all ranks as soon as one is gone does not keep it from telling. It ends with the last rank.
 
-    hub.py JOB RANKS TOKEN [S]  prints its port; rank 0 holds its standard input; within S seconds rank 0 is here
-    a rank says                 hello TOKEN RANK HOST PID, then: bye, or: failed MESSAGE (a JSON string)
-    the hub says                stop
+    hub.py JOB RANKS ADDRESS [S]  listens at ADDRESS ("": everywhere) and prints its port; the first line of its
+                                  standard input is the run's secret, and rank 0 holds it open; rank 0 is here within S
+                                  seconds
+    the hub says                  nonce TEXT, then: welcome; tell TEXT (a JSON string); stop
+    a rank says                   hello RANK HOST PID DIGEST, then: marker FILE, which is gone where the process exits,
+                                  and left where it is killed; alive, now and then; bye; failed MESSAGE (a JSON string)
+
+Who does not know the secret is not listened to: DIGEST signs the nonce, the secret itself is never sent. Lines, and
+the connections of those who have not said who they are, are bounded in number, length and time.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import hmac
 import json
+import math
 import os
+import resource
+import secrets
 import selectors
 import signal
 import socket
@@ -19,6 +31,7 @@ import stat
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 KEEP_ALIVE = (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 4))  # a node that is off is missed after 7 s
@@ -26,6 +39,13 @@ GATHER_S = 300.0  # until rank 0 comes, when MPI has started on all: they load P
 GRACE_S = 2.0  # for the others to end, after which the connections are closed
 LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "prted", "orted")
 LAUNCHER_S = 5.0  # that a launcher may take to end
+SETTLE_S = 0.3  # after a rank is lost: another, whose loss was the cause, may take longer to be closed by the system
+ALIVE_S = 5.0  # between two signs of life
+SILENT_S = 60.0  # without any, after which a rank is called silent
+MARKER = "polarice-rank-"  # how the names of markers begin
+STRANGERS = 64  # connections that have not said who they are, beside one for each rank
+INTRODUCTION_S, INTRODUCTION_BYTES = 10.0, 512  # within which they have to
+MESSAGE_BYTES = 1 << 20  # of a line of a rank
 
 
 def keep_alive(connection: socket.socket) -> None:
@@ -81,19 +101,56 @@ class Voice:
             os.write(self.stream, line.encode())
 
 
+def signed(secret: str, nonce: str, rank: int, host: str, process: int) -> str:
+    """What proves that a rank knows the run's secret."""
+    return hmac.new(secret.encode(), f"{nonce} {rank} {host} {process}".encode(), hashlib.sha256).hexdigest()
+
+
+@dataclass(eq=False)
+class Caller:
+    """A connection; of a rank from its introduction on."""
+
+    connection: socket.socket
+    nonce: str
+    heard: float  # when something came last
+    rest: bytes = b""  # of the last line
+    rank: int = -1
+    host: str = ""
+    process: int = 0
+    silent: bool = False
+    marker: str = ""  # a file on this node that is removed where the process exits
+    exited: bool = False  # ended by an exit, and not by a signal
+
+    @property
+    def known(self) -> bool:
+        return self.rank >= 0
+
+    def clear(self) -> None:
+        """Remove the marker of a rank that is gone or going."""
+        if self.marker:
+            with suppress(OSError):
+                os.unlink(self.marker)
+
+    def say(self, line: str) -> None:
+        with suppress(OSError):
+            self.connection.sendall(line.encode() + b"\n")
+
+
 class Hub:
     """The connections and what was said on them."""
 
-    def __init__(self, job: str, ranks: int, token: str, gather_s: float = GATHER_S) -> None:
-        self.job, self.ranks, self.token = job, ranks, token
+    def __init__(self, job: str, ranks: int, secret: str, address: str = "", gather_s: float = GATHER_S) -> None:
+        self.job, self.ranks, self.secret = job, ranks, secret
         self.gather_s, self.deadline = gather_s, time.monotonic() + gather_s
         self.begun, self.parent = False, os.getppid()  # whether rank 0, the parent, has come
-        self.listener = socket.create_server(("", 0), backlog=1024)
+        self.listener = socket.create_server((address, 0), backlog=1024)
+        self.listener.setblocking(False)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(sys.stdin, selectors.EVENT_READ)
-        self.said: dict[socket.socket, bytes] = {}  # what is left of the last line
-        self.who: dict[socket.socket, tuple[int, str, str]] = {}  # rank, host, process
+        self.callers: dict[socket.socket, Caller] = {}
+        self.lost: list[Caller] = []  # ranks that ended without a word, in the order in which that was noticed
+        self.verdict = math.inf  # when it is said which of them was the cause
         self.gone = 0
         self.ended_for_memory = ended_for_memory()
         self.voice = Voice(launcher_of(os.getppid()))
@@ -101,20 +158,29 @@ class Hub:
     def run(self) -> None:
         """Until all have said goodbye, or one has failed."""
         while self.gone < self.ranks:
-            events = self.selector.select(None if self.begun else max(0.0, self.deadline - time.monotonic()))
-            if not events and not self.begun:
-                self.give_up()
-                return
-            for key, _ in events:
+            for key, _ in self.selector.select(self.patience()):
                 if key.fileobj is self.listener:
                     self.accept()
                 elif key.fileobj is sys.stdin:
                     self.selector.unregister(sys.stdin)
-                    if not self.who:  # rank 0 went before anyone came
-                        return
+                    if not any(each.known for each in self.callers.values()) and not self.lost:
+                        return  # rank 0 went before anyone came
                 elif (message := self.hear(key.fileobj)) is not None:  # type: ignore[arg-type]
                     self.end(message)
                     return
+            now = time.monotonic()
+            if self.lost and (now >= self.verdict or self.gone + len(self.lost) >= self.ranks):
+                self.end(self.cause())
+                return
+            if not self.begun and now >= self.deadline:
+                self.give_up()
+                return
+            self.look_round(now)
+
+    def patience(self) -> float:
+        """How long to wait for something to happen."""
+        until = min(self.verdict, math.inf if self.begun else self.deadline)
+        return max(0.0, min(ALIVE_S, until - time.monotonic()))
 
     def give_up(self) -> None:
         """End a job that has not begun: rank 0 and others wait, in MPI's start, for one that is lost."""
@@ -126,54 +192,128 @@ class Hub:
             with suppress(OSError):
                 os.kill(self.parent, signal.SIGTERM)
 
+    def look_round(self, now: float) -> None:
+        """Send away who does not say who they are, and tell of ranks that have fallen silent."""
+        for each in [each for each in self.callers.values() if not each.known]:
+            if now - each.heard > INTRODUCTION_S:
+                self.drop(each)
+        for each in self.callers.values():
+            if each.known and not each.silent and now - each.heard > SILENT_S:
+                each.silent = True
+                self.tell(
+                    f"warning: rank {each.rank} on {each.host} (process {each.process}) has given no sign of life for "
+                    f"{now - each.heard:.0f} s: stopped, short of memory, or cut off? the others wait for it"
+                )
+
+    def tell(self, text: str) -> None:
+        """Let a rank that answers print a line: what it prints goes the launcher's own way."""
+        awake = [each for each in self.callers.values() if each.known and not each.silent]
+        if awake:
+            min(awake, key=lambda each: each.rank).say(f"tell {json.dumps(f'polarice {self.job}: {text}')}")
+
     def accept(self) -> None:
-        connection, _ = self.listener.accept()
+        """Take a connection in, in place of the oldest stranger's where there are too many."""
+        strangers = [each for each in self.callers.values() if not each.known]
+        if len(strangers) >= self.ranks + STRANGERS:
+            self.drop(strangers[0])
+        try:
+            connection, _ = self.listener.accept()
+        except OSError as error:  # gone again already, or no descriptor is free
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.drop(strangers[0]) if strangers else time.sleep(0.1)
+            return
         keep_alive(connection)
-        self.said[connection] = b""
+        caller = Caller(connection, secrets.token_hex(16), time.monotonic())
+        self.callers[connection] = caller
         self.selector.register(connection, selectors.EVENT_READ)
+        caller.say(f"nonce {caller.nonce}")
+
+    def drop(self, caller: Caller) -> None:
+        self.selector.unregister(caller.connection)
+        del self.callers[caller.connection]
+        caller.connection.close()
 
     def hear(self, connection: socket.socket) -> str | None:
-        """Take in what a rank says; the message where that ends the job."""
+        """Take in what is said; the message where that ends the job."""
+        if (caller := self.callers.get(connection)) is None:
+            return None  # sent away since
         try:
-            data = connection.recv(65536)
+            data = caller.connection.recv(65536)
         except OSError:
             data = b""
-        *lines, self.said[connection] = (self.said[connection] + data).split(b"\n")
+        *lines, caller.rest = (caller.rest + data).split(b"\n")
+        if len(caller.rest) > MESSAGE_BYTES:
+            lines, caller.rest = [*lines, caller.rest], b""
         for line in lines:
             word, _, rest = line.decode(errors="replace").partition(" ")
-            if word == "hello":
-                token, rank, host, process = rest.split(" ")
-                if token == self.token:
-                    self.who[connection] = (int(rank), host, process)
-                    self.begun |= int(rank) == 0
-            elif connection in self.who and word == "bye":
-                self.leave(connection)
+            if not caller.known:
+                if not self.introduced(caller, word, rest):
+                    self.drop(caller)
+                    return None
+            elif word == "marker" and os.path.basename(rest).startswith(MARKER):
+                caller.marker = rest if caller.host == socket.gethostname() else ""
+            elif word == "bye":
+                self.leave(caller)
                 return None
-            elif connection in self.who and word == "failed":
-                return self.told(connection, json.loads(rest))
-        if data:
-            return None
-        message = self.told(connection, self.cause(connection)) if connection in self.who else None
-        self.leave(connection, message is not None)
-        return message
+            elif word == "failed":
+                return self.told(caller, _text(rest))
+        if not caller.known and len(caller.rest) > INTRODUCTION_BYTES:
+            self.drop(caller)
+        elif data and caller.known:
+            self.awake(caller)
+        elif not data and caller.known:
+            caller.exited = bool(caller.marker) and not os.path.exists(caller.marker)
+            self.lost.append(caller)
+            self.verdict = min(self.verdict, time.monotonic() + SETTLE_S)
+            self.leave(caller, counted=False)
+        elif not data:
+            self.drop(caller)
+        return None
 
-    def leave(self, connection: socket.socket, counted: bool = True) -> None:
-        self.selector.unregister(connection)
-        self.said.pop(connection)
-        self.who.pop(connection, None)
+    def awake(self, caller: Caller) -> None:
+        now = time.monotonic()
+        if caller.silent:
+            caller.silent = False
+            self.tell(f"rank {caller.rank} on {caller.host} is back after {now - caller.heard:.0f} s")
+        caller.heard = now
+
+    def introduced(self, caller: Caller, word: str, rest: str) -> bool:
+        """Whether it is a rank of this run that speaks."""
+        try:
+            rank, host, process, digest = rest.split(" ")
+            number, pid = int(rank), int(process)
+        except ValueError:
+            return False
+        taken = any(each.rank == number for each in self.callers.values())
+        right = hmac.compare_digest(signed(self.secret, caller.nonce, number, host, pid).encode(), digest.encode())
+        if word != "hello" or not right or taken or not 0 <= number < self.ranks:
+            return False
+        caller.rank, caller.host, caller.process = number, host, pid
+        self.begun |= number == 0
+        caller.say("welcome")
+        return True
+
+    def leave(self, caller: Caller, counted: bool = True) -> None:
+        self.selector.unregister(caller.connection)
+        del self.callers[caller.connection]
         self.gone += counted
+        caller.clear()
 
-    def cause(self, connection: socket.socket) -> str:
-        """Of an end without a word."""
-        _, host, process = self.who[connection]
-        if host == socket.gethostname() and ended_for_memory() > self.ended_for_memory:
-            return f"process {process} was ended by the system, out of memory; start fewer ranks on a node, or --memory"
-        return f"process {process} was killed, or its node lost (kill -9, out of memory, power, network)"
+    def cause(self) -> str:
+        """Of ends without a word: the first that was no exit, for MPI exits where another rank is gone."""
+        killed = [each for each in self.lost if not each.exited]
+        each = (killed or self.lost)[0]
+        if not killed:
+            return self.told(each, f"process {each.process} ended, by MPI or another library (see what stands above)")
+        if each.host == socket.gethostname() and ended_for_memory() > self.ended_for_memory:
+            why = "was ended by the system, out of memory; start fewer ranks on a node, or --memory"
+        else:
+            why = "was killed, or its node lost (kill -9, out of memory, power, network)"
+        return self.told(each, f"process {each.process} {why}")
 
-    def told(self, connection: socket.socket, message: str) -> str:
+    def told(self, caller: Caller, message: str) -> str:
         """The line about a rank; "" where nothing is to be said."""
-        rank, host, _ = self.who[connection]
-        return f"polarice {self.job}: error: rank {rank} on {host}: {message}\n" if message else ""
+        return f"polarice {self.job}: error: rank {caller.rank} on {caller.host}: {message}\n" if message else ""
 
     def end(self, message: str) -> None:
         """Say why, end the others, and go when they have gone."""
@@ -184,10 +324,10 @@ class Hub:
             self.voice.say(message)
 
     def stop(self) -> None:
-        left = set(self.said)  # also those that have not been heard yet
-        for connection in left:
-            with suppress(OSError):
-                connection.sendall(b"stop\n")
+        left = set(self.callers)  # also those that have not been heard yet
+        for caller in self.callers.values():
+            caller.say("stop")
+            caller.clear()
         until = time.monotonic() + GRACE_S
         while left and time.monotonic() < until:
             for key, _ in self.selector.select(0.1):
@@ -199,9 +339,32 @@ class Hub:
                     self.selector.unregister(key.fileobj)
 
 
-if __name__ == "__main__":
-    hub = Hub(sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(float, sys.argv[4:5]))
+def _text(words: str) -> str:
+    """Of a JSON string; what is none is taken as it is, as far as it goes."""
+    try:
+        return str(json.loads(words))
+    except ValueError:
+        return words[:1000]
+
+
+def allow_descriptors() -> None:
+    """Take as many open files as the system allows: each rank is one."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def main(job: str, ranks: str, address: str, gather_s: str = str(GATHER_S)) -> None:
+    """Serve one run."""
+    allow_descriptors()
+    with os.fdopen(os.dup(0), "rb", buffering=0) as given:
+        secret = given.readline().decode().strip()
+    hub = Hub(job, int(ranks), secret, address, float(gather_s))
     with suppress(BrokenPipeError):  # rank 0 went before anyone came
         os.write(1, f"{hub.listener.getsockname()[1]}\n".encode())
         os.close(1)
         hub.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

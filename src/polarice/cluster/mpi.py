@@ -110,7 +110,7 @@ def _wait(request: Any) -> None:
 @contextmanager
 def joined_world(job: str, launch: Launch) -> Iterator[MPI]:
     """All ranks, while the block runs; see `polarice.cluster.world`. InputError where MPI does not find them all."""
-    address = start_hub(job, launch.size) if launch.rank == 0 else None
+    address = start_hub(job, launch.size, launch.one_node) if launch.rank == 0 else None
     world = _loaded(launch)
     if world.size != launch.size:
         raise InputError(

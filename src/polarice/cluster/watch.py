@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from pathlib import Path
 from polarice.cluster import hub
 
 CONNECT_S = 20.0
+AGAIN_S = 0.1  # between two attempts
 STOPPED = 1  # exit code of a rank that is ended because another one failed
 
 
@@ -28,13 +32,17 @@ class Address:
     token: str
 
 
-def start_hub(job: str, ranks: int) -> Address:
-    """Start the hub; before any MPI library is loaded, as a process is made."""
-    token = secrets.token_hex(16)
-    words = [sys.executable, "-I", "-S", str(Path(hub.__file__)), job, str(ranks), token]
+def start_hub(job: str, ranks: int, one_node: bool = False) -> Address:
+    """Start the hub; before any MPI library is loaded, as a process is made. Ranks of one node are listened to there
+    alone. The secret is handed over on its standard input: a command line is for all to read."""
+    token = secrets.token_hex(32)
+    listens_at = "127.0.0.1" if one_node else ""
+    words = [sys.executable, "-I", "-S", str(Path(hub.__file__)), job, str(ranks), listens_at]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
+    assert process.stdin is not None and process.stdout is not None
     _HUBS.append(process)  # held, and so is its standard input, until this process ends
+    process.stdin.write(token.encode() + b"\n")
+    process.stdin.flush()
     return Address(socket.gethostname(), int(process.stdout.readline()), token)
 
 
@@ -48,12 +56,13 @@ class Line:
         """witness: whether this rank says so when the hub itself is lost."""
         self._address, self._witness = address, witness
         self._leaving = False
-        host = socket.gethostname()
-        self._socket = _connected("localhost" if address.host == host else address.host, address.port)
+        self._lock = threading.Lock()
+        self._socket = _introduced(address, rank)
         if self._socket is None:
             return
-        self._say(f"hello {address.token} {rank} {host} {os.getpid()}")
-        threading.Thread(target=self._listen, args=(self._socket,), name="hub", daemon=True).start()
+        self._say(f"marker {_removed_on_exit()}")
+        for work in (self._listen, self._show_life):
+            threading.Thread(target=work, args=(self._socket,), name="hub", daemon=True).start()
 
     @property
     def holds(self) -> bool:
@@ -71,14 +80,25 @@ class Line:
 
     def _say(self, line: str) -> None:
         if self._socket is not None:
-            with suppress(OSError):
+            with suppress(OSError), self._lock:
                 self._socket.sendall(line.encode() + b"\n")
 
+    def _show_life(self, connection: socket.socket) -> None:
+        """Tell the hub now and then that this process is not stopped."""
+        while not self._leaving and connection is self._socket:
+            time.sleep(hub.ALIVE_S)
+            self._say("alive")
+
     def _listen(self, connection: socket.socket) -> None:
-        try:
-            said = connection.recv(16)
-        except OSError:
-            said = b""
+        said = ""
+        with suppress(OSError), connection.makefile(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                said, _, rest = line.rstrip("\n").partition(" ")
+                if said != "tell":
+                    break
+                os.write(2, f"{json.loads(rest)}\n".encode())
+            else:
+                said = ""
         if self._leaving:
             return
         if not said and self._witness:
@@ -88,11 +108,53 @@ class Line:
         os._exit(STOPPED)  # not sys.exit: this rank may be waiting for one that is dead
 
 
-def _connected(host: str, port: int) -> socket.socket | None:
+def _introduced(address: Address, rank: int) -> socket.socket | None:
+    """A connection on which the hub knows this rank; None where none can be made in time."""
+    host, until = socket.gethostname(), time.monotonic() + CONNECT_S
+    while time.monotonic() < until:
+        with suppress(OSError):
+            connection = socket.create_connection(
+                ("localhost" if address.host == host else address.host, address.port), timeout=CONNECT_S
+            )
+            hub.keep_alive(connection)
+            nonce = _line(connection).removeprefix("nonce ")
+            digest = hub.signed(address.token, nonce, rank, host, os.getpid())
+            connection.sendall(f"hello {rank} {host} {os.getpid()} {digest}\n".encode())
+            if _line(connection) == "welcome":
+                connection.settimeout(None)
+                return connection
+            connection.close()  # sent away with too many strangers: once more
+        time.sleep(AGAIN_S)
+    return None
+
+
+def _line(connection: socket.socket) -> str:
+    """The next line, and not a byte more; "" where there is none."""
+    found = b""
+    while not found.endswith(b"\n") and len(found) < hub.INTRODUCTION_BYTES:
+        byte = connection.recv(1)
+        if not byte:
+            return ""
+        found += byte
+    return found.decode(errors="replace").strip()
+
+
+def _removed_on_exit() -> str:
+    """The name of an empty file that the C library removes when the process exits, by whomever; "" where none is made.
+
+    MPI libraries exit a process on their own where another rank is gone. One that is killed leaves the file, which the
+    hub removes.
+    """
+    libc = ctypes.CDLL(None)
     try:
-        connection = socket.create_connection((host, port), timeout=CONNECT_S)
-    except OSError:
-        return None
-    connection.settimeout(None)
-    hub.keep_alive(connection)
-    return connection
+        libc.__cxa_atexit.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+        file, name = tempfile.mkstemp(prefix=hub.MARKER)
+    except (AttributeError, OSError):  # another C library than GNU's; nowhere to write
+        return ""
+    os.close(file)
+    _NAMES.append(ctypes.create_string_buffer(os.fsencode(name)))  # to the end of the process
+    libc.__cxa_atexit(ctypes.cast(libc.unlink, ctypes.c_void_p), ctypes.addressof(_NAMES[-1]), None)
+    return name
+
+
+_NAMES: list[ctypes.Array[ctypes.c_char]] = []
