@@ -52,8 +52,8 @@ def put(label: str, row: int, text: str) -> None:
         (b"\n\n# only a remark\n", "is not a STAR file"),
         (b"hello\nworld\n", "line 1"),
         (bytes(range(256)) * 40, "line 1"),
-        (b"\x7fELF" + os.urandom(2000), "line 1"),
-        ("data_particles\n\nloop_\n_rlnImageName\n".encode("utf-16"), "particles.star"),
+        (b"\x7fELF" + os.urandom(2000), "is a program, and not a STAR file"),
+        ("data_particles\n\nloop_\n_rlnImageName\n".encode("utf-16"), "is text in UTF-16, and not a STAR file"),
         (b"data_particles\n\nloop_\n_rlnImageName\n", "no particles"),
         (b"data_x\n\n_rlnVersion 3\n", "no block data_particles"),
         (b"data_particles\n\nloop_\n_rlnX\n1\n", "no column _rlnImageName"),
@@ -152,7 +152,7 @@ def test_stacks_that_are_next_to_nothing(place, size):
 
 def test_a_stack_that_is_something_else(place):
     Path("stack.mrcs").write_bytes(b"\x89PNG" + bytes(range(256)) * 20)
-    assert_refused(polarice(RUN), "stack.mrcs is not an MRC file")
+    assert_refused(polarice(RUN), "stack.mrcs is a PNG picture, and not an MRC file")
     Path("stack.mrcs").unlink()
     assert_refused(polarice(RUN), "row 1: image stack stack.mrcs not found", "--image-dir")
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from polarice.io.arrays import require_plain
 from polarice.jobs.batch import _submission
-from polarice.jobs.checkpoint import _require_one_set, _require_plain, path_of, read_checkpoint
+from polarice.jobs.checkpoint import _require_one_set, path_of, read_checkpoint
 from polarice.jobs.provenance import NAME, read_job_json
 from polarice.jobs.report.history import _whole_lines
 from polarice.types import InputError
@@ -25,19 +26,19 @@ def plain(folder: Path, **arrays: np.ndarray) -> zipfile.ZipFile:
 
 
 def test_arrays_are_plain_numbers_as_long_as_they_say(tmp_path):
-    _require_plain(plain(tmp_path, x=np.zeros((3, 2)), y=np.arange(3)))
+    require_plain(plain(tmp_path, x=np.zeros((3, 2)), y=np.arange(3)))
     with pytest.raises(ValueError, match="y holds no plain numbers"):
-        _require_plain(plain(tmp_path, x=np.zeros(3), y=np.array([{}], object)))
+        require_plain(plain(tmp_path, x=np.zeros(3), y=np.array([{}], object)))
     np.savez_compressed(tmp_path / "b.npz", x=np.zeros(1_000_000))
     with pytest.raises(ValueError, match=r"x\.npy is compressed"):
-        _require_plain(zipfile.ZipFile(tmp_path / "b.npz"))
+        require_plain(zipfile.ZipFile(tmp_path / "b.npz"))
     array = (tmp_path / "c.npy", np.zeros(4))
     np.save(*array)
     whole = array[0].read_bytes().replace(b"(4,), }", b"(9999999999,), }").replace(b" " * 9 + b"\n", b"\n")
     with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
         archive.writestr("x.npy", whole)
     with pytest.raises(ValueError, match="not as long as its header says"):
-        _require_plain(zipfile.ZipFile(tmp_path / "c.npz"))
+        require_plain(zipfile.ZipFile(tmp_path / "c.npz"))
 
 
 def particles(**changed: np.ndarray) -> dict[str, np.ndarray]:
@@ -46,6 +47,9 @@ def particles(**changed: np.ndarray) -> dict[str, np.ndarray]:
         "pose.shift_px": np.zeros((3, 2)),
         "found.significant": np.zeros(3),
         "classes.weights": np.array([0.5, 0.5]),
+        "classes.signal_power": np.zeros((2, 5)),
+        "classes.ssnr": np.zeros((2, 5)),
+        "classes.resolution_A": np.zeros(2),
     }
     return {**known, **changed}
 
@@ -56,6 +60,8 @@ def particles(**changed: np.ndarray) -> dict[str, np.ndarray]:
         ({"pose.shift_px": np.zeros((4, 2))}, "do not fit together: of the particles"),
         ({"pose.shift_px": np.zeros(3)}, "do not fit together: pose.shift_px"),
         ({"found.significant": np.zeros((3, 2))}, "do not fit together: found.significant"),
+        ({"cut_px": np.zeros((2, 2))}, "do not fit together: of the particles"),
+        ({"classes.ssnr": np.zeros((3, 5))}, "classes.ssnr is missing, or not of the 2 classes"),
         ({"pose.class_of": np.array([0, 2, 1])}, "numbers that none of the 2 classes has"),
         (
             {"pose.class_of": np.array([0.0, 1.0, 1.0])},

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from polarice.io.atomic import replacing
+from polarice.io.kinds import require_no_other_kind
 from polarice.io.stacks import plain_name, relion_name
 from polarice.io.table import Table
 from polarice.types import InputError
@@ -40,6 +41,7 @@ _COUNTED = {"rlnClassNumber": "class", "rlnRandomSubset": "split"}
 
 def read_cs(path: str | os.PathLike[str]) -> np.ndarray:
     """The rows (n,) of a .cs file. Raises InputError where it is no such file, is cut off, or is empty."""
+    require_no_other_kind(path, "a .cs table of cryoSPARC", but=("NumPy",))
     try:
         rows = _load(path)
     except FileNotFoundError:

@@ -18,10 +18,12 @@ from typing import Literal
 
 import numpy as np
 
+from polarice.io.kinds import require_no_other_kind
 from polarice.io.mrc import open_stack
 from polarice.types import InputError
 
 _TIFF = (".tif", ".tiff", ".gain")
+MOST_GAIN = 1e6  # times the mean; such a pixel is a defect
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ def read_gain(path: Path, shape: tuple[int, int], events: bool, rule: GainRule |
             f"{path}: the gain reference is {gain.shape[1]} x {gain.shape[0]} pixels, the movie "
             f"{shape[1]} x {shape[0]}{hint or '; check that they belong together'}"
         )
-    usable = np.isfinite(gain) & (gain > 0)
+    usable = np.isfinite(gain) & (gain > 0) & (gain < MOST_GAIN)
     if not usable.any():
-        raise InputError(f"{path}: the gain reference is nowhere above 0")
+        raise InputError(f"{path}: the gain reference is nowhere above 0 and below {MOST_GAIN:g}")
     divide = rule.sense == "divide" or (rule.sense == "auto" and events and path.suffix.lower() != ".gain")
     safe = np.where(usable, gain, 1)
     told = safe[usable].mean() / safe if divide else safe
+    usable &= told < MOST_GAIN  # a pixel that all but sees nothing is a defect
     return np.where(usable, told, 0).astype(np.float32)
 
 
@@ -69,6 +72,7 @@ def read_defects(path: Path, shape: tuple[int, int]) -> np.ndarray:
             size = f"{image.shape[1]} x {image.shape[0]} pixels, the movie {shape[1]} x {shape[0]}"
             raise InputError(f"{path}: the map of defects is {size}")
         return image != 0
+    require_no_other_kind(path, "a text of lines x y width height, nor an image", but=("a text", "a STAR"))
     mask = np.zeros(shape, bool)
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -101,6 +105,7 @@ def _read_image(path: Path) -> np.ndarray:
 
     if not path.exists():
         raise InputError(f"{path}: no such file; check the name and the folder")
+    require_no_other_kind(path, "a TIFF file", but=("TIFF",))
     try:
         image = np.asarray(tifffile.imread(path), np.float64)
     except Exception as error:  # each codec has its own

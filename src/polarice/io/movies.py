@@ -19,7 +19,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from polarice.io import eer
-from polarice.io.mrc import PACKED, PACKED_SIZES, MrcHeader, Sections, cut_off, nibbles, read_header
+from polarice.io.kinds import require_no_other_kind
+from polarice.io.mrc import (
+    LEAST_VOXEL_A,
+    MOST_VOXEL_A,
+    PACKED,
+    PACKED_SIZES,
+    MrcHeader,
+    Sections,
+    cut_off,
+    nibbles,
+    read_header,
+)
 from polarice.types import InputError
 
 MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".map")
@@ -123,6 +134,8 @@ class TiffMovie:
     def read(self, frame: int) -> np.ndarray:
         with _naming(self.path, frame):
             rows = self._pages[frame].asarray(maxworkers=1)[::-1]
+            if rows.shape != self._pages[frame].shape or rows.dtype.kind not in "iuf":
+                raise ValueError(f"an array of {rows.dtype} {list(rows.shape)}")
         return nibbles(rows, self.shape[1]) if self._packed else rows
 
 
@@ -143,7 +156,7 @@ class EerMovie:
         first = self._pages[0]
         self.shape = (first.imagelength * events.upsampling, first.imagewidth * events.upsampling)
         self.metadata: dict[str, Any] = first.eer_tags or {}
-        self.pixel_size_A = float(self.metadata.get("sensorPixelSize.width", 0) or 0) * 1e10 / events.upsampling
+        self.pixel_size_A = _sensor_pixel_A(self.metadata) / events.upsampling
 
     @property
     def unused(self) -> str:
@@ -168,12 +181,22 @@ class EerMovie:
             return eer.fraction(self._pages[frame * group : (frame + 1) * group], self._events.upsampling)
 
 
+def _sensor_pixel_A(metadata: dict[str, Any]) -> float:
+    """Of the specimen, as an EER file says in metres; 0 where it says nothing that a microscope could have."""
+    try:
+        size_A = float(metadata.get("sensorPixelSize.width", 0) or 0) * 1e10
+    except (TypeError, ValueError):
+        return 0.0
+    return size_A if LEAST_VOXEL_A <= size_A <= MOST_VOXEL_A else 0.0
+
+
 @contextmanager
 def _tiff(path: Path) -> Iterator[list[Any]]:
     """The pages of a TIFF file whose chain of directories is whole."""
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it would print what we raise
+    require_no_other_kind(path, "a TIFF file", but=("TIFF",))
     try:
         expected = _directories(path)
         file = tifffile.TiffFile(path)

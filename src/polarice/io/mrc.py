@@ -22,6 +22,7 @@ import numpy as np
 
 from polarice.io.atomic import naming_full_disk, replacing
 from polarice.io.gzipped import MAGIC, naming_source
+from polarice.io.kinds import require_no_other_kind
 from polarice.types import InputError
 
 HEADER_BYTES = 1024
@@ -32,6 +33,7 @@ _FIELDS = [
     ("extra1", "V8"), ("exttyp", "S4"), ("nversion", "i4"), ("extra2", "V84"), ("origin", "f4", 3),
     ("map", "S4"), ("machst", "u1", 4), ("rms", "f4"), ("nlabl", "i4"), ("label", "S80", 10),
 ]  # fmt: skip
+LEAST_VOXEL_A, MOST_VOXEL_A = 1e-2, 1e4
 PACKED = 101  # two pixels a byte, the lower four bits first; a row of odd length ends with half a byte
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", PACKED: "u1"}
 IMOD_STAMP = 1146047817  # word 39 of a header that IMOD or SerialEM wrote; the next one holds flags
@@ -85,7 +87,10 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
     path = Path(path)
     raw, size, gzipped = _first_bytes(path)
     if len(raw) < HEADER_BYTES:
+        require_no_other_kind(path, "an MRC file", but=("gzip",))
         raise InputError(f"{path} is not an MRC file: only {len(raw)} bytes; copy or extract it again")
+    if raw[208:211] != b"MAP":  # of old programs, or another kind of file
+        require_no_other_kind(path, "an MRC file", but=("gzip",))
     endian, fields = _fields(path, raw)
     nx, ny, nz, mode = (int(fields[name]) for name in ("nx", "ny", "nz", "mode"))
     flags = _imod_flags(raw, endian)
@@ -93,12 +98,16 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
         mode, nx = PACKED, 2 * nx
     beyond_signed = fields["dmin"] >= 0 and 127 < fields["dmax"] < 256
     dtype = _pixel_type(path, mode, endian, unsigned or not flags & IMOD_SIGNED or bool(beyond_signed))
-    offset = HEADER_BYTES + max(0, int(fields["nsymbt"]))
+    extended = max(0, int(fields["nsymbt"]))
+    offset = HEADER_BYTES + extended
     row = (nx + 1) // 2 if mode == PACKED else nx * dtype.itemsize
     there = nz if gzipped else max(0, min(nz, (size - offset) // (row * ny)))
-    voxel = tuple(
-        float(c / m) if m > 0 and 0 < c < np.inf else 0.0 for c, m in zip(fields["cell_A"], fields["m"], strict=True)
-    )
+    if extended and not gzipped and there < nz and size == HEADER_BYTES + row * ny * nz:
+        raise InputError(
+            f"{path}: its header announces an extended header of {extended} bytes, which is not there; set the field "
+            "(nsymbt, bytes 93 to 96) to 0"
+        )
+    voxel = tuple(_voxel_size_A(c, m) for c, m in zip(fields["cell_A"], fields["m"], strict=True))
     axes = tuple(int(axis) for axis in fields["axes"])
     return MrcHeader(
         nz, ny, nx, mode, endian, voxel[0], offset, dtype, gzipped, there,
@@ -106,6 +115,12 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
         axes=axes if sorted(axes) == [1, 2, 3] else (1, 2, 3),  # type: ignore[arg-type]
         stack=int(fields["ispg"]) == 0 and int(fields["m"][2]) == 1 and nz > 1,
     )  # fmt: skip
+
+
+def _voxel_size_A(cell_A: float, count: int) -> float:
+    """Of one axis; 0.0 where a header says nothing that a microscope's image could have."""
+    size = float(cell_A) / int(count) if count > 0 else 0.0
+    return size if LEAST_VOXEL_A <= size <= MOST_VOXEL_A else 0.0
 
 
 def _imod_flags(raw: bytes, endian: str) -> int:

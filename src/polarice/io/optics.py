@@ -18,9 +18,9 @@ _OLD_LABELS = (
     PREMULTIPLIED, PHASE_FLIPPED,
 )  # fmt: skip
 DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV")
-MOST_PIXEL_SIZE_A = 1e4  # a micrometre
+LEAST_PIXEL_SIZE_A, MOST_PIXEL_SIZE_A = 1e-2, 1e4  # up to a micrometre
 PLAUSIBLE = {  # what any microscope may have, 0 where a table does not say
-    "rlnVoltage": (0.0, 1e4),  # kV
+    "rlnVoltage": (10.0, 3000.0),  # kV
     "rlnSphericalAberration": (-100.0, 100.0),  # mm; negative in corrected microscopes
     "rlnAmplitudeContrast": (-1.0, 1.0),
     "rlnImageSize": (0.0, 1e6),  # px
@@ -79,8 +79,8 @@ def optics_groups(optics: Table) -> tuple[Optics, ...]:
     flags = [_flags(optics, label) for label in (PREMULTIPLIED, PHASE_FLIPPED)]
     columns.append(optics.integers("rlnImageSize") if "rlnImageSize" in optics else np.zeros(len(optics)))
     for label, values in zip((pixel, *MICROSCOPE_LABELS, "rlnImageSize"), columns, strict=True):
-        low, high = PLAUSIBLE.get(label or "", (0.0, MOST_PIXEL_SIZE_A))
-        wrong = ~((values >= low) & (values <= high))
+        low, high = PLAUSIBLE.get(label or "", (LEAST_PIXEL_SIZE_A, MOST_PIXEL_SIZE_A))
+        wrong = ~((values >= low) & (values <= high) | (values == 0))
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(

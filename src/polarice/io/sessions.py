@@ -10,6 +10,7 @@ import numpy as np
 
 from polarice.types import InputError
 
+FARTHEST_SHIFT_UM = 1e4  # a centimetre; a beam is shifted by some 10
 MOST_CHARACTERS = 1 << 22  # of an .mdoc file; a section of a tilt series has some thousand
 _EPU = re.compile(r"FoilHole_\d+_Data_(\d+)_")
 
@@ -70,7 +71,7 @@ def _pair(text: str) -> tuple[float, float] | None:
         x, y = (float(word) for word in text.split())
     except ValueError:
         return None
-    return (x, y) if np.isfinite([x, y]).all() else None
+    return (x, y) if max(abs(x), abs(y)) <= FARTHEST_SHIFT_UM else None
 
 
 def epu_template(movie: Path) -> str | None:

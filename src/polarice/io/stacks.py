@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from polarice.io.copies import Copy
-from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, read_header, unpack
+from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, open_stack, read_header, read_stack, unpack
+from polarice.io.star import read_star
 from polarice.types import InputError, Particles
 
 OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
@@ -114,6 +115,32 @@ def _require_apart(
             )
         if long == os.path.normpath(name).lstrip("/"):
             name_of[path_key] = (name, row)
+
+
+def read_named(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, float]:
+    """Images (n, N, N) float32 of a stack, or those that a STAR table names in column `label`; and their pixel size in
+    Angstrom, 0.0 where their header does not say.
+
+    Raises InputError where they cannot be read, or are of several sizes.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".star":
+        return read_stack(path).astype(np.float32), read_header(path).pixel_size_A
+    table = next((block.table for block in read_star(path) if block.table and label in block.table), None)
+    if table is None or not len(table):
+        raise InputError(f"{path}: no table with _{label}; give a stack of images (.mrcs), or a table that names some")
+    parts = [text.rpartition("@") for text in table.text(label).tolist()]
+    files = find_stacks([plain_name(name) for _, _, name in parts], list(range(len(parts))), path)
+    images = []
+    for row, ((section, _, name), file) in enumerate(zip(parts, files, strict=True), 1):
+        sections = open_stack(file)
+        number = int(section) if section.isdigit() else 1 if not section else 0
+        if not 1 <= number <= len(sections):
+            raise InputError(f"{path}, row {row}: {section}@{name}: the stack has sections 1 to {len(sections)}")
+        images.append(sections[number - 1].astype(np.float32))
+        if images[-1].shape != images[0].shape:
+            raise InputError(f"{path}, row {row}: {name} has images of another size than the first row's")
+    return np.stack(images), read_header(files[0]).pixel_size_A
 
 
 def disk_order(particles: Particles) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 from polarice.io.atomic import replacing
 from polarice.io.cells import RaggedTable, split
 from polarice.io.gzipped import MAGIC, naming_source
+from polarice.io.kinds import require_no_other_kind
 from polarice.io.table import Table, quoted, text_of
 from polarice.types import InputError
 
@@ -74,7 +75,10 @@ class StarFile:
 def read_star(path: str | os.PathLike[str]) -> StarFile:
     """Read a STAR file, gzipped or not. Raises InputError naming file, block, row and line where it cannot be read."""
     path = Path(path)
-    reader = _Reader(path, _contents(path))
+    data = _contents(path)
+    if not data.lstrip().startswith((b"data_", b"#", b"_", b"loop_")):
+        require_no_other_kind(path, "a STAR file", but=("STAR", "gzip", "a text"))
+    reader = _Reader(path, data)
     blocks = tuple(reader.blocks())
     if not blocks:
         raise InputError(f"{path} is not a STAR file: it has no line that begins with data_")
@@ -142,6 +146,16 @@ class _Reader:
                 table = self._table(name, labels)
             elif _is_header(line):
                 break
+            elif (
+                pairs
+                and not loop
+                and len(pairs) > 1
+                and all(value.startswith("#") or not value for value in pairs.values())
+            ):
+                raise InputError(
+                    f"{self.path}, line {self._line_number()}: rows of a table without the line loop_ before its "
+                    "labels; add it"
+                )
             else:
                 raise InputError(
                     f"{self.path}, line {self._line_number()}: {_shown(line)} stands outside of any table; "

@@ -6,9 +6,7 @@ is known of the class averages, too, so that the report of a last iteration can 
 
 from __future__ import annotations
 
-import math
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from polarice.io.arrays import Arrays, in_short, require_plain
 from polarice.io.atomic import replacing
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from polarice.references.averages import Averages
     from polarice.references.mapping import MapState
 
-Arrays = dict[str, Any]
 S = TypeVar("S")
 
 _BASIS = ("box_px", "radius_px", "r_max", "slack_px")
@@ -132,7 +130,7 @@ def _read(folder: Path, number: int, state: Callable[[Arrays], S]) -> S:
     path = path_of(folder, number)
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            _require_plain(stored.zip)
+            require_plain(stored.zip)
             arrays = dict(stored)
             _require_numbers(arrays)
             _require_one_set(arrays)
@@ -146,45 +144,23 @@ def _read(folder: Path, number: int, state: Callable[[Arrays], S]) -> S:
     except MemoryError as error:
         raise _damaged(folder, number, "it does not fit into memory, or is damaged") from error
     except Exception as error:  # zipfile, zlib, numpy and its parser of headers each have their own
-        raise _damaged(folder, number, _short(error)) from error
-
-
-def _short(error: Exception) -> str:
-    """What a library says of a file, in one line, and without advice to load what could run as a program."""
-    words = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "it is no file of arrays" if "pickle" in words else words[:200]
-
-
-def _require_plain(archive: Any) -> None:
-    """Raise ValueError, before memory is taken, where the arrays are not numbers laid plainly in the file.
-
-    Checkpoints are not compressed: no array can be larger than the file itself.
-    """
-    for info in archive.infolist():
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{info.filename} is compressed")
-        with archive.open(info) as stream:
-            major, _ = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, _, kind = read(stream)
-            begin = stream.tell()
-        name = info.filename.removesuffix(".npy")
-        if kind.kind not in "biufc":
-            raise ValueError(f"{name} holds no plain numbers")
-        if math.prod(shape) * kind.itemsize != info.file_size - begin:
-            raise ValueError(f"{name} is not as long as its header says")
+        raise _damaged(folder, number, in_short(error)) from error
 
 
 def _require_one_set(arrays: Arrays) -> None:
     """Raise ValueError where what is known of the particles is not of one set, or not of the classes."""
-    each = {name: value for name, value in arrays.items() if name.startswith(("pose.", "found."))}
-    axes = {name: 2 if name.endswith("shift_px") else 1 for name in each}
+    each = {name: value for name, value in arrays.items() if name.startswith(("pose.", "found.", "cut_px"))}
+    axes = {name: 2 if name.endswith(("shift_px", "cut_px")) else 1 for name in each}
     wrong = [name for name, value in each.items() if value.ndim != axes[name] or value.shape[1:] not in ((), (2,))]
     if wrong or len({len(value) for value in each.values()}) > 1:
         raise ValueError(f"arrays that do not fit together: {', '.join(wrong) or 'of the particles'}")
     classes, weights = arrays.get("pose.class_of"), arrays.get("classes.weights")
     if classes is None or weights is None or classes.dtype.kind not in "iu" or weights.ndim != 1:
         raise ValueError("pose.class_of or classes.weights is missing, or of another kind")
+    for name, dimensions in (("signal_power", 2), ("ssnr", 2), ("resolution_A", 1)):
+        value = arrays.get(f"classes.{name}")
+        if value is None or value.ndim != dimensions or len(value) != len(weights):
+            raise ValueError(f"classes.{name} is missing, or not of the {len(weights)} classes")
     if len(classes) and not -1 <= classes.min() <= classes.max() < len(weights):
         raise ValueError(f"pose.class_of holds numbers that none of the {len(weights)} classes has")
 

@@ -157,7 +157,7 @@ def check(params: Params, optics: Any, dose_in_table: bool) -> None:
         and not all(group.voltage_kV > 0 for group in optics),
     }
     if found := [message for message, is_wrong in wrong.items() if is_wrong]:
-        raise InputError("; ".join(found))
+        raise InputError(f"{params.micrographs}: {'; '.join(found)}")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ class Params(PerMicrograph):
 
     o: Path = option(Path("pick"), "folder for coordinates, micrographs.star and the report")
     blob: bool = option(False, "by size alone: a Laplacian of a Gaussian, then the micrograph's own mean particle")
-    templates: Path | None = option(None, "by class averages: a stack (.mrcs), white particles", flags=("--ref",))
+    templates: Path | None = option(
+        None, "by class averages, white particles: a stack (.mrcs) or a list (.star)", flags=("--ref",)
+    )
     picks: Path | None = option(None, "others' picks: a folder, or a file (.star .box .cbox, Topaz .txt)")
     coord_names: Literal["folders", "bare", "cryosparc"] = option(
         "folders", "folders in names of coordinates must agree, or not; and without cryoSPARC's numbers and endings"
@@ -227,11 +229,11 @@ def _draw(item: Item, xy_px: np.ndarray, kind: np.ndarray, outcome: Outcome) -> 
 
 def _read_templates(params: Params) -> tuple[np.ndarray, float]:
     """Templates (n, N, N) that are not empty, and their pixel size."""
-    from polarice.io.mrc import read_header, read_stack
+    from polarice.io.stacks import read_named
 
     assert params.templates is not None
-    stack = read_stack(params.templates).astype(np.float32)
-    pixel_size_A = params.templates_angpix or read_header(params.templates).pixel_size_A
+    stack, header_A = read_named(params.templates, "rlnReferenceImage")
+    pixel_size_A = params.templates_angpix or header_A
     if pixel_size_A <= 0:
         raise InputError(f"{params.templates} does not say its pixel size; give it with --templates-angpix")
     if stack.shape[1] != stack.shape[2]:

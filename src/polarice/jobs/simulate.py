@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "make simulated particles, with their truth, from density maps or atomic models"
 INT8_SCALE = 20.0  # grey values of an int8 stack, per standard deviation of the background
 FILES = ("particles.mrcs", "particles.star", "truth.npz", "truth.star")  # the last one is written last
+LEAST_QUATERNION = 1e-6  # length; what is far from 1 is no orientation
 BATCH = 128  # images made and written at a time
 LARGEST_BOX_PX = 4096
 
@@ -222,18 +222,20 @@ def _read_quat(path: Path) -> np.ndarray:
     """Orientations (m, 4) xyzw of a STAR table or an .npz file."""
     import numpy as np
 
+    from polarice.io.arrays import read_arrays
     from polarice.io.star import read_star
     from polarice.simulate import quat_of_euler
 
     if path.suffix == ".npz":
-        try:
-            with np.load(path) as arrays:
-                quat = np.array(arrays["quat"], np.float64)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: cannot be read as .npz with an array quat: {error}") from error
-        if quat.ndim != 2 or quat.shape[1] != 4 or not np.all(np.linalg.norm(quat, axis=1) > 0):
+        quat = read_arrays(path).get("quat", np.zeros(0))
+        if quat.dtype.kind not in "iuf" or quat.ndim != 2 or quat.shape[1] != 4 or not len(quat):
             raise InputError(f"{path}: wanted an array quat of (n, 4) quaternions, x y z w")
-        return quat
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(quat.astype(np.float64), axis=1)
+        if not ((lengths > LEAST_QUATERNION) & (lengths < 1 / LEAST_QUATERNION)).all():
+            row = int(np.argmin((lengths > LEAST_QUATERNION) & (lengths < 1 / LEAST_QUATERNION)))
+            raise InputError(f"{path}: quaternion {row + 1} of quat has the length {lengths[row]:g}; remove it")
+        return np.asarray(quat, np.float64)
     labels = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
     tables = [block.table for block in read_star(path) if block.table is not None]
     for table in tables:
@@ -250,9 +252,10 @@ def _read_spectrum(path: Path | None) -> np.ndarray | None:
     try:
         spectrum = np.atleast_1d(np.loadtxt(path, dtype=np.float64))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as one number a line: {error}") from error
-    if spectrum.ndim != 1 or len(spectrum) < 2 or not np.all(spectrum >= 0) or not np.any(spectrum > 0):
-        raise InputError(f"{path}: wanted two or more numbers, none negative, not all 0, one a line")
+        raise InputError(f"{path}: cannot be read as one number a line ({str(error).splitlines()[0][:200]})") from None
+    usable = spectrum.ndim == 1 and len(spectrum) >= 2 and np.isfinite(spectrum).all()
+    if not usable or not np.all(spectrum >= 0) or not np.any(spectrum > 0):
+        raise InputError(f"{path}: wanted two or more finite numbers, none negative, not all 0, one a line")
     return spectrum
 
 

@@ -38,6 +38,8 @@ def run(params: Params) -> None:
 
 
 def _state(system: str, id: str) -> str:
+    if system not in ("slurm", "pbs", "local"):
+        return "not known here"
     try:
         return str(importlib.import_module(f"polarice.jobs.batch.{system}").state(id))
     except InputError:
