@@ -21,7 +21,7 @@ from polarice.ctf.spectrum import spectrum_of
 from polarice.extract.boxes import inside
 from polarice.extract.images import Recipe, images_of
 from polarice.io.coordinates import read_coordinates
-from polarice.io.mrc import read_stack, write_stack
+from polarice.io.mrc import open_stack, write_stack
 from polarice.io.star import Block, Table, write_star
 from polarice.types import Optics
 
@@ -43,7 +43,7 @@ class Cut:
 
 
 def cut_micrograph(path: Path, picks: Path, box_px: int, scaled_px: int) -> Cut:
-    micrograph = read_stack(path)[0]
+    micrograph = open_stack(path)[0]
     xy = read_coordinates(picks).xy_px
     images = images_of(micrograph, xy, Recipe.usual(box_px, scaled_px))
     fit = estimate(spectrum_of(micrograph, MICROGRAPH_OPTICS.pixel_size_A), MICROGRAPH_OPTICS)

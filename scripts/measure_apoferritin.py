@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polarice.io.mrc import read_header, read_stack
+from polarice.io.mrc import open_stack, read_header
 from polarice.io.star import read_star
 
 RIM_A, RIM_WIDTH_A, HOLLOW_A, REACH_A = (
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--relion", type=Path)
     given = parser.parse_args()
     stack = sorted(given.job.glob("run_it*_classes.mrcs"))[-1]
-    averages = np.array(read_stack(stack), np.float64)
+    averages = np.array(open_stack(stack), np.float64)
     model = read_star(str(stack).replace("_classes.mrcs", "_model.star"))
     classes = read_star(str(stack).replace("_classes.mrcs", "_data.star")).table("particles").integers("rlnClassNumber")
     off_px = np.linalg.norm(shell_centres(averages, read_header(stack).pixel_size_A), axis=1)

@@ -273,9 +273,9 @@ def _read_movie(name: str, group: int = 2) -> Callable[[Path], Any]:
 
 
 def _read_mrc(folder: Path) -> Any:
-    from polarice.io.mrc import read_header, read_stack
+    from polarice.io.mrc import open_stack, read_header
 
-    header, sections = read_header(folder / "stack.mrcs"), read_stack(folder / "stack.mrcs")
+    header, sections = read_header(folder / "stack.mrcs"), open_stack(folder / "stack.mrcs")
     assert sections.shape == (header.n, header.ny, header.nx) and sections.size > 0, "sections of another shape"
     assert math.isfinite(header.pixel_size_A) and header.pixel_size_A >= 0, "pixel size is no number"
     return np.array(sections)

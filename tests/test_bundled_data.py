@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polarice.fourier import shell_mean, shell_of
-from polarice.io.mrc import read_header, read_stack, read_volume
+from polarice.io.mrc import open_stack, read_header, read_volume
 from polarice.io.star import read_star
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_bundle_is_small_and_whole():
 
 
 def test_bundled_particles_are_white_shells_in_the_centre():
-    images = read_stack(DATA / "apoferritin/particles.mrcs").astype(np.float64)
+    images = open_stack(DATA / "apoferritin/particles.mrcs").astype(np.float64)
     profile = shell_mean(images.mean(axis=0), shell_of(64)) / 24  # by radius in pixels, in deviations of the noise
     assert 40 <= np.argmax(profile) * 3.375 <= 50  # apoferritin is a shell: 130 A across, 80 A inside
     assert profile.max() > 0.5 and profile[:7].max() < 0  # hollow

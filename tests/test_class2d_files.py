@@ -10,7 +10,7 @@ import pytest
 
 from jobs.sets import PIXEL_A, ParticleSet
 from polarice.io.class2d import RunSettings, complete_iterations, discard_from, mask_share, write_iteration
-from polarice.io.mrc import read_stack, write_stack
+from polarice.io.mrc import open_stack, write_stack
 from polarice.io.particles import read_particles
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -174,7 +174,7 @@ def test_classes_and_sampling(job):
     table, iteration = job
     write_iteration("Class2D", iteration, table, RUN)
     np.testing.assert_array_equal(mrcfile.read("Class2D/run_it003_classes.mrcs"), iteration.model.averages)
-    np.testing.assert_array_equal(read_stack("Class2D/run_it003_classes.mrcs"), iteration.model.averages)
+    np.testing.assert_array_equal(open_stack("Class2D/run_it003_classes.mrcs"), iteration.model.averages)
     sampling = starfile.read("Class2D/run_it003_sampling.star", always_dict=True)["sampling_general"]
     # RELION halves its steps once, so it is told twice ours; offsets in Angstrom
     assert (sampling["rlnPsiStep"], sampling["rlnOffsetRange"], sampling["rlnOffsetStep"]) == (12.0, 12.0, 6.0)

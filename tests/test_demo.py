@@ -14,7 +14,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from polarice import cli
-from polarice.io.mrc import read_stack
+from polarice.io.mrc import open_stack
 from polarice.io.particles import pose_columns
 from polarice.io.star import Block, Table, write_star
 from polarice.jobs.demo import score_of
@@ -147,7 +147,7 @@ def test_no_classes_score_better_than_caps_of_the_sphere():
 
 
 def test_strip_shows_every_image_in_its_place(demo):
-    images = np.asarray(read_stack(demo / "simulated/particles.mrcs")[:3], np.float32)
+    images = np.asarray(open_stack(demo / "simulated/particles.mrcs")[:3], np.float32)
     sheet = np.asarray(strip(images, 64, gap_px=4))
     assert sheet.shape == (64, 3 * 64 + 2 * 4) and (sheet[:, 64:68] == 255).all()
     for place, image in enumerate(images):

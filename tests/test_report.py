@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from polarice.jobs import report as reports
+from polarice.jobs.fault import spared
 from polarice.jobs.inputs import is_same
 from polarice.jobs.params import argument, option
 from polarice.jobs.provenance import inputs_of, read_job_json, versions, write_job_json
@@ -341,3 +342,32 @@ def test_processes_draw_what_one_draws_and_a_killed_one_is_made_up_for():
     with Drawers(1) as drawers:
         drawers.load()
         assert not drawers._processes
+
+
+def test_a_fault_in_the_page_costs_the_page_and_not_the_job(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def fails() -> Path:
+        raise KeyError("<x>")
+
+    path = spared(fails, tmp_path / "report.html")
+    assert "KeyError: &#x27;&lt;x&gt;&#x27;" in path.read_text()
+    said = capsys.readouterr().err
+    assert f"{path}: a fault of polarice in the report: KeyError: '<x>'; all results are kept" in said
+    (note,) = tmp_path.glob("polarice-fault-*.txt")
+    assert "please send the file" in said and str(note) in said and "fails" in note.read_text()
+
+    def full() -> Path:
+        raise InputError("the disk is full")
+
+    with pytest.raises(InputError, match="full"):
+        spared(full, tmp_path / "report.html")
+
+
+def test_a_chart_that_cannot_be_drawn_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("polarice.jobs.report.page.drawn", lambda *_: 1 / 0)
+    path = reports.write_report(tmp_path, a_report())
+    assert "fault of polarice in the report: ZeroDivisionError" in capsys.readouterr().err
+    assert path.exists() and (tmp_path / f"run_it{a_report().iteration.number:03d}_classes.png").exists()

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from polarice.cli import main
 from polarice.fourier import centred_fft2, centred_grid
-from polarice.io.mrc import read_header, read_stack, read_volume, write_volume
+from polarice.io.mrc import open_stack, read_header, read_volume, write_volume
 from polarice.io.particles import StackSource, read_particles
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.jobs.simulate import Params, run, simulation_of
@@ -48,7 +48,7 @@ def map_path(tmp_path) -> Path:
 def test_files_and_truth(map_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(Params((Path("helix.mrc"),), o=Path("out"), particles=300, box=40, snr=0.5, junk=0.1, threads=1))
-    images, header = read_stack("out/particles.mrcs"), read_header("out/particles.mrcs")
+    images, header = open_stack("out/particles.mrcs"), read_header("out/particles.mrcs")
     assert images.shape == (300, 40, 40)
     assert header.pixel_size_A == pytest.approx(4.0)
     again = simulate(simulation_of(Params((Path("helix.mrc"),), particles=300, box=40, snr=0.5, junk=0.1)))
@@ -82,7 +82,7 @@ def test_no_ctf_leaves_no_ctf_columns(map_path, tmp_path):
 def test_other_grey_values(map_path, tmp_path, dtype, scale, error):
     run(Params((map_path,), o=tmp_path / "a", particles=20, box=32))
     run(Params((map_path,), o=tmp_path / "b", particles=20, box=32, dtype=dtype))
-    exact, coarse = (read_stack(tmp_path / name / "particles.mrcs").astype(np.float32) for name in "ab")
+    exact, coarse = (open_stack(tmp_path / name / "particles.mrcs").astype(np.float32) for name in "ab")
     assert np.abs(np.clip(exact, -6, 6) - np.clip(coarse / scale, -6, 6)).max() < error
 
 
@@ -238,7 +238,7 @@ def test_relion_projects_the_same_images(map_path, tmp_path, monkeypatch):
     run(Params((Path("helix.mrc"),), o=Path("out"), particles=12, snr=float("inf"), astigmatism=3000.0))
     words = ("--i", "helix.mrc", "--ang", "out/truth.star", "--o", "theirs", "--ctf", "--angpix", "4.0")
     relion("relion_project", *words, folder=tmp_path)
-    ours, theirs = read_stack("out/particles.mrcs"), read_stack("theirs.mrcs")
+    ours, theirs = open_stack("out/particles.mrcs"), open_stack("theirs.mrcs")
     for mine, other in zip(ours, theirs, strict=True):
         assert np.corrcoef(mine.ravel(), other.ravel())[0, 1] > 0.995
 
@@ -247,8 +247,8 @@ def test_no_noise_is_an_infinite_signal_to_noise_ratio(map_path, tmp_path):
     """The one option that may be infinite."""
     command = ["simulate", str(map_path), "--o", str(tmp_path / "out"), "--particles", "2", "--no-ctf"]
     assert main([*command, "--snr", "inf"]) == 0
-    corner = read_stack(tmp_path / "out/particles.mrcs")[:, :3, :3]
-    assert np.abs(corner).max() < 1e-3 * np.abs(read_stack(tmp_path / "out/particles.mrcs")).max()
+    corner = open_stack(tmp_path / "out/particles.mrcs")[:, :3, :3]
+    assert np.abs(corner).max() < 1e-3 * np.abs(open_stack(tmp_path / "out/particles.mrcs")).max()
     assert main([*command, "--threshold", "inf"]) == 2
 
 

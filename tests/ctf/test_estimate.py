@@ -12,7 +12,7 @@ from polarice.ctf.estimate import Fit, Rings, Search, estimate
 from polarice.ctf.quality import judge
 from polarice.ctf.spectrum import Spectrum, of_power, spectrum_of
 from polarice.fourier import centred_fft2
-from polarice.io.mrc import read_stack
+from polarice.io.mrc import open_stack
 from polarice.types import InputError, Optics
 
 REAL = Path(__file__).parents[3] / "shared/data/apoferritin_empiar10146/micrographs"
@@ -125,10 +125,10 @@ def test_real_micrographs():
     """Halves of a micrograph agree within 150 A; the one that drifted has no rings."""
     optics = Optics("opticsGroup1", 1.5, 300.0, 0.001, 0.07, 0)
     for name in ("May08_03.05.02", "May08_05.53.51"):
-        image = read_stack(REAL / f"{name}_avg.mrc")[0]
+        image = open_stack(REAL / f"{name}_avg.mrc")[0]
         half = image.shape[1] // 2
         left, right = (fitted(part, optics=optics)[0] for part in (image[:, :half], image[:, half:]))
         assert abs(left.defocus_A - right.defocus_A) < 150
         assert 16_000 < left.defocus_A < 26_000
-    quality = fitted(read_stack(REAL / "May08_06.09.02_avg.mrc")[0], optics=optics)[1]
+    quality = fitted(open_stack(REAL / "May08_06.09.02_avg.mrc")[0], optics=optics)[1]
     assert quality.flags == ("no rings", "drift") and quality.smear > 0.4

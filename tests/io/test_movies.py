@@ -13,7 +13,7 @@ import pytest
 from polarice.io import movies, mrc
 from polarice.io.eer import write_eer
 from polarice.io.movies import Events, open_movie, read_frames
-from polarice.io.mrc import header_dtype, nibbles, read_header, read_stack
+from polarice.io.mrc import header_dtype, nibbles, open_stack, read_header
 from polarice.io.pictures import read_picture
 from polarice.types import InputError
 
@@ -109,7 +109,7 @@ def test_stacks_and_micrographs_heed_the_stamp_of_unsigned_bytes(tmp_path):
     content = bytearray(path.read_bytes())
     content[152:160] = struct.pack("<ii", 1146047817, 0)
     path.write_bytes(content)
-    assert np.array_equal(read_stack(path), counts)
+    assert np.array_equal(open_stack(path), counts)
     assert read_picture(path).pixels.max() == 255
 
 
@@ -151,7 +151,7 @@ def test_raw_frames_left_over_are_told(tmp_path):
 
 def test_four_bit_files_are_for_movies_alone(tmp_path):
     with pytest.raises(InputError, match="4 bits"):
-        read_stack(write_mrc(tmp_path / "a.mrc", FRAMES, 101))
+        open_stack(write_mrc(tmp_path / "a.mrc", FRAMES, 101))
     assert nibbles(np.array([0x21, 0x43], np.uint8), 3).tolist() == [1, 2, 3]
 
 

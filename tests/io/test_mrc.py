@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polarice.io import star
 from polarice.io.mrc import (
     LEAST_VOXEL_A,
     MOST_VOXEL_A,
     StackWriter,
     header_dtype,
+    open_sections,
     open_stack,
     read_header,
-    read_stack,
     read_volume,
     write_stack,
     write_volume,
@@ -60,24 +61,24 @@ def raw_file(path, pixels, endian="<", extended=0, stamp=True, mode=2):
 def test_modes_and_byte_orders(tmp_path, mode, endian, stamp, box):
     pixels = images(box, TYPES[mode])
     path = raw_file(tmp_path / "a.mrcs", pixels, endian, extended=160, stamp=stamp, mode=mode)
-    np.testing.assert_array_equal(read_stack(path), pixels)
+    np.testing.assert_array_equal(open_stack(path), pixels)
     header = read_header(path)
     assert (header.n, header.ny, header.nx, header.mode, header.endian) == (3, box, box + 2, mode, endian)
     assert (header.pixel_size_A, header.offset, header.there) == (1.5, 1184, 3)
     packed = tmp_path / "a.mrcs.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    np.testing.assert_array_equal(read_stack(packed), pixels)
+    np.testing.assert_array_equal(open_stack(packed), pixels)
     if stamp:
         mrcfile = pytest.importorskip("mrcfile")
         with mrcfile.open(path) as other:
-            np.testing.assert_array_equal(other.data, read_stack(path))
+            np.testing.assert_array_equal(other.data, open_stack(path))
 
 
 def test_unsigned_bytes_when_told(tmp_path):
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     path = raw_file(tmp_path / "old.mrc", pixels, mode=0)
-    np.testing.assert_array_equal(read_stack(path, unsigned=True), pixels)
-    np.testing.assert_array_equal(read_stack(path), pixels.view(np.int8))
+    np.testing.assert_array_equal(open_stack(path, unsigned=True), pixels)
+    np.testing.assert_array_equal(open_stack(path), pixels.view(np.int8))
 
 
 @pytest.mark.parametrize("folder", ["particles_small", "formats", "maps"])
@@ -90,7 +91,7 @@ def test_real_files_agree_with_mrcfile(folder):
             warnings.simplefilter("ignore")  # two of them lack the map string
             other = mrcfile.open(path, permissive=True)
         with other:
-            pixels = read_stack(path)
+            pixels = open_stack(path)
             np.testing.assert_array_equal(pixels, other.data.reshape(pixels.shape), err_msg=str(path))
             stated = float(other.voxel_size.x)
             expected = stated if LEAST_VOXEL_A <= stated <= MOST_VOXEL_A else 0.0  # one states 0.0002 A
@@ -133,17 +134,17 @@ def test_written_stacks(tmp_path, dtype, mode, error):
     pixels = np.random.default_rng(1).normal(5, 20, (4, 9, 9)).astype(np.float32)
     path = tmp_path / "a.mrcs"
     write_stack(path, pixels, 1.25, np.dtype(dtype))
-    assert np.abs(read_stack(path).astype(np.float32) - pixels).max() <= error
+    assert np.abs(open_stack(path).astype(np.float32) - pixels).max() <= error
     complaints = io.StringIO()
     if dtype != "f2":  # there mrcfile sums in float16 and overflows itself
         assert mrcfile.validate(path, print_file=complaints), complaints.getvalue()
     with mrcfile.open(path) as other:
         header = other.header
-        np.testing.assert_array_equal(other.data, read_stack(path))
+        np.testing.assert_array_equal(other.data, open_stack(path))
         assert (header.mode, header.ispg, header.mz, other.is_image_stack()) == (mode, 0, 1, True)
         assert [float(other.voxel_size[axis]) for axis in "xyz"] == [1.25] * 3
         found = [float(header[name]) for name in ("dmin", "dmax", "dmean", "rms")]
-    stored = read_stack(path).astype(np.float64)
+    stored = open_stack(path).astype(np.float64)
     np.testing.assert_allclose(found, [stored.min(), stored.max(), stored.mean(), stored.std()], rtol=1e-6)
 
 
@@ -159,7 +160,7 @@ def test_writing_in_batches_is_writing_at_once(tmp_path):
     with StackWriter(tmp_path / "batches.mrcs", 7, 8, 2.0) as writer:
         for low in range(0, 7, 3):
             writer.append(pixels[low : low + 3])
-    np.testing.assert_array_equal(read_stack(tmp_path / "once.mrcs"), read_stack(tmp_path / "batches.mrcs"))
+    np.testing.assert_array_equal(open_stack(tmp_path / "once.mrcs"), open_stack(tmp_path / "batches.mrcs"))
     assert pixels.flags.writeable
 
 
@@ -193,21 +194,21 @@ def test_files_that_are_wrong_say_so(tmp_path):
     with pytest.raises(
         InputError, match=r"cut.mrcs is cut off: its header says 3 sections of 10 x 8 pixels, 2 are there"
     ):
-        read_stack(path)
+        open_stack(path)
     packed = tmp_path / "cut.mrcs.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(InputError, match=r"2 are there"):
-        read_stack(packed)
+        open_stack(packed)
     packed.write_bytes(packed.read_bytes()[:-30])
     with pytest.raises(InputError, match=r"the gzip file is damaged or cut off"):
-        read_stack(packed)
+        open_stack(packed)
 
 
 def test_relion_reads_our_stack(tmp_path):
     pixels = np.random.default_rng(3).normal(2, 3, (3, 33, 33)).astype(np.float32)
     write_stack(tmp_path / "a.mrcs", pixels, 1.75)
     relion("relion_image_handler", "--i", "a.mrcs", "--o", "b.mrcs", "--multiply_constant", 2, folder=tmp_path)
-    np.testing.assert_allclose(read_stack(tmp_path / "b.mrcs"), 2 * pixels, rtol=1e-6)
+    np.testing.assert_allclose(open_stack(tmp_path / "b.mrcs"), 2 * pixels, rtol=1e-6)
     assert read_header(tmp_path / "b.mrcs").pixel_size_A == pytest.approx(1.75)
 
 
@@ -215,9 +216,29 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
     """A mapping would end the process with a bus error."""
     path = tmp_path / "s.mrcs"
     write_stack(path, np.ones((64, 32, 32), np.float32), 1.0)
-    sections = open_stack(path)
+    sections = open_sections(path)
     assert sections[63].mean() == 1.0
     os.truncate(path, 1024 + 10 * 4096)
     assert sections[2:4].shape == (2, 32, 32)
     with pytest.raises(InputError, match=r"s\.mrcs is cut off: its header says 64 sections of 32 x 32 pixels, 10 are"):
         sections[:]
+
+
+def test_a_gzipped_file_is_unpacked_as_far_as_its_header_says(tmp_path):
+    """What stands behind it, a gigabyte of zeros say, takes neither memory nor disk."""
+    path = tmp_path / "s.mrcs"
+    write_stack(path, np.ones((2, 8, 8), np.float32), 1.0)
+    with gzip.open(tmp_path / "bomb.mrcs.gz", "wb", 1) as stream:
+        stream.write(path.read_bytes())
+        for _ in range(64):
+            stream.write(bytes(1 << 20))
+    sections = open_sections(tmp_path / "bomb.mrcs.gz")
+    assert os.fstat(sections._file).st_size == path.stat().st_size
+    np.testing.assert_array_equal(sections[:], open_stack(path))
+
+
+def test_a_gzipped_table_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(star, "MOST_UNPACKED_BYTES", 1 << 20)
+    (tmp_path / "p.star").write_bytes(gzip.compress(b"data_x\n_rlnX 1\n" + b"\n" * (1 << 20)))
+    with pytest.raises(InputError, match=r"p\.star: more than 0 GiB when unpacked; unpack it first"):
+        star.read_star(tmp_path / "p.star")

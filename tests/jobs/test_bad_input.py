@@ -15,7 +15,7 @@ import pytest
 
 from jobs.runs import Ended, polarice, stub_report
 from jobs.sets import ParticleSet
-from polarice.io.mrc import read_stack, write_stack
+from polarice.io.mrc import open_stack, write_stack
 from polarice.io.star import Block, Table, read_star, write_star
 
 RUN = "class2d particles.star --k 3 --iter 2 --particle-diameter 50 --threads 1 --o out"
@@ -211,7 +211,7 @@ def test_one_bad_image_is_named_left_out_and_counted(place, images, monkeypatch,
     (report,) = told
     assert [(each.where, each.reason) for each in report.left_out] == [(f"000018@{place}/stack.mrcs", reason)]
     assert ended.out == "59 particles in 3 classes, 1 left out; report: out\n"
-    averages = read_stack("out/run_it002_classes.mrcs")
+    averages = open_stack("out/run_it002_classes.mrcs")
     assert np.isfinite(averages).all() and averages.std(axis=(1, 2)).min() > 0
 
 
@@ -231,7 +231,7 @@ def test_images_of_huge_values_do_not_spoil_the_rest(place, images):
     SET.write(place, spoilt)
     ended = polarice(RUN)
     assert ended.code == 0
-    assert np.isfinite(read_stack("out/run_it002_classes.mrcs")).all()
+    assert np.isfinite(open_stack("out/run_it002_classes.mrcs")).all()
 
 
 # -- parameters --------------------------------------------------------------------------------------------------------

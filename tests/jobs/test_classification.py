@@ -14,7 +14,7 @@ from align.phantoms import CPU
 from jobs.runs import FOLDER_FILES, polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
 from polarice.fourier import soft_disc
-from polarice.io.mrc import read_header, read_stack, write_stack
+from polarice.io.mrc import open_stack, read_header, write_stack
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.jobs import class2d
 from polarice.jobs.checkpoint import read_checkpoint
@@ -125,7 +125,7 @@ def test_the_files_say_what_the_model_is(whole):
     assert classes.numbers("rlnEstimatedResolution") == pytest.approx(resolved, rel=1e-5)
     assert classes.numbers("rlnClassDistribution") == pytest.approx(model.weights.tolist(), abs=1e-6)
     masked = model.images().numpy() * soft_disc(32, 70 / PIXEL_A / 2)
-    np.testing.assert_allclose(read_stack(whole / f"out/{LAST}_classes.mrcs"), masked, atol=1e-4 * masked.max())
+    np.testing.assert_allclose(open_stack(whole / f"out/{LAST}_classes.mrcs"), masked, atol=1e-4 * masked.max())
     last = read_history(whole / "out")[-1]
     assert last["resolution_limit_A"] == pytest.approx(width_A / rings)
     assert last["psi_step_deg"] == pytest.approx(360 / model.basis.n_theta)
@@ -149,7 +149,7 @@ def test_images_are_compared_up_to_the_resolution_asked_for(place, limit_A, ring
 def test_small_batches_give_the_same_answer(whole, place):
     """--memory 0.01 GiB: batches of a few images."""
     assert polarice(f"{RUN} --memory 0.01 --o out").code == 0
-    ours, theirs = (read_stack(folder / f"out/{LAST}_classes.mrcs") for folder in (place, whole))
+    ours, theirs = (open_stack(folder / f"out/{LAST}_classes.mrcs") for folder in (place, whole))
     assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
     assert (labels("out") == labels(whole / "out")).mean() > 0.99
 
@@ -275,7 +275,7 @@ def test_few_particles_and_parameters_at_their_bounds(tmp_path, monkeypatch, n, 
     assert len(found) == n
     classes = found.integers("rlnClassNumber")
     assert classes.min() >= 1 and classes.max() <= k
-    averages = read_stack(str(last).replace("data.star", "classes.mrcs"))
+    averages = open_stack(str(last).replace("data.star", "classes.mrcs"))
     assert averages.shape == (k, 32, 32) and np.isfinite(averages).all() and averages.std() > 0
     weights = read_star(str(last).replace("data", "model")).table("model_classes").numbers("rlnClassDistribution")
     assert abs(weights.sum() - 1) < 1e-5

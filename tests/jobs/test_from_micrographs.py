@@ -17,7 +17,7 @@ from jobs.runs import polarice
 from pick.test_search import places, scene
 from polarice.fourier import centred_fft2
 from polarice.io.coordinates import Coordinates, read_coordinates, write_coordinates
-from polarice.io.mrc import read_header, read_stack, write_image, write_stack
+from polarice.io.mrc import open_stack, read_header, write_image, write_stack
 from polarice.io.star import read_star
 
 
@@ -72,7 +72,7 @@ def test_ctf_fits_what_it_can_and_names_the_rest(rings):
     assert "pixels are not numbers" in page
     picture = found.text("rlnCtfImage")[0]
     assert picture.endswith(".ctf:mrc")
-    both = read_stack(picture.removesuffix(":mrc"))[0]
+    both = open_stack(picture.removesuffix(":mrc"))[0]
     left, right = both[:, 100:256], both[:, 257:413][:, ::-1]  # a centrosymmetric pair
     near = np.hypot(*np.mgrid[-256:256, -156:0]) < 70
     assert np.corrcoef(left[near], right[::-1][near])[0, 1] > 0.3
@@ -109,7 +109,7 @@ def test_ctf_goes_on_with_what_is_missing(rings):
 
 def test_ctf_takes_summed_power_spectra(rings):
     """The micrograph itself is noise; its movie's spectrum is that of a."""
-    image = read_stack("Mic/a.mrc")[0][:512, :512].astype(float)
+    image = open_stack("Mic/a.mrc")[0][:512, :512].astype(float)
     write_stack("Mic/noise_PS.mrc", np.abs(centred_fft2(image))[None].astype(np.float32), 1.5)
     text = HEAD.format(pixel_A=1.5) + "_rlnCtfPowerSpectrum #3\nMic/noise.mrc 1 Mic/noise_PS.mrc\n"
     Path("spectra.star").write_text(text)
@@ -191,7 +191,7 @@ def test_templates_and_others_picks(shells):
     for name, truth in shells.items():
         assert np.abs(picks_of("imported", name).xy_px - truth).max() < 1e-4
     run("extract imported/micrographs.star --o cut --box 48 --threads 1")
-    stack = read_stack("cut/Mic/m0.mrcs")
+    stack = open_stack("cut/Mic/m0.mrcs")
     write_stack("templates.mrcs", stack.mean(axis=0, keepdims=True), 4.0)
     run(
         "pick micrographs.star --o matched --templates templates.mrcs --particle-diameter 145 --psi-step 60 --threads 1"
@@ -224,7 +224,7 @@ def extracted_by_both(shells, ours: str, theirs: str) -> tuple[np.ndarray, np.nd
     places = "--coord_dir picks/ --coord_suffix _pick.star --part_star theirs.star --part_dir theirs/"
     words = f"--i micrographs.star {places} --extract --extract_size 48 --invert_contrast {theirs}"
     relion("relion_preprocess", *words.split())
-    return read_stack("ours/Mic/m0.mrcs"), read_stack("theirs/Mic/m0.mrcs")
+    return open_stack("ours/Mic/m0.mrcs"), open_stack("theirs/Mic/m0.mrcs")
 
 
 def test_extraction_is_relions(shells):
@@ -333,10 +333,10 @@ def test_all_kinds_of_micrographs_are_read(tmp_path, monkeypatch):
         write_coordinates(f"xy/{stem}_pick.star", Coordinates(np.array([(40.0, 50.0), (60.0, 30.0)]), None))
     ended = run("extract micrographs.star --coords xy --box 16 --o cut --threads 1")
     assert "Mic/d.tif: 2 images; one micrograph is wanted" in ended.err
-    first = read_stack("cut/Mic/a.mrcs")
+    first = open_stack("cut/Mic/a.mrcs")
     assert first.shape == (2, 16, 16)
     for stem in "bc":
-        assert np.array_equal(read_stack(f"cut/Mic/{stem}.mrcs"), first)
+        assert np.array_equal(open_stack(f"cut/Mic/{stem}.mrcs"), first)
     run("ctf micrographs.star --o ctf --box 64 --keep-ringless --threads 1")
     assert read_star("ctf/micrographs.star").table("micrographs").text("rlnMicrographName").tolist()[1:] == [
         "Mic/b.mrc.gz",

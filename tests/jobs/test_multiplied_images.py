@@ -12,7 +12,7 @@ from jobs.runs import polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
 from polarice.ctf import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
-from polarice.io.mrc import read_stack, write_stack
+from polarice.io.mrc import open_stack, write_stack
 from polarice.io.star import Block, Table, read_star, write_star
 
 SET = ParticleSet(n=300, box_px=40, noise_sd=0.6, phantoms=1)
@@ -37,7 +37,7 @@ def averages(folder: Path, words: str = "") -> np.ndarray:
     run = f"class2d {folder}/particles.star --k 1 --iter 6 --threads 1 --particle-diameter 90 --seed 3"
     ended = polarice(f"{run} --o {folder}/out {words}")
     assert ended.code == 0, ended.err
-    return np.array(read_stack(folder / "out/run_it006_classes.mrcs")[:])
+    return np.array(open_stack(folder / "out/run_it006_classes.mrcs")[:])
 
 
 def spectra(images: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from jobs.sets import ParticleSet
 from polarice.bench import kills
 from polarice.bench.kills import SAME_AVERAGES, Campaign, ranks_in
 from polarice.cli import main
-from polarice.io.mrc import read_stack
+from polarice.io.mrc import open_stack
 from polarice.jobs.checkpoint import checkpoints
 
 MPIRUN = Path(sys.prefix) / "bin/mpirun"
@@ -144,7 +144,7 @@ def test_a_map_of_three_ranks_is_that_of_one(tmp_path):
     assert_same_answer(three, one, model="coefficients")
     first, last = ParticleSet(n=120, box_px=24).pose(np.random.default_rng(0))[0], state(three / "out", 4)
     assert 0.1 < np.median(np.abs((last["pose.psi_deg"] - first + 180) % 360 - 180))  # they did move
-    a, b = (read_stack(folder / "out/run_it004_classes.mrcs") for folder in (one, three))
+    a, b = (open_stack(folder / "out/run_it004_classes.mrcs") for folder in (one, three))
     assert np.abs(a - b).max() < 1e-4 * np.abs(a).max()
     assert {path.name for path in (one / "out").iterdir()} == {path.name for path in (three / "out").iterdir()}
     assert json.loads((three / "out/usage.json").read_text())["ranks"] == 3

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.runs import polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
-from polarice.io.mrc import read_stack
+from polarice.io.mrc import open_stack
 from polarice.io.star import read_star
 from programs import relion
 
@@ -43,8 +43,8 @@ def test_relion_refine_goes_on_from_a_real_folder(last):
         "relion_refine", "--continue", f"{last}_optimiser.star", "--iter", ITERATIONS + 1, "--o", "out/run", "--j", 1
     )
     (theirs,) = Path("out").glob(f"run*_it{ITERATIONS + 1:03d}_classes.mrcs")
-    ours = read_stack(f"{last}_classes.mrcs")
-    assert min(map(correlation, ours, read_stack(theirs))) > 0.95
+    ours = open_stack(f"{last}_classes.mrcs")
+    assert min(map(correlation, ours, open_stack(theirs))) > 0.95
     before, after = (
         read_star(path).table("particles")
         for path in (f"{last}_data.star", str(theirs).replace("classes.mrcs", "data.star"))
@@ -57,7 +57,7 @@ def test_relion_refine_goes_on_from_a_real_folder(last):
 def test_relions_class_means_are_our_averages(last):
     """The mean of each class's images, turned and moved by relion_stack_create, against our average of it."""
     relion("relion_stack_create", "--i", f"{last}_data.star", "--o", "moved", "--apply_transformation")
-    stack, averages = read_stack("moved.mrcs"), read_stack(f"{last}_classes.mrcs")
+    stack, averages = open_stack("moved.mrcs"), open_stack(f"{last}_classes.mrcs")
     class_of = read_star(f"{last}_data.star").table("particles").integers("rlnClassNumber") - 1
     found = [correlation(stack[class_of == k].mean(axis=0), averages[k]) for k in range(CLASSES)]
     assert min(found) > 0.98, found

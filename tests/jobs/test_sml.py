@@ -12,7 +12,7 @@ from PIL import Image
 
 from jobs.runs import STOPPED_BY_CRASH, Ended, assert_same_files, crash, polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
-from polarice.io.mrc import read_stack
+from polarice.io.mrc import open_stack
 from polarice.io.particles import pose_columns
 from polarice.io.star import read_star
 from polarice.jobs.report import read_history
@@ -113,8 +113,8 @@ def test_iterations_leave_what_goes_on_from_them(whole):
 def test_map_movie_and_report(whole):
     page = (whole / "report.html").read_text()
     assert "Latent map" in page and f"{LAST}_path.gif" in page
-    path = read_stack(whole / f"{LAST}_path.mrcs")
-    averages = read_stack(whole / f"{LAST}_classes.mrcs")
+    path = open_stack(whole / f"{LAST}_path.mrcs")
+    averages = open_stack(whole / f"{LAST}_classes.mrcs")
     assert len(path) == 60
     change = np.linalg.norm(np.diff(path, axis=0), axis=(1, 2))
     assert change.max() < 0.2 * np.linalg.norm(path[0] - path[-1])  # no jumps
@@ -133,7 +133,7 @@ def test_empty_nodes_are_named_and_are_not_black(place):
     assert ended.code == 0 and "most will hold fewer than 3" in ended.err
     empty = np.setdiff1d(np.arange(144), nodes("out"))
     assert f"{len(empty)} nodes are no particle's best" in ended.out and f": {empty[0] + 1}, " in ended.out
-    contrast = np.ptp(read_stack(f"out/{LAST}_classes.mrcs"), axis=(1, 2))
+    contrast = np.ptp(open_stack(f"out/{LAST}_classes.mrcs"), axis=(1, 2))
     assert contrast[empty].min() > 0.2 * np.median(contrast)
 
 
@@ -154,10 +154,10 @@ def test_hard_averages_are_those_of_the_particles(place):
     """Of four species, the averages of the particles in a node resemble the phantom more than noise does."""
     assert polarice(f"{RUN} --o out --average hard --threshold 0.5").code == 0
     counts = np.bincount(nodes("out"), minlength=20)
-    averages = read_stack(f"out/{LAST}_classes.mrcs")
+    averages = open_stack(f"out/{LAST}_classes.mrcs")
     model = read_star(f"out/{LAST}_model.star")
     assert polarice(f"{RUN} --o soft").code == 0
-    soft = read_stack(f"soft/{LAST}_classes.mrcs")
+    soft = open_stack(f"soft/{LAST}_classes.mrcs")
     fullest = int(counts.argmax())
     assert 0.5 < np.corrcoef(averages[fullest].ravel(), soft[fullest].ravel())[0, 1] < 0.9999
     assert model.table("model_classes").numbers("rlnEstimatedResolution")[fullest] < 30

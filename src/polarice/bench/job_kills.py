@@ -225,9 +225,9 @@ def same(one: Path, two: Path, rounding: float) -> bool:
 
 
 def _same_sections(one: Path, two: Path, rounding: float) -> bool:
-    from polarice.io.mrc import read_stack
+    from polarice.io.mrc import open_stack
 
-    return _same_numbers(read_stack(one), read_stack(two), rounding)
+    return _same_numbers(open_stack(one), open_stack(two), rounding)
 
 
 def _same_numbers(one: np.ndarray, two: np.ndarray, rounding: float) -> bool:

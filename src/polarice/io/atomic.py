@@ -12,6 +12,7 @@ from typing import IO, Any
 from polarice.types import InputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_IMPOSSIBLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -68,6 +69,8 @@ def naming_target(path: str | os.PathLike[str]) -> Iterator[None]:
     except (IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"cannot write {path}: a folder stands there, or a file where a folder should be") from error
     except OSError as error:
+        if error.errno in _IMPOSSIBLE:
+            raise InputError(f"cannot write {str(path)[:300]}: {error.strerror}; choose another name") from error
         if error.errno not in _FORBIDDEN:
             raise
         raise InputError(f"no permission to write {path}; choose another folder or change its permissions") from error

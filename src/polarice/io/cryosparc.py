@@ -16,6 +16,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from polarice.io.atomic import replacing
 from polarice.io.kinds import require_no_other_kind
@@ -26,6 +27,7 @@ from polarice.types import InputError
 ALIGNMENTS = ("alignments2D/", "alignments3D/")
 HEADER_CHARACTERS = 1 << 20  # of a table's description; those of cryoSPARC have some thousand
 NO_CLASS = 2**31 - 1  # from here on a class's number is none that was counted
+MOST_SIDE_PX, MOST_SHIFT_A = 1e6, 1e5  # of a micrograph; from the centre of a box
 FARTHEST_OFF_CENTRE = 1.0  # of a micrograph's side; picks beyond half of it lie outside
 
 _DEFOCUS = {"rlnDefocusU": "ctf/df1_A", "rlnDefocusV": "ctf/df2_A"}
@@ -160,6 +162,7 @@ def _pose_of_cs(rows: np.ndarray, names: set[str], size_A: np.ndarray, where: st
         return {}
     scale = _numbers(rows, f"{kind}/psize_A", where) if f"{kind}/psize_A" in names else size_A
     shift_A = _numbers(rows, f"{kind}/shift", where, 2) * scale[:, None]
+    _require_near(np.abs(shift_A).max(axis=1), MOST_SHIFT_A, f"{kind}/shift", where)
     found: dict[str, Any] = {"rlnOriginXAngst": shift_A[:, 0], "rlnOriginYAngst": shift_A[:, 1]}
     if kind == "alignments2D":
         found["rlnAnglePsi"] = np.rad2deg(_numbers(rows, f"{kind}/pose", where))
@@ -177,6 +180,13 @@ def _pose_of_cs(rows: np.ndarray, names: set[str], size_A: np.ndarray, where: st
     return found
 
 
+def _require_near(values: np.ndarray, most: float, name: str, where: str) -> None:
+    """Raise InputError for the first row of values (n,) beyond `most`."""
+    if (values > most).any():
+        row = int(np.argmax(values > most))
+        raise InputError(f"{where}, row {row + 1}: {name} is {values[row]:g}, more than {most:g}; remove the row")
+
+
 def _counted_from_one(rows: np.ndarray, name: str, where: str) -> np.ndarray:
     """A column that counts from 0 as one that counts from 1; the largest unsigned number, no class, becomes 0."""
     values = _numbers(rows, name, where)
@@ -188,6 +198,7 @@ def _place_of_cs(rows: np.ndarray, names: set[str], flip_y: bool, where: str) ->
         return {}
     ny, nx = _numbers(rows, "location/micrograph_shape", where, 2).T
     x, y = (_numbers(rows, f"location/center_{axis}_frac", where) for axis in "xy")
+    _require_near(np.maximum(nx, ny), MOST_SIDE_PX, "location/micrograph_shape", where)
     far = (np.maximum(np.abs(x - 0.5), np.abs(y - 0.5)) > FARTHEST_OFF_CENTRE) | (np.minimum(nx, ny) < 1)
     if far.any():
         row = int(np.argmax(far))
@@ -247,10 +258,10 @@ def pose_of_euler(angles_deg: np.ndarray) -> np.ndarray:
     return Rotation.from_euler("ZYZ", angles_deg, degrees=True).as_rotvec()
 
 
-def cs_of_tables(optics: Table, particles: Table, shapes: np.ndarray | None = None, flip_y: bool = False) -> np.ndarray:
+def cs_of_tables(optics: Table, particles: Table, shapes: ArrayLike | None = None, flip_y: bool = False) -> np.ndarray:
     """Rows of a .cs table from RELION's tables.
 
-    shapes  (n, 2) ny, nx of each particle's micrograph, without which there are no locations
+    shapes  ny, nx of each particle's micrograph (n, 2), or of all of them (2,), without which there are no locations
 
     Raises InputError where a needed column is missing, or an optics group.
     """
@@ -327,9 +338,10 @@ def _pose_columns(particles: Table, size_A: np.ndarray) -> dict[str, tuple[Any, 
     return made
 
 
-def _place_columns(particles: Table, shapes: np.ndarray | None, flip_y: bool) -> dict[str, tuple[Any, np.ndarray]]:
+def _place_columns(particles: Table, shapes: ArrayLike | None, flip_y: bool) -> dict[str, tuple[Any, np.ndarray]]:
     if shapes is None or "rlnCoordinateX" not in particles or "rlnMicrographName" not in particles:
         return {}
+    shapes = np.broadcast_to(np.asarray(shapes), (len(particles), 2))
     y = particles.numbers("rlnCoordinateY") / shapes[:, 0]
     names = particles.text("rlnMicrographName").tolist()
     return {

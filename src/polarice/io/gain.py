@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from polarice.io.kinds import require_no_other_kind
-from polarice.io.mrc import open_stack
+from polarice.io.mrc import open_sections
 from polarice.types import InputError
 
 _TIFF = (".tif", ".tiff", ".gain")
@@ -97,7 +97,7 @@ def read_defects(path: Path, shape: tuple[int, int]) -> np.ndarray:
 def _read_image(path: Path) -> np.ndarray:
     """One image (ny, nx) float64, rows as the kind of file has them."""
     if path.suffix.lower() not in _TIFF:
-        sections = open_stack(path)
+        sections = open_sections(path)
         if len(sections) != 1:
             raise InputError(f"{path} holds {len(sections)} images; one is wanted")
         return sections[0].astype(np.float64)

@@ -33,7 +33,7 @@ _FIELDS = [
     ("extra1", "V8"), ("exttyp", "S4"), ("nversion", "i4"), ("extra2", "V84"), ("origin", "f4", 3),
     ("map", "S4"), ("machst", "u1", 4), ("rms", "f4"), ("nlabl", "i4"), ("label", "S80", 10),
 ]  # fmt: skip
-LEAST_VOXEL_A, MOST_VOXEL_A = 1e-2, 1e4
+LEAST_VOXEL_A, MOST_VOXEL_A = 1e-2, 100.0
 PACKED = 101  # two pixels a byte, the lower four bits first; a row of odd length ends with half a byte
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", PACKED: "u1"}
 IMOD_STAMP = 1146047817  # word 39 of a header that IMOD or SerialEM wrote; the next one holds flags
@@ -68,6 +68,15 @@ class MrcHeader:
     def row_items(self) -> int:
         """Items of `dtype` in a row."""
         return (self.nx + 1) // 2 if self.mode == PACKED else self.nx
+
+    @property
+    def section_bytes(self) -> int:
+        return self.ny * self.row_items * self.dtype.itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """Of a file that is whole."""
+        return self.offset + self.n * self.section_bytes
 
 
 def header_dtype(endian: str) -> np.dtype:
@@ -166,17 +175,17 @@ def _pixel_type(path: Path, mode: int, endian: str, unsigned: bool) -> np.dtype:
     return np.dtype("u1" if mode == 0 and unsigned else endian + _MODES[mode])
 
 
-def open_stack(path: str | os.PathLike[str], unsigned: bool = False) -> Sections:
-    """The sections, read as they are asked for, in the file's own type and byte order.
+def open_stack(path: str | os.PathLike[str], unsigned: bool = False) -> np.ndarray:
+    """All sections (n, ny, nx) in the file's own type and byte order.
 
     Raises InputError where it cannot be read or holds fewer sections than its header says.
     """
+    return open_sections(path, unsigned)[:]
+
+
+def open_sections(path: str | os.PathLike[str], unsigned: bool = False) -> Sections:
+    """The sections, read as they are asked for. Raises InputError as `open_stack` does."""
     return Sections(path, read_header(path, unsigned))
-
-
-def read_stack(path: str | os.PathLike[str], unsigned: bool = False) -> np.ndarray:
-    """All sections (n, ny, nx) in the file's own type and byte order. Raises InputError as `open_stack` does."""
-    return open_stack(path, unsigned)[:]
 
 
 def nibbles(packed: np.ndarray, nx: int) -> np.ndarray:
@@ -204,15 +213,11 @@ class Sections:
                 "convert it to mode 2 (float32)"
             )
         self._path, self._header = path, header
-        self._file = _opened(path, header.gzipped)
+        self._file = _opened(path, header)
         weakref.finalize(self, os.close, self._file)
-        there = max(0, os.fstat(self._file).st_size - header.offset) // self._section_bytes
+        there = max(0, os.fstat(self._file).st_size - header.offset) // self._header.section_bytes
         if there < header.n:
             raise InputError(cut_off(path, header, there))
-
-    @property
-    def _section_bytes(self) -> int:
-        return self._header.ny * self._header.row_items * self._header.dtype.itemsize
 
     def __len__(self) -> int:
         return self._header.n
@@ -230,27 +235,27 @@ class Sections:
         header, path = self._header, self._path
         found = np.empty((stop - first, header.ny, header.row_items), header.dtype)
         view = memoryview(found.reshape(-1).view(np.uint8).data)
-        start, done = header.offset + first * self._section_bytes, 0
+        start, done = header.offset + first * self._header.section_bytes, 0
         while done < len(view):
             try:
                 count = os.preadv(self._file, [view[done:]], start + done)
             except OSError as error:
                 raise InputError(f"{path} cannot be read: {error.strerror}; copy it again") from None
             if count == 0:
-                raise InputError(cut_off(path, header, (start + done - header.offset) // self._section_bytes))
+                raise InputError(cut_off(path, header, (start + done - header.offset) // self._header.section_bytes))
             done += count
         return found
 
 
-def _opened(path: str | os.PathLike[str], gzipped: bool) -> int:
+def _opened(path: str | os.PathLike[str], header: MrcHeader) -> int:
     """A descriptor of the file, or of a temporary one without a name into which it is unpacked."""
-    if not gzipped:
+    if not header.gzipped:
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
     with tempfile.TemporaryFile(prefix="polarice-") as plain:
-        unpack(path, plain)
+        unpack(path, plain, header.file_bytes)
         return os.dup(plain.fileno())
 
 
@@ -262,15 +267,19 @@ def cut_off(path: str | os.PathLike[str], header: MrcHeader, there: int) -> str:
     )
 
 
-def unpack(path: str | os.PathLike[str], target: IO[bytes]) -> None:
-    """Decompress a gzip file into an open one. Raises InputError where it is damaged or the disk is full."""
+def unpack(path: str | os.PathLike[str], target: IO[bytes], most_bytes: int) -> None:
+    """Decompress a gzip file into an open one, `most_bytes` at the most: what its header announces.
+
+    Raises InputError where it is damaged or the disk is full.
+    """
     with (
         naming_source(path),
         naming_full_disk(f"{tempfile.gettempdir()} (unpacking {path})"),
         gzip.open(path) as stream,
     ):
-        while piece := stream.read(1 << 22):
-            target.write(piece)
+        left = most_bytes
+        while left > 0 and (piece := stream.read(min(left, 1 << 22))):
+            left -= target.write(piece)
         target.flush()
 
 

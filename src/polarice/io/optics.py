@@ -18,7 +18,7 @@ _OLD_LABELS = (
     PREMULTIPLIED, PHASE_FLIPPED,
 )  # fmt: skip
 DEFOCUS_LABELS = ("rlnDefocusU", "rlnDefocusV")
-LEAST_PIXEL_SIZE_A, MOST_PIXEL_SIZE_A = 1e-2, 1e4  # up to a micrometre
+LEAST_PIXEL_SIZE_A, MOST_PIXEL_SIZE_A = 1e-2, 100.0  # as --angpix may give
 PLAUSIBLE = {  # what any microscope may have, 0 where a table does not say
     "rlnVoltage": (10.0, 3000.0),  # kV
     "rlnSphericalAberration": (-100.0, 100.0),  # mm; negative in corrected microscopes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polarice.io.movies import EER_ENDING, TIFF_ENDINGS, Events, open_movie
-from polarice.io.mrc import open_stack, read_header
+from polarice.io.mrc import open_sections, read_header
 from polarice.types import InputError
 
 
@@ -42,7 +42,7 @@ def _first_image(path: str | os.PathLike[str]) -> tuple[int, np.ndarray | None, 
         with open_movie(path, Events(1)) as file:
             return file.frames, file.read(0).astype(np.float32) if file.frames == 1 else None, file.pixel_size_A
     header = read_header(path)
-    pixels = open_stack(path)[0].astype(np.float32) if header.n == 1 else None
+    pixels = open_sections(path)[0].astype(np.float32) if header.n == 1 else None
     return header.n, pixels, header.pixel_size_A
 
 

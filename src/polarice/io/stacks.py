@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from polarice.io.copies import Copy
-from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, open_stack, read_header, read_stack, unpack
+from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, open_sections, open_stack, read_header, unpack
 from polarice.io.star import read_star
 from polarice.types import InputError, Particles
 
@@ -125,7 +125,7 @@ def read_named(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, fl
     """
     path = Path(path)
     if path.suffix.lower() != ".star":
-        return read_stack(path).astype(np.float32), read_header(path).pixel_size_A
+        return open_stack(path).astype(np.float32), read_header(path).pixel_size_A
     table = next((block.table for block in read_star(path) if block.table and label in block.table), None)
     if table is None or not len(table):
         raise InputError(f"{path}: no table with _{label}; give a stack of images (.mrcs), or a table that names some")
@@ -133,7 +133,7 @@ def read_named(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, fl
     files = find_stacks([plain_name(name) for _, _, name in parts], list(range(len(parts))), path)
     images = []
     for row, ((section, _, name), file) in enumerate(zip(parts, files, strict=True), 1):
-        sections = open_stack(file)
+        sections = open_sections(file)
         number = int(section) if section.isdigit() else 1 if not section else 0
         if not 1 <= number <= len(sections):
             raise InputError(f"{path}, row {row}: {section}@{name}: the stack has sections 1 to {len(sections)}")
@@ -302,6 +302,6 @@ class StackSource:
                 weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             self._unpacked[stack] = self._folder / f"{stack}.mrcs"
             with open(self._unpacked[stack], "wb") as stream:
-                unpack(path, stream)
+                unpack(path, stream, header.file_bytes)
             self._headers[stack] = read_header(self._unpacked[stack], self._unsigned)
         return self._unpacked.get(stack, path), self._headers[stack]

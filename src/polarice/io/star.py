@@ -23,6 +23,7 @@ from polarice.types import InputError
 
 __all__ = ["Block", "StarFile", "Table", "read_star", "write_star"]
 
+MOST_UNPACKED_BYTES = 1 << 33  # of a gzipped table; ten million particles have some 3 GB
 _VALUE = re.compile(r"""(?<!\S)(?:"([^"]*)"|'([^']*)')(?!\S)|(\S+)""")
 
 
@@ -107,8 +108,20 @@ def _contents(path: Path) -> bytes:
     with naming_source(path):
         data = path.read_bytes()
         if data.startswith(MAGIC):
-            data = gzip.decompress(data)
+            data = _unpacked(path)
     return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip file. Raises InputError where there is no end of it."""
+    pieces, size = list[bytes](), 0
+    with gzip.open(path) as stream:
+        while piece := stream.read(1 << 22):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MOST_UNPACKED_BYTES:
+                raise InputError(f"{path}: more than {MOST_UNPACKED_BYTES >> 30} GiB when unpacked; unpack it first")
+    return b"".join(pieces)
 
 
 class _Reader:

@@ -97,7 +97,7 @@ def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> MapS
 def read_iteration(folder: Path, number: int, total: int, rows: np.ndarray) -> Iteration:
     """What iteration `number` of `total` left behind of the particles `rows`: as in its checkpoint, its line of the
     history and its stack of averages. InputError where one of them cannot be read."""
-    from polarice.io.mrc import read_stack
+    from polarice.io.mrc import open_stack
     from polarice.jobs.report.history import figures_of, read_history
 
     figures = next((figures_of(row) for row in read_history(folder) if row["number"] == number), None)
@@ -108,7 +108,7 @@ def read_iteration(folder: Path, number: int, total: int, rows: np.ndarray) -> I
     def iteration(arrays: Arrays) -> Iteration:
         known = _part(arrays, "classes")
         known |= {name: value.item() for name, value in known.items() if value.ndim == 0}
-        model = ClassModel(averages=read_stack(path).astype(np.float32), **known)
+        model = ClassModel(averages=open_stack(path).astype(np.float32), **known)
         return Iteration(**figures | {"total": total, "model": model, "assignment": _assignment(arrays).take(rows)})
 
     return _read(folder, number, iteration)

@@ -10,6 +10,7 @@ from typing import Any
 
 from polarice.cluster import Comm, world
 from polarice.jobs import align2d, sml
+from polarice.jobs.fault import spared
 from polarice.jobs.params import option
 from polarice.types import InputError
 
@@ -46,7 +47,11 @@ def run(params: Params) -> None:
             _do("sml", second, comm)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('deep2d', params.o)}") from None
-        comm.once(lambda: print(f"report of both: {_write_page(params, first, second)}"))
+        comm.once(
+            lambda: print(
+                f"report of both: {spared(lambda: _write_page(params, first, second), params.o / 'report.html')}"
+            )
+        )
 
 
 def _begun(params: Params, held: ExitStack) -> Params:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from polarice.jobs.fault import spared
 from polarice.jobs.params import as_dict, command_line, option
 from polarice.types import InputError
 
@@ -57,7 +58,7 @@ def run(params: Params) -> None:
     print(f"3/3  sorting 550 real particles of apoferritin into {APOFERRITIN_CLASSES} classes", flush=True)
     with _timed(seconds, "apoferritin"):
         _classify(params, "apoferritin")
-    page = _write_page(params, score, seconds)
+    page = spared(lambda: _write_page(params, score, seconds), params.o / PAGE)
     print(f"done in {sum(seconds.values()):.0f} s; open {page}")
 
 
@@ -289,9 +290,9 @@ def _raw(stack: Path, caption: str) -> Picture:
     """The first images of a stack in a row."""
     import numpy as np
 
-    from polarice.io.mrc import open_stack
+    from polarice.io.mrc import open_sections
     from polarice.jobs.report.index import Picture
     from polarice.jobs.report.montage import png_bytes, strip
 
-    images = open_stack(stack)[:RAW_SHOWN].astype(np.float32)
+    images = open_sections(stack)[:RAW_SHOWN].astype(np.float32)
     return Picture(png_bytes(strip(images, RAW_SIDE_PX)), caption)

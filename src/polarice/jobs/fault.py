@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import os
 import platform
 import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from polarice import __version__
+from polarice.io.atomic import replacing
 from polarice.types import InputError
 
 SHOWN = 300  # characters of an error's text
@@ -37,6 +39,39 @@ def tell(words: Sequence[str], error: BaseException) -> int:
     with suppress(OSError, InputError):
         print(f"{name}: what is done is kept; please send the file {_write(words, error)}", file=sys.stderr)
     return 1
+
+
+def spared(write: Callable[[], Path], page: Path) -> Path:
+    """A report's page as `write` makes it; a fault in it costs the page and not the job, whose results are on disk.
+
+    In its place stands a page that says what went wrong. Raises InputError where the page cannot be written at all.
+    """
+    try:
+        return write()
+    except InputError:
+        raise
+    except Exception as error:
+        note_fault(error, page)
+        with replacing(page, "w") as stream:
+            stream.write(_PAGE.format(html.escape(_named(error))))
+        return page
+
+
+def note_fault(error: Exception, page: Path) -> None:
+    """Say on stderr what went wrong in a report, and where it is written down."""
+    print(f"warning: {page}: a fault of polarice in the report: {_named(error)}; all results are kept", file=sys.stderr)
+    with suppress(OSError, InputError):
+        print(f"warning: please send the file {_write(sys.argv[1:], error)}", file=sys.stderr)
+
+
+_PAGE = (
+    '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Polarice</title>'
+    "<p>This page could not be drawn, by a fault of Polarice ({}). The results beside it are whole.</p></html>\n"
+)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(str(error))}"
 
 
 def one_line(text: str) -> str:

@@ -26,7 +26,7 @@ def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Name, size in bytes and time of change (nanoseconds) of a file; size None where it is not there."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a name with a null byte
         return {"path": str(path), "size": None, "mtime_ns": None}
     return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -36,7 +36,7 @@ def content_of(path: str | os.PathLike[str]) -> str | None:
     try:
         with open(path, "rb") as stream:
             return _digest(stream, Path(path).suffix.lower() in TEXT)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

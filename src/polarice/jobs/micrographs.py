@@ -51,6 +51,7 @@ from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable, stem_of
 from polarice.jobs.alone import alone
+from polarice.jobs.fault import spared
 from polarice.jobs.inputs import content_of, fingerprint, is_same
 from polarice.jobs.outputs import KEY, RECORD, Outputs
 from polarice.jobs.params import argument, as_dict, command_line, option, options_of
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from polarice.jobs.report.micrographs import MicrographReport
 
 REPORT = "report.html"
+LONGEST_NAME_BYTES = 200  # file systems take 255, with what is put behind it
 LONGEST_S = 7200.0  # of one micrograph or movie
 GRACE_S = 60.0  # a process that does not stop by itself at its time limit is ended so much later
 # parameters that say where and how fast, not what
@@ -145,6 +147,11 @@ def items_of(table: MicrographTable, folder: Path) -> list[Item]:
     stems = [stem_of(name, folder) for name in table.names]
     seen: dict[str, int] = {}
     for row, stem in enumerate(stems):
+        if any(len(os.fsencode(part)) > LONGEST_NAME_BYTES for part in Path(stem).parts):
+            raise InputError(
+                f"{table.path}, row {row + 1}: the name {table.names[row][:60]}... is longer than {LONGEST_NAME_BYTES} "
+                "bytes, which leaves no room for what is put behind it; rename the file"
+            )
         if (first := seen.setdefault(stem, row)) != row:
             raise InputError(
                 f"{table.path}: rows {first + 1} and {row + 1} ({table.names[first]}, {table.names[row]}) would write "
@@ -295,7 +302,8 @@ def end(report: MicrographReport, beside: str = "") -> None:
     from polarice.jobs.report.micrographs import write_micrograph_report
 
     used = items_of_last_run(report.params.o)
-    write_micrograph_report(report.params.o, replace(report, usage=used.lines() if used else []))
+    told = replace(report, usage=used.lines() if used else [])
+    spared(lambda: write_micrograph_report(report.params.o, told), report.params.o / REPORT)
     tell(report.outcomes, report.params.o, report.what, beside)
 
 

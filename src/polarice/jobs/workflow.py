@@ -38,6 +38,7 @@ from polarice import jobs
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import named_files
 from polarice.jobs.alone import alone
+from polarice.jobs.fault import spared
 from polarice.jobs.inputs import fingerprint
 from polarice.jobs.micrographs import PerMicrograph, other_options
 from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
@@ -298,7 +299,8 @@ def _report(steps: Sequence[Step], workflow: Path) -> None:
     from polarice.jobs.report.chain import Link, write_chain_report
 
     links = [Link(step.name, step.job, command_line(step.job, step.params())) for step in steps]
-    page = write_chain_report(Path(f"{workflow.stem}_report.html").absolute(), workflow.stem, links)
+    page = Path(f"{workflow.stem}_report.html").absolute()
+    spared(lambda: write_chain_report(page, workflow.stem, links), page)
     print(f"report: {page.name}", flush=True)
 
 

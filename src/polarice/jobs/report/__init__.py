@@ -103,16 +103,17 @@ def write_report(
 
     Pictures: run_itNNN_classes.png (the montage) and report_convergence.png, _classes, _occupancy, _poses, _spectra,
     _times.
-    Every file is replaced as a whole. InputError where the disk is full or the folder may not be written.
+    Every file is replaced as a whole; what goes wrong in a chart or the page is told, and does not end the job.
+    InputError where the disk is full or the folder may not be written.
     """
     from polarice.io.atomic import replacing
+    from polarice.jobs.fault import note_fault, spared
     from polarice.jobs.report import page
     from polarice.jobs.report.montage import write_montage
 
     folder = Path(folder)
-    drawn = page.drawn(report, comm.rank, comm.size) if drawers is None else drawers.drawn(report)
-    charts = {name: chart for part in comm.collect(drawn) for name, chart in part}
-    if comm.rank == 0:
+
+    def write() -> Path:
         number = report.iteration.number
         write_montage(folder / f"run_it{number:03d}_classes.png", report.iteration, report.particle_diameter_A)
         for name, chart in charts.items():
@@ -121,4 +122,12 @@ def write_report(
         content = page.html(report, charts)
         with replacing(folder / "report.html", "w") as stream:
             stream.write(content)
-    return folder / "report.html"
+        return folder / "report.html"
+
+    try:
+        drawn = page.drawn(report, comm.rank, comm.size) if drawers is None else drawers.drawn(report)
+    except Exception as error:  # the page does without these charts
+        note_fault(error, folder / "report.html")
+        drawn = []
+    charts = {name: chart for part in comm.collect(drawn) for name, chart in part}
+    return spared(write, folder / "report.html") if comm.rank == 0 else folder / "report.html"
