@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from polarice.io.atomic import replacing
 from polarice.io.kinds import require_no_other_kind
+from polarice.io.optics import LEAST_PIXEL_SIZE_A, MOST_PIXEL_SIZE_A, PLAUSIBLE
 from polarice.io.stacks import plain_name, relion_name
 from polarice.io.table import Table
 from polarice.types import InputError
@@ -111,7 +112,7 @@ def tables_of_cs(rows: np.ndarray, flip_y: bool = False, where: str = "particles
     size_A, shape = _numbers(rows, "blob/psize_A", where), _numbers(rows, "blob/shape", where, 2)
     index = _numbers(rows, "blob/idx", where)
     for name, bad in (
-        ("blob/psize_A", ~(size_A > 0)),
+        ("blob/psize_A", ~((size_A >= LEAST_PIXEL_SIZE_A) & (size_A <= MOST_PIXEL_SIZE_A))),
         ("blob/shape", shape[:, 0] != shape[:, 1]),
         ("blob/idx", (index < 0) | (index != np.rint(index))),
     ):
@@ -139,6 +140,14 @@ def _optics_of_cs(
     """Columns of the optics table, and each row's place in it (n,)."""
     exposure = _numbers(rows, "ctf/exp_group_id", where) if "ctf/exp_group_id" in names else np.zeros(len(rows))
     known = {label: _numbers(rows, name, where) for label, name in _OPTICS.items() if name in names}
+    for label, values in known.items():
+        low, high = PLAUSIBLE[label]
+        if (wrong := (values < low) | (values > high)).any():
+            row = int(np.argmax(wrong))
+            raise InputError(
+                f"{where}, row {row + 1}: {_OPTICS[label]} is {values[row]:g}, and not between {low:g} and {high:g}; "
+                "correct or remove the row"
+            )
     keys = np.stack([exposure, size_A, box_px, *known.values()], axis=1)
     groups, first, group_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     called = [f"expGroup{int(number) + 1}" for number in groups[:, 0]]
@@ -273,7 +282,7 @@ def cs_of_tables(optics: Table, particles: Table, shapes: ArrayLike | None = Non
     box = optics.integers("rlnImageSize")[row_of]
     made: dict[str, tuple[Any, np.ndarray]] = {
         "uid": ("<u8", np.array([_uid("".join(name)) for name in names], np.uint64)),
-        "blob/path": ("S", np.array([path.encode() for _, _, path in names])),
+        "blob/path": ("S", np.array([os.fsencode(path) for _, _, path in names])),
         "blob/idx": ("<u4", np.array([int(index) - 1 for index, _, _ in names])),
         "blob/shape": ("<u4", np.stack([box, box], -1)),
         "blob/psize_A": ("<f4", size_A),
@@ -345,7 +354,7 @@ def _place_columns(particles: Table, shapes: ArrayLike | None, flip_y: bool) -> 
     y = particles.numbers("rlnCoordinateY") / shapes[:, 0]
     names = particles.text("rlnMicrographName").tolist()
     return {
-        "location/micrograph_path": ("S", np.array([name.encode() for name in names])),
+        "location/micrograph_path": ("S", np.array([os.fsencode(name) for name in names])),
         "location/micrograph_uid": ("<u8", np.array([_uid(name) for name in names], np.uint64)),
         "location/micrograph_shape": ("<u4", shapes),
         "location/center_x_frac": ("<f4", particles.numbers("rlnCoordinateX") / shapes[:, 1]),
@@ -372,7 +381,7 @@ def write_cs(path: str | os.PathLike[str], rows: np.ndarray) -> None:
 
 def _uid(text: str) -> int:
     """A number of 64 bits that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8], "little")
 
 
 def _text(value: bytes | str) -> str:

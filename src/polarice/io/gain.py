@@ -12,6 +12,7 @@ What is handed out multiplies a frame; 0 marks a defect.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from polarice.io.mrc import open_sections
 from polarice.types import InputError
 
 _TIFF = (".tif", ".tiff", ".gain")
+MOST_PIXELS = 1 << 28  # 16,384 along each side, the largest of an EER file
 MOST_GAIN = 1e6  # times the mean; such a pixel is a defect
 
 
@@ -84,7 +86,7 @@ def read_defects(path: Path, shape: tuple[int, int]) -> np.ndarray:
             continue
         try:
             x, y, width, height = (int(float(word)) for word in words[:4])
-        except ValueError:
+        except (ValueError, OverflowError):
             raise InputError(
                 f"{path}, line {number}: {line.strip()!r}: four numbers x y width height are wanted"
             ) from None
@@ -107,7 +109,15 @@ def _read_image(path: Path) -> np.ndarray:
         raise InputError(f"{path}: no such file; check the name and the folder")
     require_no_other_kind(path, "a TIFF file", but=("TIFF",))
     try:
-        image = np.asarray(tifffile.imread(path), np.float64)
+        with tifffile.TiffFile(path) as file:
+            size = math.prod(file.series[0].shape)
+            if not 0 < size <= MOST_PIXELS:
+                raise InputError(
+                    f"{path}: an image of {size:,} pixels; {MOST_PIXELS:,} are the most that any camera has"
+                )
+            image = np.asarray(file.series[0].asarray(), np.float64)
+    except InputError:
+        raise
     except Exception as error:  # each codec has its own
         raise InputError(f"{path} cannot be read as TIFF ({error})") from None
     if image.ndim != 2:

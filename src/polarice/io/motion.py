@@ -15,6 +15,7 @@ from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import InputError, Motion
 
+MOST_SHIFT_PX = 1e5
 NOT_USED = -9999.0  # RELION's shift of frames before the first and behind the last that is used
 LOCAL_MODEL = 1  # rlnMotionModelVersion of the polynomial
 
@@ -98,11 +99,11 @@ def read_motion(path: str | os.PathLike[str]) -> Motion:
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}, data_general: {error} is missing or no number") from None
     whole = star.table("global_shift")
-    shifts = np.stack([whole.numbers("rlnMicrographShiftX"), whole.numbers("rlnMicrographShiftY")], -1)
+    shifts = np.stack([whole.finite(f"rlnMicrographShift{axis}", MOST_SHIFT_PX) for axis in "XY"], -1)
     shifts = shifts[shifts[:, 0] > NOT_USED]
     local = np.zeros((2, 6, 3))
     if version == LOCAL_MODEL and "local_motion_model" in star:
-        values = star.table("local_motion_model").numbers("rlnMotionModelCoeff")
+        values = star.table("local_motion_model").finite("rlnMotionModelCoeff", MOST_SHIFT_PX)
         if len(values) != local.size:
             raise InputError(f"{path}: {len(values)} coefficients of local motion; {local.size} are wanted")
         local = values.reshape(local.shape)

@@ -154,6 +154,9 @@ class EerMovie:
                 f"{path} has {self.raw_frames} raw frames, fewer than the {events.group} of one fraction; take fewer"
             )
         first = self._pages[0]
+        if other := {page.shape[:2] for page in self._pages} - {first.shape[:2]}:
+            sizes = f"{first.shape[1]} x {first.shape[0]} and {' x '.join(map(str, min(other)[::-1]))}"
+            raise InputError(f"{path}: raw frames of {sizes} pixels are not those of one movie")
         self.shape = (first.imagelength * events.upsampling, first.imagewidth * events.upsampling)
         self.metadata: dict[str, Any] = first.eer_tags or {}
         self.pixel_size_A = _sensor_pixel_A(self.metadata) / events.upsampling

@@ -51,18 +51,18 @@ def parse_mdoc(text: str) -> Mdoc:
         if equals and value.strip():
             values[key.strip()] = value.strip()
 
-    def number(key: str) -> float | None:
+    def number(key: str, low: float, high: float) -> float | None:
         try:
             found = float(values[key].split()[0])
         except (KeyError, ValueError, IndexError):
             return None
-        return found if np.isfinite(found) and found > 0 else None
+        return found if low <= found <= high else None
 
     shift = _pair(values.get("ImageShift", ""))
-    frames = number("NumSubFrames")
+    frames = number("NumSubFrames", 1, 1e6)
     return Mdoc(
-        number("PixelSpacing"), number("ExposureDose"), None if frames is None else int(frames), shift,
-        number("Voltage"), values.get("GainReference"), values.get("DefectFile"),
+        number("PixelSpacing", 0.01, 100), number("ExposureDose", 1e-3, 1e4), None if frames is None else int(frames),
+        shift, number("Voltage", 10, 3000), values.get("GainReference"), values.get("DefectFile"),
     )  # fmt: skip
 
 

@@ -142,6 +142,16 @@ class Table:
                 "correct or remove the row"
             ) from None
 
+    def finite(self, label: str, most: float = np.inf) -> np.ndarray:
+        """As `numbers`; raises InputError too for a value that is not finite, or farther from 0 than `most`."""
+        values = self.numbers(label)
+        wrong = ~(np.isfinite(values) & (np.abs(values) <= most))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            what = f"not between {-most:g} and {most:g}" if np.isfinite(most) else "not a finite number"
+            raise InputError(f"{self.where}, row {row + 1}: _{label} is {values[row]:g}, {what}; correct it")
+        return values
+
     def integers(self, label: str) -> np.ndarray:
         """One column as (n,) int64; 3.000 counts as 3. Raises InputError naming file, row (from 1) and label."""
         values = self.numbers(label)

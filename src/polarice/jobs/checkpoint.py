@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 
+MOST_BOX_PX = 1 << 16
 _BASIS = ("box_px", "radius_px", "r_max", "slack_px")
 _GRID = ("shape", "functions", "width")
 
@@ -56,6 +57,7 @@ def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Av
         from polarice.references.averages import Averages
 
         model = Averages(basis=_basis(arrays, device), **_tensors(arrays, device))
+        _require_averages(model, len(arrays["classes.weights"]))
         return State(number, model, _assignment(arrays), arrays["cut_px"], float(arrays["changed_class"]))
 
     return _read(folder, number, state)
@@ -178,6 +180,19 @@ def _require_numbers(arrays: Arrays) -> None:
             raise ValueError(f"{name} holds values that are no numbers")
 
 
+def _require_averages(model: Averages, k: int) -> None:
+    """Raise ValueError where the arrays are not of one model of k classes."""
+    rings = model.basis.r_max
+    shapes: dict[str, tuple[int, ...]] = {name: (k, rings) for name in ("tau2", "error", "ssnr")}
+    shapes |= {"field": (k, rings, model.basis.n_theta), "weights": (k,), "log_prior": (k,)}
+    shapes["noise_power"] = (len(model.noise_power), model.basis.box_px // 2 + 1)
+    wrong = [name for name, shape in shapes.items() if tuple(getattr(model, name).shape) != shape]
+    if wrong:
+        raise ValueError(f"arrays that do not fit together: {', '.join(wrong)}")
+    if not (0 < model.shift_sigma_px < MOST_BOX_PX and 0 < model.mask_fraction <= 1):
+        raise ValueError("shift_sigma_px or mask_fraction make no sense")
+
+
 def _require_fitting(state: MapState) -> None:
     """Raise ValueError where the arrays of a map are not of one map, or not of one set of particles."""
     model, placement = state.model, state.placement
@@ -225,7 +240,13 @@ def _part(arrays: Arrays, name: str) -> Arrays:
 def _basis(arrays: Arrays, device: torch.device) -> PolarBasis:
     from polarice.align.polar import PolarBasis
 
-    return PolarBasis(**{name: value.item() for name, value in _part(arrays, "basis").items()}, device=device)
+    basis = {name: value.item() for name, value in _part(arrays, "basis").items()}
+    box = basis["box_px"]
+    if not isinstance(box, int) or not isinstance(basis["r_max"], int) or not 1 <= basis["r_max"] <= box <= MOST_BOX_PX:
+        raise ValueError(f"a box of {box} px and {basis['r_max']} rings make no sense")
+    if not (0 < basis["radius_px"] <= box and 0 <= basis["slack_px"] <= box):
+        raise ValueError(f"a radius of {basis['radius_px']} px and shifts of {basis['slack_px']} px make no sense")
+    return PolarBasis(**basis, device=device)
 
 
 def _tensors(arrays: Arrays, device: torch.device) -> Arrays:

@@ -147,6 +147,8 @@ def _check(params: Params) -> None:
         if size is not None and size % 2:
             raise InputError(f"{flag} {size}: must be even; RELION's programs refuse odd boxes")
     radius, size = params.bg_radius, params.scale or params.box
+    if size > params.box:
+        raise InputError(f"--scale {size}: larger than --box {params.box}; images are only made smaller")
     if radius is not None and 2 * radius > size:
         raise InputError(f"--bg-radius {radius}: must be at most half the images' box, {size // 2}")
     if not params.norm and (params.white_dust or params.black_dust or radius):

@@ -86,7 +86,7 @@ def saved(job: str, params: P) -> P:
         raise InputError(f"--continue {named}: no such file or folder; give the folder of the run, or a file of it")
     folder = named if named.is_dir() else named.parent
     saved = read_job_json(folder)
-    if saved.get("job") not in JOBS:
+    if not isinstance(saved.get("job"), str) or saved["job"] not in JOBS:
         raise InputError(f"{folder / NAME}: does not say of which job it is; start anew")
     if saved.get("job") != job:
         raise InputError(f"{folder}: this is a run of {saved.get('job')}; go on with polarice {saved.get('job')}")

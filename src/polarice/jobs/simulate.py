@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "make simulated particles, with their truth, from density maps or atomic models"
 INT8_SCALE = 20.0  # grey values of an int8 stack, per standard deviation of the background
 FILES = ("particles.mrcs", "particles.star", "truth.npz", "truth.star")  # the last one is written last
+MOST_ANGLE_DEG = 1e6
 LEAST_QUATERNION = 1e-6  # length; what is far from 1 is no orientation
 BATCH = 128  # images made and written at a time
 LARGEST_BOX_PX = 4096
@@ -240,7 +241,7 @@ def _read_quat(path: Path) -> np.ndarray:
     tables = [block.table for block in read_star(path) if block.table is not None]
     for table in tables:
         if all(label in table for label in labels):
-            return quat_of_euler(np.stack([table.numbers(label) for label in labels], axis=1))
+            return quat_of_euler(np.stack([table.finite(label, MOST_ANGLE_DEG) for label in labels], axis=1))
     raise InputError(f"{path}: no table with _{', _'.join(labels)}")
 
 

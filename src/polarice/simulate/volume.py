@@ -14,6 +14,7 @@ from polarice.types import InputError
 
 MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".rec")
 MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
+MOST_BFACTOR_A2 = 1e4  # atoms as wide as 36 A
 CALPHA_BFACTOR_A2 = 300.0  # a residue as one Gaussian of 1.9 A standard deviation
 OVERSAMPLING = 1.5  # of the grid on which a model's atoms are laid down
 ALIAS_BLUR = 37.0  # blur in squared grid steps that keeps aliasing below 1e-3 at that oversampling
@@ -131,6 +132,10 @@ def _read_model(path: str | os.PathLike[str], bfactor_A2: float | None):
     names = {atom.name for chain in model for residue in chain for atom in residue}
     if bfactor_A2 is None and names <= {"CA", "P"}:
         bfactor_A2 = CALPHA_BFACTOR_A2
+    if bfactor_A2 is None:
+        stated = [atom.b_iso for chain in model for residue in chain for atom in residue]
+        if not np.max(stated) <= MOST_BFACTOR_A2:
+            raise InputError(f"{path}: a B factor of {np.max(stated):g} A^2; correct the model, or give one for all")
     for chain in model:
         for residue in chain:
             for atom in residue:

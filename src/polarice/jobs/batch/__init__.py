@@ -92,6 +92,9 @@ def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
     _require_job(batch.job)
     if strange := set(batch.title) - set(string.ascii_letters + string.digits + "._-"):
         raise InputError(f"--name {batch.title!r}: letters, digits, ., _ and - only, not {min(strange)!r}")
+    for flag, value in (("--queue", batch.queue), ("--account", batch.account)):
+        if any(character.isspace() or not character.isprintable() for character in value):
+            raise InputError(f"{flag} {value!r}: one word, without blanks and line ends")
     path = batch.script or Path(f"{batch.title}.sh")
     ranks = f"{batch.launcher or launcher} " if batch.total > 1 else ""
     program = f"{ranks}{shlex.quote(sys.executable)} -m polarice"
