@@ -87,7 +87,7 @@ def test_deep_nesting_and_strange_values_are_damage_like_any_other(tmp_path):
     with pytest.raises(InputError, match="not readable as JSON"):
         read_job_json(tmp_path)
     assert _submission(DEEP) is None
-    good = {"number": 1, "total": 5, "seconds": {"expectation": 1.5}, "reseeded": [2]}
+    good = {"number": 1, "total": 5, "particles_used": 9, "seconds": {"expectation": 1.5}, "reseeded": [2]}
     bad = [{**good, "number": "1"}, {**good, "seconds": [1]}, {**good, "best_A": "x"}, {**good, "total": True},
            {**good, "best_A": 1e301}]  # fmt: skip
     lines = [json.dumps(row) for row in [good, *bad]] + [DEEP, "half"]

@@ -34,6 +34,7 @@ UNSET_PIXEL_A = 1.0  # many programs leave it where nobody has said a pixel size
 _SAME_SCALE = 1e-4  # relative difference of pixel sizes that is rounding
 MOST_SECTIONS = 2**31 - 1  # what the header of a stack can say
 MOST_CLASSES = 2**31 - 1
+MOST_ANGLE_DEG = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +288,7 @@ def _pose(table: Table, pixel_size_A: np.ndarray) -> Pose2D:
     if "rlnClassNumber" in table:
         pose = replace(pose, class_of=_classes(table))
     if "rlnAnglePsi" in table:
-        pose = replace(pose, psi_deg=-_finite(table, "rlnAnglePsi"))
+        pose = replace(pose, psi_deg=-table.finite("rlnAnglePsi", MOST_ANGLE_DEG))
     shifts = pose.shift_px
     for axis, letter in enumerate("XY"):
         if f"rlnOrigin{letter}Angst" in table:

@@ -78,8 +78,8 @@ def find_stacks(
         looked = ([str(image_dir)] if image_dir is not None else []) + roots
         more = f" (and {len(missing) - 1} more stacks)" if len(missing) > 1 else ""
         raise InputError(
-            f"{table}, row {rows[first] + 1}: image stack {names[first]} not found{more}; looked in "
-            f"{', '.join(dict.fromkeys(looked))}; give the folder the names are relative to with --image-dir"
+            f"{table}, row {rows[first] + 1}: image stack {names[first][:1000]} not found{more}; looked in "
+            f"{', '.join(dict.fromkeys(looked))[:1000]}; give the folder the names are relative to with --image-dir"
         )
     if image_dir is not None:
         _require_apart(names, rows, found, table, image_dir)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 MOST_BOX_PX = 1 << 16
+LARGEST = 1e18  # whose square is still a number in single precision
 _BASIS = ("box_px", "radius_px", "r_max", "slack_px")
 _GRID = ("shape", "functions", "width")
 
@@ -176,8 +177,10 @@ def _damaged(folder: Path, number: int, why: str) -> InputError:
 
 def _require_numbers(arrays: Arrays) -> None:
     for name, value in arrays.items():
-        if name.startswith("model.") and np.isnan(value).any():
-            raise ValueError(f"{name} holds values that are no numbers")
+        if name.startswith(("pose.", "found.", "classes.", "cut_px")) and value.dtype.kind not in "iuf":
+            raise ValueError(f"{name} holds {value.dtype}")
+        if name.startswith("model.") and (np.isnan(value).any() or (np.abs(value[np.isfinite(value)]) > LARGEST).any()):
+            raise ValueError(f"{name} holds values that are no numbers, or beyond {LARGEST:g}")
 
 
 def _require_averages(model: Averages, k: int) -> None:
@@ -189,6 +192,8 @@ def _require_averages(model: Averages, k: int) -> None:
     wrong = [name for name, shape in shapes.items() if tuple(getattr(model, name).shape) != shape]
     if wrong:
         raise ValueError(f"arrays that do not fit together: {', '.join(wrong)}")
+    if not len(model.noise_power) or not (model.weights >= 0).all() or abs(float(model.weights.sum()) - 1) > 0.01:
+        raise ValueError("no noise spectrum, or weights that are no shares")
     if not (0 < model.shift_sigma_px < MOST_BOX_PX and 0 < model.mask_fraction <= 1):
         raise ValueError("shift_sigma_px or mask_fraction make no sense")
 

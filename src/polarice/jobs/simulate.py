@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "make simulated particles, with their truth, from density maps or atomic models"
 INT8_SCALE = 20.0  # grey values of an int8 stack, per standard deviation of the background
 FILES = ("particles.mrcs", "particles.star", "truth.npz", "truth.star")  # the last one is written last
-MOST_ANGLE_DEG = 1e6
+MOST_ANGLE_DEG, MOST_POWER = 1e6, 1e30
 LEAST_QUATERNION = 1e-6  # length; what is far from 1 is no orientation
 BATCH = 128  # images made and written at a time
 LARGEST_BOX_PX = 4096
@@ -254,7 +254,7 @@ def _read_spectrum(path: Path | None) -> np.ndarray | None:
         spectrum = np.atleast_1d(np.loadtxt(path, dtype=np.float64))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as one number a line ({str(error).splitlines()[0][:200]})") from None
-    usable = spectrum.ndim == 1 and len(spectrum) >= 2 and np.isfinite(spectrum).all()
+    usable = spectrum.ndim == 1 and len(spectrum) >= 2 and (np.abs(spectrum) <= MOST_POWER).all()
     if not usable or not np.all(spectrum >= 0) or not np.any(spectrum > 0):
         raise InputError(f"{path}: wanted two or more finite numbers, none negative, not all 0, one a line")
     return spectrum

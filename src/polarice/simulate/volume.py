@@ -129,7 +129,10 @@ def _read_model(path: str | os.PathLike[str], bfactor_A2: float | None):
     if len(structure) == 0 or structure[0].count_atom_sites() == 0:
         raise InputError(f"{path}: holds no atoms")
     model = structure[0]
-    names = {atom.name for chain in model for residue in chain for atom in residue}
+    try:
+        names = {atom.name for chain in model for residue in chain for atom in residue}
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: names of atoms that are no text; correct the model") from None
     if bfactor_A2 is None and names <= {"CA", "P"}:
         bfactor_A2 = CALPHA_BFACTOR_A2
     if bfactor_A2 is None:
@@ -172,7 +175,13 @@ def _density_of_model(model, size: int, pixel_size_A: float, blur_A2: float) -> 
     calculator.cutoff = 1e-5
     calculator.grid.set_unit_cell(gemmi.UnitCell(edge, edge, edge, 90, 90, 90))
     calculator.grid.spacegroup = gemmi.SpaceGroup("P 1")
-    calculator.grid.set_size(fine, fine, fine)
+    try:
+        calculator.grid.set_size(fine, fine, fine)
+    except MemoryError:
+        raise InputError(
+            f"a model {edge:.0f} A across takes {4 * fine**3 / 2**30:.0f} GiB at {pixel_size_A} A per voxel, more than "
+            "there are; give a larger --angpix"
+        ) from None
     calculator.add_model_density_to_grid(model)
     density = np.ascontiguousarray(np.asarray(calculator.grid.array, np.float32).transpose(2, 1, 0))
     return _crop_and_filter(density, size, edge, blur_A2 - calculator.blur)

@@ -140,6 +140,8 @@ def _is_row(row: Row) -> bool:
         and isinstance(seconds, dict)
         and all(_is_number(value, int, float) for value in seconds.values())
         and isinstance(reseeded, list)
+        and isinstance(row.get("seconds"), dict)
+        and _is_number(row.get("particles_used"), int)
         and all(_is_number(value, int) for value in reseeded)
     )
 
