@@ -85,7 +85,7 @@ def test_outcomes_come_in_order_and_only_what_is_missing_is_done_again(tmp_path,
 def test_a_killed_process_loses_only_its_own_micrograph(tmp_path):
     table = made(tmp_path, {"a.mrc": b"1", "b.mrc": b"kill", "c.mrc": b"333", "d.mrc": b"4444"})
     outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), Farm({}, workers=2))
-    assert [each.columns.get("rlnLengthMade") for each in outcomes] == [1, None, 3, 4]
+    assert [each.columns.get("rlnLengthMade") for each in outcomes] == [1, None, 3, 4], outcomes
     assert "was killed" in outcomes[1].reason
 
 

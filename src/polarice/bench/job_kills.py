@@ -32,7 +32,7 @@ _OWN_TIMES = (
     "usage.json",
     "report_times.png",
 )  # say when and how long, not what
-_SAYS_WHEN = ("seconds", "mark", "date", "time", "started", "finished", "inputs")
+_SAYS_WHEN = ("seconds", "mark", "date", "time", "started", "finished", "inputs", "files", "check")
 _SHOWN = 200  # characters of a message
 
 Launch = Callable[[int], list[str]]  # words that start so many ranks

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from polarice.jobs.report.micrographs import MicrographReport
 
 REPORT = "report.html"
+AT_WORK = ".at_work_"  # how the names of notes begin that say what a rank is at
 LONGEST_NAME_BYTES = 200  # file systems take 255, with what is put behind it
 LONGEST_S = 7200.0  # of one micrograph or movie
 GRACE_S = 60.0  # a process that does not stop by itself at its time limit is ended so much later
@@ -203,6 +204,7 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
         work,
         plain,
         len(items),
+        _taken_notes(farm.folder),
     )
     if farm.comm.size > 1:
         farm.comm.once(lambda: share)
@@ -222,6 +224,7 @@ class _Share:
     work: Work
     farm: Farm
     total: int  # items, those done before among them
+    suspects: frozenset[str]  # stems of those at which a run was killed
 
     def done(self, comm: Comm) -> Spent:
         """Do this rank's items; when it comes back, all ranks have: what they took."""
@@ -233,7 +236,7 @@ class _Share:
         before = self.total - len(self.items)
         quiet = True if comm.rank else None  # None: where nobody looks
         with tqdm(total=self.total, initial=before, unit=f" {self.farm.what}", disable=quiet) as bar:
-            for row, outcome in _made(mine, self.items, self.work, self.farm):
+            for row, outcome in _made(mine, self.items, self.work, self.farm, self.suspects):
                 _remember(self.items[row], self.marks[row], self.files[row], outcome)
                 failed += bool(outcome.reason)
                 bar.set_postfix_str(f"{failed} left out" if failed else "", refresh=False)
@@ -312,33 +315,37 @@ def _handed_out(comm: Comm) -> _Share | None:
     return comm.once(lambda: None)
 
 
-def _made(rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm) -> Iterator[tuple[int, Outcome]]:
-    """Outcomes as they are made."""
+def _made(
+    rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm, killed: frozenset[str]
+) -> Iterator[tuple[int, Outcome]]:
+    """Outcomes as they are made; `killed` are the stems of items at which a run was killed before."""
     waiting, suspects = deque(rows), list[int]()
     if farm.workers == 1:
         _keep_to(farm.threads)
-        note = None if farm.folder is None else farm.folder / f".at_work_{rows[0] if rows else 0}"
-        killed = _noted(note)  # what a run was at that was killed: in a process of its own now
-        for row in [row for row in rows if items[row].stem != killed]:
+        note = None if farm.folder is None else farm.folder / f"{AT_WORK}{rows[0] if rows else 0}"
+        for row in [row for row in rows if items[row].stem not in killed]:
             with _noting(note, items[row].stem):
                 outcome = _safely(work, items[row], farm.time_limit_s)
             yield row, outcome
-        waiting = deque(row for row in rows if items[row].stem == killed)
-    while waiting:
-        suspects += yield from _pooled(waiting, items, work, farm)
+        waiting = deque(row for row in rows if items[row].stem in killed)  # each in a process of its own
+    while before := len(waiting):
+        suspects += (broken := (yield from _pooled(waiting, items, work, farm)))
+        if len(waiting) == before and not broken:
+            raise InputError("processes end before they have begun; is there enough memory? --workers 1 needs least")
     for row in suspects:  # each alone: one of them was too much for its process
         if (yield from _pooled(deque([row]), items, work, replace(farm, workers=1))):
             yield row, Outcome(reason=f"{items[row].file}: its process was killed; is there enough memory?")
 
 
-def _noted(note: Path | None) -> str:
-    """What a run that was killed was at; the note is taken away."""
-    told = ""
-    if note is not None:
+def _taken_notes(folder: Path | None) -> frozenset[str]:
+    """What the ranks of a run that was killed were at; their notes are taken away."""
+    told = set[str]()
+    for note in folder.glob(f"{AT_WORK}*") if folder is not None else ():
         with suppress(OSError, ValueError):
-            told = note.read_text(encoding="utf-8")
+            told.add(note.read_text(encoding="utf-8"))
+        with suppress(OSError):
             note.unlink()
-    return told
+    return frozenset(told)
 
 
 @contextmanager
@@ -367,9 +374,10 @@ def _pooled(
         try:
             while waiting or running:
                 while waiting and len(running) < farm.workers:
-                    row = waiting.popleft()
-                    since[row] = time.monotonic()
+                    row = waiting[0]  # where the pool is broken by now, it keeps waiting
                     running[pool.submit(_safely, work, items[row], farm.time_limit_s)] = row
+                    since[row] = time.monotonic()
+                    waiting.popleft()
                 for future in wait(running, timeout=GRACE_S / 2, return_when=FIRST_COMPLETED).done:
                     yield running[future], future.result()
                     del running[future]
