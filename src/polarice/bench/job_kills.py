@@ -221,7 +221,7 @@ def same(one: Path, two: Path, rounding: float) -> bool:
         return _same_words(_words(one), _words(two), rounding)
     if one.suffix in (".json", ".jsonl"):
         return _same_words(list(_facts(one)), list(_facts(two)), rounding)
-    return one.read_bytes() == two.read_bytes() or bool(rounding and one.suffix in (".png", ".jpg", ".mp4"))
+    return one.read_bytes() == two.read_bytes() or bool(rounding and one.suffix in (".png", ".jpg", ".gif", ".mp4"))
 
 
 def _same_sections(one: Path, two: Path, rounding: float) -> bool:

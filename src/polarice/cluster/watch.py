@@ -143,18 +143,28 @@ def _removed_on_exit() -> str:
     """The name of an empty file that the C library removes when the process exits, by whomever; "" where none is made.
 
     MPI libraries exit a process on their own where another rank is gone. One that is killed leaves the file, which the
-    hub removes.
+    hub removes, or, where that is killed too, the next run here.
     """
+    _remove_stale()
     libc = ctypes.CDLL(None)
     try:
         libc.__cxa_atexit.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-        file, name = tempfile.mkstemp(prefix=hub.MARKER)
+        file, name = tempfile.mkstemp(prefix=f"{hub.MARKER}{os.getpid()}-")
     except (AttributeError, OSError):  # another C library than GNU's; nowhere to write
         return ""
     os.close(file)
     _NAMES.append(ctypes.create_string_buffer(os.fsencode(name)))  # to the end of the process
     libc.__cxa_atexit(ctypes.cast(libc.unlink, ctypes.c_void_p), ctypes.addressof(_NAMES[-1]), None)
     return name
+
+
+def _remove_stale() -> None:
+    """Remove the files of processes that are gone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{hub.MARKER}*-*"):
+        number = path.name.removeprefix(hub.MARKER).partition("-")[0]
+        with suppress(OSError):
+            if number.isdigit() and not Path(f"/proc/{number}").exists() and path.stat().st_uid == os.getuid():
+                path.unlink()
 
 
 _NAMES: list[ctypes.Array[ctypes.c_char]] = []
