@@ -9,6 +9,7 @@ import pytest
 
 from polarice.io import stacks
 from polarice.io.mrc import write_stack
+from polarice.io.particles import read_particles
 from polarice.io.stacks import StackSource, disk_order, find_stacks
 from polarice.types import InputError, Optics, Particles, Pose2D
 
@@ -203,3 +204,22 @@ def test_two_stacks_do_not_become_one_in_the_image_folder(tmp_path, first):
     with pytest.raises(InputError, match=r"image stacks /data/g1/m.mrcs and g2/m.mrcs would both be .*--image-dir"):
         find_stacks(names, range(len(names)), tmp_path / "t.star", flat)
     assert len(set(find_stacks(names[:-1], range(len(names) - 1), tmp_path / "t.star", flat))) == 1
+
+
+def test_stacks_of_one_group_that_state_several_pixel_sizes(tmp_path):
+    for name, size_A in (("a.mrcs", 2.0), ("b.mrcs", 1.0), ("c.mrcs", 2.01), ("d.mrcs", 3.0)):
+        write_stack(tmp_path / name, np.zeros((2, 8, 8), np.float32), size_A)
+
+    def told(*names: str) -> str:
+        rows = "".join(f"{n + 1}@{tmp_path}/{name} 1\n" for name in names for n in range(2))
+        labels = "_rlnOpticsGroup #1\n_rlnOpticsGroupName #2\n_rlnImagePixelSize #3\n_rlnImageSize #4\n"
+        optics = f"data_optics\n\nloop_\n{labels}1 one 2.0 8\n\n"
+        table = f"{optics}data_particles\n\nloop_\n_rlnImageName #1\n_rlnOpticsGroup #2\n{rows}"
+        (tmp_path / "p.star").write_text(table)
+        return StackSource(read_particles(tmp_path / "p.star", need_ctf=False).particles, table="p.star").mixed_sizes()
+
+    assert told("a.mrcs", "b.mrcs", "c.mrcs") == ""
+    assert told("a.mrcs", "b.mrcs", "d.mrcs") == (
+        f"p.star, row 5: stacks of optics group one state several pixel sizes, {tmp_path}/a.mrcs 2 A and "
+        f"{tmp_path}/d.mrcs 3 A; 2 A is used for all of them"
+    )

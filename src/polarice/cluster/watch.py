@@ -55,12 +55,13 @@ class Line:
     def __init__(self, address: Address, rank: int, witness: bool) -> None:
         """witness: whether this rank says so when the hub itself is lost."""
         self._address, self._witness = address, witness
-        self._leaving = False
+        self._leaving, self._marker = False, ""
         self._lock = threading.Lock()
         self._socket = _introduced(address, rank)
         if self._socket is None:
             return
-        self._say(f"marker {_removed_on_exit()}")
+        self._marker = _removed_on_exit()
+        self._say(f"marker {self._marker}")
         for work in (self._listen, self._show_life):
             threading.Thread(target=work, args=(self._socket,), name="hub", daemon=True).start()
 
@@ -71,6 +72,8 @@ class Line:
     def leave(self) -> None:
         """Say goodbye: what follows is no failure."""
         self._leaving = True
+        with suppress(OSError):
+            os.unlink(self._marker)
         self._say("bye")
 
     def fail(self, message: str) -> None:

@@ -18,7 +18,7 @@ from polarice.io import optics as optics_
 from polarice.io.cells import first_rows
 from polarice.io.mrc import read_header
 from polarice.io.read_ahead import read_ahead
-from polarice.io.stacks import StackSource, disk_order, find_stacks, plain_name
+from polarice.io.stacks import UNSET_PIXEL_A, StackSource, disk_order, find_stacks, plain_name
 from polarice.io.star import Block, StarFile, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import CTFParameters, InputError, Optics, Particles, Pose2D
@@ -30,7 +30,6 @@ __all__ = [
 _DEFOCUS_LABELS = (*optics_.DEFOCUS_LABELS, "rlnDefocusAngle")
 _NO_CTF = "estimate the CTF and extract again, or leave the CTF out with --no-ctf"
 _PLAUSIBLE_PIXEL_A = (0.05, 100.0)
-UNSET_PIXEL_A = 1.0  # many programs leave it where nobody has said a pixel size
 _SAME_SCALE = 1e-4  # relative difference of pixel sizes that is rounding
 MOST_SECTIONS = 2**31 - 1  # what the header of a stack can say
 MOST_CLASSES = 2**31 - 1

@@ -18,9 +18,11 @@ import numpy as np
 
 from polarice.io.copies import Copy
 from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, open_sections, open_stack, read_header, unpack
+from polarice.io.optics import TOLD
 from polarice.io.star import read_star
 from polarice.types import InputError, Particles
 
+UNSET_PIXEL_A = 1.0  # many programs leave it in a header where nobody has said a pixel size
 OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
 
 
@@ -202,6 +204,26 @@ class StackSource:
             if header.there <= section or header.there < header.n:
                 raise InputError(self._too_short(stack, header, last_row if header.there <= section else row))
             self._check_box(stack, header, row)
+
+    def mixed_sizes(self) -> str:
+        """What to tell where headers of one optics group's stacks state pixel sizes more than 1 % apart; "" where none do.
+
+        Some have been made anew then, or stand in the wrong group.
+        """
+        first: dict[int, tuple[float, str]] = {}
+        for stack, row, _ in self._stacks_in_use():
+            size_A, path = self._header(stack).pixel_size_A, self._particles.stacks[stack]
+            if size_A in (0.0, UNSET_PIXEL_A):
+                continue
+            group = int(self._particles.optics_of[row])
+            one_A, one = first.setdefault(group, (size_A, path))
+            if abs(size_A / one_A - 1) > TOLD:
+                optics = self._particles.optics[group]
+                return (
+                    f"{self._table}, row {row + 1}: stacks of optics group {optics.name} state several pixel sizes, "
+                    f"{one} {one_A:.4g} A and {path} {size_A:.4g} A; {optics.pixel_size_A:.4g} A is used for all of them"
+                )
+        return ""
 
     def _stacks_in_use(self) -> Iterator[tuple[int, int, int]]:
         """Each stack with the first row of the table that names it, and the row that asks for its highest section."""

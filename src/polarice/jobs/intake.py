@@ -164,6 +164,8 @@ def _checked_table(params: Any, ranks: int) -> ParticleTable:
         raise InputError(f"{params.particles}: {ranks} ranks for {len(particles)} particles; start fewer")
     source = StackSource(particles, params.unsigned, params.particles)
     source.check()
+    if mixed := source.mixed_sizes():
+        print(f"warning: {mixed}", file=sys.stderr)
     _tell_of_twins(table)
     pixel_A = particles.optics[int(particles.optics_of[0])].pixel_size_A
     _require_sizes(params, source.box_px, pixel_A, _radius_px(params, particles, source.box_px))
