@@ -221,5 +221,5 @@ def test_stacks_of_one_group_that_state_several_pixel_sizes(tmp_path):
     assert told("a.mrcs", "b.mrcs", "c.mrcs") == ""
     assert told("a.mrcs", "b.mrcs", "d.mrcs") == (
         f"p.star, row 5: stacks of optics group one state several pixel sizes, {tmp_path}/a.mrcs 2 A and "
-        f"{tmp_path}/d.mrcs 3 A; 2 A is used for all of them"
+        f"{tmp_path}/d.mrcs 3 A; 2 A is used for all"
     )

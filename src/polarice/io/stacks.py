@@ -206,7 +206,7 @@ class StackSource:
             self._check_box(stack, header, row)
 
     def mixed_sizes(self) -> str:
-        """What to tell where headers of one optics group's stacks state pixel sizes more than 1 % apart; "" where none do.
+        """What to tell where headers of one optics group's stacks state pixel sizes more than 1 % apart; "": nothing.
 
         Some have been made anew then, or stand in the wrong group.
         """
@@ -221,7 +221,7 @@ class StackSource:
                 optics = self._particles.optics[group]
                 return (
                     f"{self._table}, row {row + 1}: stacks of optics group {optics.name} state several pixel sizes, "
-                    f"{one} {one_A:.4g} A and {path} {size_A:.4g} A; {optics.pixel_size_A:.4g} A is used for all of them"
+                    f"{one} {one_A:.4g} A and {path} {size_A:.4g} A; {optics.pixel_size_A:.4g} A is used for all"
                 )
         return ""
 
