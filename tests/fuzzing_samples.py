@@ -435,7 +435,7 @@ def _read_checkpoint(folder: Path) -> Any:
     from polarice.jobs.checkpoint import read_checkpoint
 
     state = read_checkpoint(folder / "out", 2, torch.device("cpu"))
-    return state.model.field, state.assignment, state.cut_px, state.changed_class
+    return state.model.field, state.assignment, state.carried.cut_px, state.changed_class
 
 
 def _read_map_checkpoint(folder: Path) -> Any:
@@ -444,7 +444,8 @@ def _read_map_checkpoint(folder: Path) -> Any:
     from polarice.jobs.checkpoint import read_map_checkpoint
 
     state = read_map_checkpoint(folder / "out", 2, torch.device("cpu"))
-    return state.placement, state.anchor, state.model.weights, state.model.noise_power, state.model.tau2
+    model, latent = state.model, state.carried
+    return state.assignment, latent.anchor, latent.mean, model.weights, model.noise_power, model.tau2
 
 
 def _read_job(folder: Path) -> Any:
@@ -577,7 +578,7 @@ def load() -> None:
         "jobs.checkpoint",
         "jobs.workflow",
         "jobs.align2d",
-        "align.loop",
+        "align.fit",
         "references.averages",
         "references.mapping",
         "jobs.resume",

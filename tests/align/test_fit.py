@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from align.phantoms import Blobs, ctf_parameters, optics, particle_images
+from polarice.align.classify import ClassExpectation, Cuts, Searched, Settings
+from polarice.align.fit import IterationResult, State, fit
 from polarice.align.images import ParticleImages
-from polarice.align.loop import Settings, State, Turn, fit
-from polarice.align.schedule import Schedule
+from polarice.align.policy import ClassPolicy
+from polarice.align.schedule import Schedule, Step
 from polarice.align.survey import survey
 from polarice.ctf import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
@@ -21,6 +23,7 @@ from polarice.types import Pose2D
 
 BOX_PX, RADIUS_PX, SPECIES = 48, 14.0, 4
 DEFAULT = Settings()
+Result = IterationResult[Averages, Cuts, Step, Searched[Averages]]
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,28 @@ def sample(n: int = 400, noise_sd: float = 0.5, seed: int = 0) -> Sample:
 
 
 def run(
-    images: ParticleImages, k: int, iterations: int = 12, settings: Settings = DEFAULT, after: State | None = None
-) -> list[Turn[Averages]]:
+    images: ParticleImages,
+    k: int,
+    iterations: int = 12,
+    settings: Settings = DEFAULT,
+    after: State | None = None,
+    seed: int = 0,
+) -> list[Result]:
     """Every turn of a run from nothing, or from a state."""
     n = len(images)
     rows = np.arange(n)
     schedule = Schedule(k, iterations, n, start_px=5, limit_px=16, offset_range_px=4.0, offset_step_px=1.0)
     if after is None:
-        noise = survey(images, rows, settings.seed, 500).noise_power
-        given = SimpleNamespace(seed=settings.seed, tau2_fudge=settings.tau2_fudge, ref=None, threads=1)
+        noise = survey(images, rows, seed, 500).noise_power
+        given = SimpleNamespace(seed=seed, tau2_fudge=settings.tau2_fudge, ref=None, threads=1)
         after = first_state(images, schedule, rows, noise, given)
-    return list(fit(images, after, schedule, rows, settings))
+    expect, policy = ClassExpectation[Averages](images, rows, settings), ClassPolicy[Averages](images)
+    return list(fit(after, schedule, expect, policy, seed))
 
 
 @cache
-def solved(seed: int = 0) -> Turn[Averages]:
-    return run(sample().images, 5, 16, Settings(seed=seed))[-1]
+def solved(seed: int = 0) -> Result:
+    return run(sample().images, 5, 16, seed=seed)[-1]
 
 
 def in_class_frame(pose: Pose2D, truth: Pose2D) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +114,7 @@ def rand_index(a: np.ndarray, b: np.ndarray) -> float:
     return (pairs(table) - expected) / ((rows + columns) / 2 - expected)
 
 
-def same(a: Turn[Averages], b: Turn[Averages]) -> bool:
+def same(a: Result, b: Result) -> bool:
     """Bit for bit: model and assignments."""
     models = [
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y

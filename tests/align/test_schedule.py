@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from polarice.align.loop import _grown, _revived
 from polarice.align.polar import PolarBasis
+from polarice.align.policy import reseed, split_largest
 from polarice.align.schedule import Schedule, Step, shift_grid
 from polarice.references.averages import Averages
 
@@ -97,7 +97,7 @@ def model(weights: list[float]) -> Averages:
 
 def test_growth_splits_the_fullest():
     step = schedule(k=6, iterations=20).step(10)
-    grown = _grown(model([0.6, 0.3, 0.1]), step, np.random.default_rng(0))
+    grown = split_largest(model([0.6, 0.3, 0.1]), step, np.random.default_rng(0))
     assert step.references == 6
     parents = grown.field.mean(dim=(1, 2)).round().tolist()
     assert sorted(parents) == [1, 1, 1, 2, 2, 3] or sorted(parents) == [1, 1, 1, 1, 2, 3]
@@ -109,7 +109,7 @@ def test_growth_splits_the_fullest():
 def test_starved_class_takes_half_of_the_fullest():
     step = schedule(k=4, iterations=20).step(10)
     weights = [0.5, 0.29, 0.2, 0.01]
-    revived, which = _revived(model(weights), np.array(weights), step, np.random.default_rng(0))
+    revived, which = reseed(model(weights), np.array(weights), step, np.random.default_rng(0))
     assert which == (3,)
     assert revived.field[3].mean() == pytest.approx(1, abs=0.05)  # the first class's
     assert revived.weights.tolist() == pytest.approx([0.25, 0.29, 0.2, 0.25], abs=0.02)
@@ -118,10 +118,10 @@ def test_starved_class_takes_half_of_the_fullest():
 
 def test_class_that_is_nobodys_best_is_started_anew():
     step = schedule(k=4, iterations=20).step(10)
-    _, which = _revived(model([0.4, 0.25, 0.2, 0.15]), np.array([0.5, 0.3, 0.2, 0.0]), step, np.random.default_rng(0))
+    _, which = reseed(model([0.4, 0.25, 0.2, 0.15]), np.array([0.5, 0.3, 0.2, 0.0]), step, np.random.default_rng(0))
     assert which == (3,)
     last = schedule(k=4, iterations=20).step(20)
-    _, which = _revived(model([0.4, 0.25, 0.2, 0.15]), np.array([0.5, 0.3, 0.2, 0.0]), last, np.random.default_rng(0))
+    _, which = reseed(model([0.4, 0.25, 0.2, 0.15]), np.array([0.5, 0.3, 0.2, 0.0]), last, np.random.default_rng(0))
     assert which == ()
 
 

@@ -24,7 +24,8 @@ STOPPED_BY_CRASH = 77
 PRELOADED = (
     "jobs.runs", "polarice.cli", "polarice.jobs.class2d", "polarice.jobs.align2d", "polarice.jobs.classification",
     "polarice.jobs.checkpoint", "polarice.jobs.resume", "polarice.jobs.report", "polarice.align.survey",
-    "polarice.align.loop", "polarice.references.averages", "polarice.io.class2d", "tqdm",
+    "polarice.align.classify", "polarice.align.policy",
+    "polarice.references.averages", "polarice.io.class2d", "tqdm",
 )  # fmt: skip
 _REPORT_STUB = "a stub, as pages take longer to draw than these runs"
 

@@ -11,9 +11,9 @@ import torch
 from align.phantoms import CPU, Blobs, ctf_parameters, optics, particle_images, unassigned
 from align.scenes import PIXEL_SIZE_A, references_of
 from polarice.align.expect import expect
-from polarice.align.loop import _centred
 from polarice.align.model import Prior
 from polarice.align.polar import PolarBasis
+from polarice.align.policy import centred
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
 from polarice.align.sums import Sums
@@ -157,7 +157,7 @@ def test_centring_moves_averages_and_poses_together(box):
     shift = truth - turned(off[class_of], psi)
     pose = Pose2D(class_of.astype(np.int32), psi, shift.copy())
     pose.class_of[-1] = -1
-    moved, after = _centred(model, replace(unassigned(n), pose=pose), np.arange(n - 1))
+    moved, after = centred(model, replace(unassigned(n), pose=pose), np.arange(n - 1))
     first, second = predicted(model, pose), predicted(moved, after.pose)
     assert (first - second).abs().max() < 2e-3 * first.abs().max()
     left = [turned(after.pose.shift_px, -psi)[:-1][class_of[:-1] == c].mean(axis=0) for c in (0, 1)]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from align.phantoms import Blobs, ctf_parameters, particle_images
+from polarice.align.fit import fit
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.store import Room
@@ -18,7 +19,7 @@ from polarice.references import mapping
 from polarice.references.growth import pca_start
 from polarice.references.latent import LatentGrid
 from polarice.references.manifold import Manifold, ManifoldPrior
-from polarice.references.mapping import MapState, Placement, Plan, expected, fit
+from polarice.references.mapping import KeepModel, ManifoldExpectation, ManifoldState, Plan, expected, first_state
 from polarice.references.nodes import expect_nodes
 from polarice.references.posed import PosedImages
 from polarice.references.refine import Freedom, refined
@@ -55,14 +56,17 @@ def blank(images: PosedImages) -> Manifold:
     return Manifold.empty(images.basis, LatentGrid.of((4, 4)), noise, images.images.preparation.mask_fraction)
 
 
-def mapped(images: PosedImages, pose: Pose2D, freedom: Freedom | None) -> tuple[MapState, float]:
+def mapped(images: PosedImages, pose: Pose2D, freedom: Freedom | None) -> tuple[ManifoldState, float]:
     """The end of twelve iterations, and its log posterior."""
     prior = ManifoldPrior()
     subset = images.subset(images.rows, pose, Clock())
     model = pca_start(blank(images), subset, images.even, prior, 0)
-    state = MapState(0, model, Placement.unknown(pose, 2), images.basis.r_max, pose)
-    turns = list(fit(images, state, Plan(12, prior, 1024, freedom)))
-    return turns[-1].state, turns[-1].log_posterior
+    last = iterated(images, first_state(model, pose, images.basis.r_max), Plan(12, prior, 1024, freedom))[-1]
+    return last.state, last.found.model.log_posterior(last.found.sums, prior)
+
+
+def iterated(images: PosedImages, state: ManifoldState, plan: Plan) -> list[Any]:
+    return list(fit(state, plan, ManifoldExpectation(images, plan), KeepModel()))
 
 
 def off_by(pose: Pose2D, truth: Pose2D, species: np.ndarray) -> tuple[float, float]:
@@ -80,18 +84,18 @@ def test_poses_come_nearer_to_the_truth_and_explain_more(scene):
     images, truth, off, species = scene
     moved, free = mapped(images, off, Freedom(PSI_SD_DEG, SHIFT_SD_PX))
     stayed, fixed = mapped(images, off, None)
-    before, after = off_by(off, truth, species), off_by(moved.placement.pose, truth, species)
+    before, after = off_by(off, truth, species), off_by(moved.pose, truth, species)
     assert before[0] > 3 and before[1] > 0.5
     assert after[0] < 0.7 * before[0] and after[1] < 0.7 * before[1], (before, after)
     assert free > fixed + N  # more than one unit of log likelihood for each image
-    assert np.array_equal(stayed.placement.pose.psi_deg, off.psi_deg)
-    assert np.array_equal(off.psi_deg, moved.anchor.psi_deg)
+    assert np.array_equal(stayed.pose.psi_deg, off.psi_deg)
+    assert np.array_equal(off.psi_deg, moved.carried.anchor.psi_deg)
 
 
 def test_true_poses_stay_near_the_truth(scene):
     images, truth, _, species = scene
     moved, _ = mapped(images, truth, Freedom(PSI_SD_DEG, SHIFT_SD_PX))
-    angle, shift = off_by(moved.placement.pose, truth, species)
+    angle, shift = off_by(moved.pose, truth, species)
     assert angle < 2.5 and shift < 0.35
 
 
@@ -102,7 +106,7 @@ def test_a_sweep_never_lowers_the_posterior(scene):
     model = pca_start(blank(images), images.subset(images.rows, off, Clock()), images.even, prior, 0)
     pose, values = off, []
     for _ in range(4):
-        _, sums, _ = expected(images, model, Placement.unknown(pose, 2), (1024, images.basis.r_max), Clock())
+        _, _, sums, _ = expected(images, model, pose, (1024, images.basis.r_max), Clock())
         away = ((pose.psi_deg - off.psi_deg) / freedom.psi_sd_deg) ** 2
         cost = away.sum() + ((pose.shift_px - off.shift_px) ** 2).sum() / freedom.shift_sd_px**2
         values.append(model.log_posterior(sums, prior) - 0.5 * cost)
@@ -130,8 +134,8 @@ def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatc
     """And are posed in halves: the sums of what failed are not added."""
     images, _, off, _ = scene
     model = pca_start(blank(images), images.subset(images.rows, off, Clock()), images.even, ManifoldPrior(), 0)
-    before, how = Placement.unknown(off, 2), (256, images.basis.r_max)
-    whole, sums, _ = expected(images, model, before, how, Clock())
+    how = (256, images.basis.r_max)
+    _, whole, sums, _ = expected(images, model, off, how, Clock())
     seen: dict[str, list[int]] = {"expect_nodes": [], "sample": []}
 
     def short(of_images: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,9 +152,9 @@ def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatc
     monkeypatch.setattr(mapping, "expect_nodes", short(expect_nodes))
     monkeypatch.setattr(PolarBasis, "sample", short(PolarBasis.sample))
     streamed = PosedImages(images.images, images.basis, images.rows, Room(0))
-    halved, sums_halved, _ = expected(streamed, model, before, how, Clock())
+    _, halved, sums_halved, _ = expected(streamed, model, off, how, Clock())
     assert seen == {"expect_nodes": [256, 128, 64, 64, 64, 64, 44], "sample": [1, 32, *[16] * 18, 12]}
-    assert np.array_equal(halved.pose.class_of, whole.pose.class_of)
+    assert torch.equal(halved.node_of, whole.node_of)
     torch.testing.assert_close(sums_halved.numerator, sums.numerator, rtol=1e-4, atol=1e-4)
     assert float(sums_halved.group_count.sum()) == N
 
@@ -161,13 +165,14 @@ def test_images_kept_or_streamed_give_the_same_map_of_few_ways(scene):
     streamed = PosedImages(images.images, images.basis, images.rows, Room(0))
     assert images.all_kept and not streamed.all_kept
     start = pca_start(blank(images), images.subset(images.rows, pose, Clock()), images.even, ManifoldPrior(), 0).cut(3)
-    state = MapState(0, start, Placement.unknown(pose, 2), 4, pose)
-    turns = [list(fit(each, state, Plan(3, ManifoldPrior(), 100))) for each in (images, streamed)]
+    plan = Plan(3, ManifoldPrior(), 100)
+    turns = [iterated(each, first_state(start, pose, 4), plan) for each in (images, streamed)]
     for kept, other in zip(*turns, strict=True):
         one, two = kept.state, other.state
-        assert kept.sums.numerator.shape[1] == 4 < other.sums.numerator.shape[1]
-        assert np.mean(one.placement.pose.class_of == two.placement.pose.class_of) > 0.99
+        assert kept.found.sums.numerator.shape[1] == 4 < other.found.sums.numerator.shape[1]
+        assert np.mean(one.pose.class_of == two.pose.class_of) > 0.99
         moved = (two.model.dense - start.dense).abs().max()
         assert (one.model.dense - two.model.dense).abs().max() < 1e-3 * moved
-        assert kept.log_posterior == pytest.approx(other.log_posterior, abs=0.1)  # a sum over 300 images
+        a, b = (each.found.model.log_posterior(each.found.sums, plan.prior) for each in (kept, other))
+        assert a == pytest.approx(b, abs=0.1)  # a sum over 300 images
     assert all(kept.clock.seconds["maximization"] >= 0 for kept in turns[0])

@@ -31,6 +31,10 @@ class Clock:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
     def waiting(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items, counting what is waited for them to `stage`."""
         since = time.perf_counter()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polarice.align.model import Prior
+
+if TYPE_CHECKING:
+    from polarice.align.fit import State
 
 GROWTH_SHARE = 0.6  # of the iterations, in which the number of references doubles stage by stage
 FIRST_REFERENCES = 5
@@ -92,6 +96,11 @@ class Schedule:
             min_shift_sigma_px=GROWTH_SHIFT_SIGMA_PX if number <= growth else 0.5,
             limit_px=self.limit_px,
         )
+
+    def next(self, state: State[Any, Any]) -> Step | None:
+        """The step after a state; None when all iterations are done."""
+        number = self.after(state.number, state.changed_class)
+        return self.step(number) if number <= self.iterations else None
 
     def after(self, number: int, changed_class: float) -> int:
         """The iteration that follows: the next, or, once assignments have settled, the last but one."""

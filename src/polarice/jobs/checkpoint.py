@@ -21,10 +21,11 @@ from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 if TYPE_CHECKING:
     import torch
 
-    from polarice.align.loop import State
+    from polarice.align.classify import Cuts
+    from polarice.align.fit import State
     from polarice.align.polar import PolarBasis
     from polarice.references.averages import Averages
-    from polarice.references.mapping import MapState
+    from polarice.references.mapping import ManifoldState
 
 S = TypeVar("S")
 
@@ -44,43 +45,45 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def write_checkpoint(folder: Path, state: State[Averages], classes: ClassModel) -> Path:
+def write_checkpoint(folder: Path, state: State[Averages, Cuts], classes: ClassModel) -> Path:
     """Write the state of align2d or class2d; InputError where the disk is full."""
     arrays = _of_model(state.model) | _of_assignment(state.assignment) | _of_classes(classes)
-    return _write(folder, state.number, arrays | {"cut_px": state.cut_px, "changed_class": state.changed_class})
+    return _write(folder, state.number, arrays | {"cut_px": state.carried.cut_px, "changed_class": state.changed_class})
 
 
-def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Averages]:
+def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Averages, Cuts]:
     """The state as it was written; InputError where the file cannot be read."""
 
-    def state(arrays: Arrays) -> State[Averages]:
-        from polarice.align.loop import State
+    def state(arrays: Arrays) -> State[Averages, Cuts]:
+        from polarice.align.classify import Cuts
+        from polarice.align.fit import State
         from polarice.references.averages import Averages
 
         model = Averages(basis=_basis(arrays, device), **_tensors(arrays, device))
         _require_averages(model, len(arrays["classes.weights"]))
-        return State(number, model, _assignment(arrays), arrays["cut_px"], float(arrays["changed_class"]))
+        return State(number, model, _assignment(arrays), Cuts(arrays["cut_px"]), float(arrays["changed_class"]))
 
     return _read(folder, number, state)
 
 
-def write_map_checkpoint(folder: Path, state: MapState, classes: ClassModel) -> Path:
+def write_map_checkpoint(folder: Path, state: ManifoldState, classes: ClassModel) -> Path:
     """Write the state of sml; InputError where the disk is full."""
-    placement = state.placement
-    arrays = _of_model(state.model) | _of_assignment(placement.assignment) | _of_classes(classes)
+    latent = state.carried
+    arrays = _of_model(state.model) | _of_assignment(state.assignment) | _of_classes(classes)
     arrays |= {f"grid.{name}": getattr(state.model.grid, name) for name in _GRID}
-    arrays |= {f"anchor.{each.name}": getattr(state.anchor, each.name) for each in fields(state.anchor)}
-    arrays |= {"latent_mean": placement.latent_mean, "latent_sd": placement.latent_sd}
-    return _write(folder, state.number, arrays | {"first_rings": state.first_rings})
+    arrays |= {f"anchor.{each.name}": getattr(latent.anchor, each.name) for each in fields(latent.anchor)}
+    arrays |= {"latent_mean": latent.mean, "latent_sd": latent.sd}
+    return _write(folder, state.number, arrays | {"first_rings": latent.first_rings})
 
 
-def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> MapState:
+def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> ManifoldState:
     """The state as it was written; InputError where the file cannot be read."""
 
-    def state(arrays: Arrays) -> MapState:
+    def state(arrays: Arrays) -> ManifoldState:
+        from polarice.align.fit import State
         from polarice.references.latent import LatentGrid
         from polarice.references.manifold import Manifold
-        from polarice.references.mapping import MapState, Placement
+        from polarice.references.mapping import Latent
 
         grid = _part(arrays, "grid")
         shape, functions = (tuple(grid[name].tolist()) for name in ("shape", "functions"))
@@ -89,8 +92,9 @@ def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> MapS
             grid=LatentGrid(shape, functions, grid["width"].item(), device),
             **_tensors(arrays, device),
         )
-        placement = Placement(_assignment(arrays), arrays["latent_mean"], arrays["latent_sd"])
-        found = MapState(number, model, placement, arrays["first_rings"].item(), Pose2D(**_part(arrays, "anchor")))
+        anchor, rings = Pose2D(**_part(arrays, "anchor")), arrays["first_rings"].item()
+        latent = Latent(arrays["latent_mean"], arrays["latent_sd"], anchor, rings)
+        found = State(number, model, _assignment(arrays), latent)
         _require_fitting(found)
         return found
 
@@ -198,9 +202,9 @@ def _require_averages(model: Averages, k: int) -> None:
         raise ValueError("shift_sigma_px or mask_fraction make no sense")
 
 
-def _require_fitting(state: MapState) -> None:
+def _require_fitting(state: ManifoldState) -> None:
     """Raise ValueError where the arrays of a map are not of one map, or not of one set of particles."""
-    model, placement = state.model, state.placement
+    model, latent = state.model, state.carried
     shapes = {
         "coefficients": (1 + model.rank if model.rank else model.grid.m, model.triangle.d),
         "weights": (model.grid.k,),
@@ -210,12 +214,12 @@ def _require_fitting(state: MapState) -> None:
     if model.amplitudes is not None:
         shapes["amplitudes"] = (model.grid.m, model.rank)
     wrong = [name for name, shape in shapes.items() if tuple(getattr(model, name).shape) != shape]
-    found = placement.assignment
-    each = [*vars(found.pose).values(), *vars(state.anchor).values(), placement.latent_mean, placement.latent_sd]
+    found = state.assignment
+    each = [*vars(found.pose).values(), *vars(latent.anchor).values(), latent.mean, latent.sd]
     each += [found.log_likelihood, found.max_probability, found.significant]
     if wrong or len({len(values) for values in each}) > 1:
         raise ValueError(f"arrays that do not fit together: {', '.join(wrong) or 'of the particles'}")
-    if not all(np.isfinite(values).all() for values in (placement.latent_mean, placement.latent_sd)):
+    if not all(np.isfinite(values).all() for values in (latent.mean, latent.sd)):
         raise ValueError("latent coordinates that are no numbers")
 
 

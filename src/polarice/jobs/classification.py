@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +20,11 @@ from polarice.jobs.intake import (
     last_ring,
     look_at_images,
     open_particles,
-    progress_bar,
     relion_settings,
     with_copies,
 )
 from polarice.jobs.params import option
+from polarice.jobs.particle_run import ParticleRun
 from polarice.jobs.resources import (
     batch_bytes,
     card_of,
@@ -33,22 +32,25 @@ from polarice.jobs.resources import (
     precision_of,
     require_room,
     room_of,
-    threads_of,
     workers_of,
 )
 from polarice.jobs.running import carry_out, page_of, settled
-from polarice.jobs.usage import Usage, Watch, write_usage
+from polarice.jobs.usage import Usage, Watch
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
 if TYPE_CHECKING:
     import torch
 
+    from polarice.align.classify import Cuts, Searched
+    from polarice.align.fit import IterationResult, State
     from polarice.align.images import ParticleImages
-    from polarice.align.loop import State, Turn
     from polarice.align.polar import PolarBasis
-    from polarice.align.schedule import Schedule
-    from polarice.jobs.report.drawers import Drawers
+    from polarice.align.schedule import Schedule, Step
+    from polarice.jobs.report import Report
     from polarice.references.averages import Averages
+
+    ClassState = State[Averages, Cuts]
+    ClassResult = IterationResult[Averages, Cuts, Step, Searched[Averages]]
 
 PERIODS_AT_START = 8  # resolution of the first iteration: so many periods across the particle
 FIRST_SHIFT_SIGMA_PX = 3.0
@@ -97,11 +99,11 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
         table, images = open_particles(params, device, comm)
         comm.once(lambda: _require_suitable(params, images))
 
-        def begin() -> _Run:
+        def begin() -> ClassRun:
             watch.mark("loading")
             looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
             watch.mark("looking at images")
-            run = _Run(job, params, looked, growing_batches, (comm, watch))
+            run = ClassRun(job, params, looked, growing_batches, (comm, watch))
             watch.mark("first classes")
             return run
 
@@ -126,7 +128,7 @@ def _require_suitable(params: Any, images: ParticleImages) -> None:
 
 def held_bytes(images: ParticleImages, params: Any) -> int:
     """Memory for the classes of a run that comes to the last ring."""
-    from polarice.align.loop import FARTHEST_FROM_CUT_PX
+    from polarice.align.classify import FARTHEST_FROM_CUT_PX
     from polarice.references.averages import Averages
 
     slack_px = params.offset_range + 2 * params.offset_step + FARTHEST_FROM_CUT_PX
@@ -143,120 +145,96 @@ def _basis(images: ParticleImages, r_max: int, slack_px: float) -> PolarBasis:
     return PolarBasis(preparation.box_px, radius_px, r_max, slack_px, images.device)
 
 
-class _Run:
-    """One job at work: what has been read, where it stands, what it has written."""
+class ClassRun(ParticleRun["ClassResult", None]):
+    """align2d and class2d at work."""
 
     def __init__(self, job: str, params: Any, looked: Looked, growing_batches: bool, ranks: tuple[Comm, Watch]) -> None:
+        self.schedule = _schedule(looked.images, params, len(looked.rows), growing_batches)
+        super().__init__(job, params, looked, ranks)
+
+    def images_of_iterations(self) -> list[int]:
+        return [self.schedule.step(i + 1).batch for i in range(self.params.iter)]
+
+    def beginning(self) -> ClassState:
         from polarice.jobs.checkpoint import read_checkpoint, read_iteration
-        from polarice.jobs.resume import rewind
 
-        self.job, self.params, self.looked = job, params, looked
-        self.comm, self.watch = ranks
-        self.rows, self.order = looked.rows, looked.order
-        self.schedule = _schedule(looked.images, params, len(self.rows), growing_batches)
-        sd = looked.background_sd
-        self.columns = {} if sd is None else {"rlnNormCorrection": sd[self.rows]}
-        done = self.comm.once(lambda: rewind(params))
-        self.batches = [self.schedule.step(i + 1).batch for i in range(params.iter)]
-        self.bar = progress_bar(f"{job} {done + 1}/{params.iter}", sum(self.batches), sum(self.batches[:done]))
-        self.images = replace(looked.images, progress=lambda images: self.bar.update(images * self.comm.size))
-        self.state = (
-            read_checkpoint(params.o, done, self.images.device)
-            if done
-            else first_state(self.images, self.schedule, self.order, looked.noise_power, params, self.comm)
-        )
-        self.last = read_iteration(params.o, done, done, self.rows) if done == params.iter else None
+        params, done = self.params, self.done
+        if not done:
+            given = (self.looked.order, self.looked.noise_power, params, self.comm)
+            return first_state(self.images, self.schedule, *given)
+        if done == params.iter:
+            self.last = read_iteration(params.o, done, done, self.rows)
+        return read_checkpoint(params.o, done, self.images.device)
 
-    def all(self) -> None:
-        """Every iteration that is left, then the report. Rank 0 writes, an iteration while the next one is made."""
-        from polarice.io.particles import StackSource
-        from polarice.jobs.report.drawers import Drawers
+    def following(self, state: ClassState) -> int:
+        return self.schedule.after(state.number, state.changed_class)
 
-        turn, writing = None, None
-        first, images, waited_s = self.comm.rank == 0, 0, 0.0
-        drawers = Drawers(threads_of(self.params), self.comm)
-        with self.bar, drawers, ThreadPoolExecutor(1, "writer") as writer:
-            for turn in self.turns():
-                if self.schedule.after(turn.state.number, turn.state.changed_class) == self.params.iter:
-                    drawers.load()
-                images += len(turn.used)
-                waited_s += turn.clock.seconds.get("reading", 0.0)
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(self.write, turn) if first else None
-            if writing is not None:
-                writing.result()
-            self.bar.close()  # what is said from here on stands below it
-            source = self.images.source
-            assert isinstance(source, StackSource)
-            usage = self.watch.usage(source.traffic, images, waited_s, self.params.price)
-            self.report(usage, drawers)
-        if first and self.params.profile and turn is not None:
-            self.profile(turn)
+    def finish(self, result: ClassResult | None) -> None:
+        if self.params.profile and result is not None:
+            self.profile(result)
 
-    def profile(self, turn: Turn[Averages]) -> None:
+    def profile(self, result: ClassResult) -> None:
         """profile.json, of a pass as the last one."""
         from polarice.align.sweep import batch_size
         from polarice.jobs.profile import told, write_profile
 
-        model, device = turn.state.model, self.images.device
+        model, device = result.state.model, self.images.device
         room = batch_bytes(self.params, device, 1, held_bytes(self.images, self.params))
-        batch = batch_size(model.basis, len(model.weights), turn.search, room)
+        batch = batch_size(model.basis, len(model.weights), result.found.search, room)
         images = replace(self.images, progress=int)
-        print(told(write_profile(self.params.o, images, turn, batch)))
+        print(told(write_profile(self.params.o, images, result, batch)))
 
-    def turns(self) -> Iterator[Turn[Averages]]:
-        from polarice.align.loop import Settings, fit
+    def results(self) -> Iterator[ClassResult]:
+        from polarice.align.classify import ClassExpectation, Settings
+        from polarice.align.fit import fit
+        from polarice.align.policy import ClassPolicy
+        from polarice.references.averages import Averages
 
         params = self.params
         device, held = self.images.device, held_bytes(self.images, params)
         workers = workers_of(params, device)
         settings = Settings(
             tau2_fudge=params.tau2_fudge,
-            seed=params.seed,
             batch_bytes=batch_bytes(params, device, workers, held),
             workers=workers,
             room=room_of(params, device, len(self.comm.node_ranks), held),
-            centre_classes=params.center_classes,
             precision=precision_of(params, device),
         )
-        return fit(self.images, self.state, self.schedule, self.order, settings, self.comm)
+        expect = ClassExpectation[Averages](self.images, self.looked.order, settings, self.comm)
+        policy = ClassPolicy[Averages](self.images, params.center_classes)
+        return fit(self.state, self.schedule, expect, policy, params.seed)
 
-    def write(self, turn: Turn[Averages]) -> None:
-        """Put one iteration on disk: RELION's files, its line of the history, and last the checkpoint."""
+    def prepared(self, result: ClassResult) -> None:
+        return None
+
+    def write(self, result: ClassResult, prepared: None) -> Iteration:
         from polarice.io.class2d import write_iteration
         from polarice.jobs.checkpoint import write_checkpoint
         from polarice.jobs.report import append_history
 
         folder, since = self.params.o, time.perf_counter()
-        iteration = iteration_of(turn, self.images, self.rows)
+        iteration = iteration_of(result, self.images, self.rows)
         settings = relion_settings(self.params, self.images, self.params.tau2_fudge)
         write_iteration(folder, iteration, self.looked.table, settings, rows=self.rows, columns=self.columns)
         iteration = replace(iteration, seconds=iteration.seconds | {"writing": time.perf_counter() - since})
         append_history(folder, iteration)
-        write_checkpoint(folder, turn.state, iteration.model)
-        self.last = iteration
+        write_checkpoint(folder, result.state, iteration.model)
         self.bar.write(told(iteration, self.params.k), file=sys.stderr)
-        upcoming = self.schedule.after(turn.state.number, turn.state.changed_class)
+        upcoming = self.following(result.state)
         if upcoming > iteration.number + 1:
             self.bar.write(f"assignments have settled: on to iteration {upcoming}", file=sys.stderr)
             self.bar.update(sum(self.batches[iteration.number : upcoming - 1]))
         self.bar.set_description(f"{self.job} {min(upcoming, iteration.total)}/{iteration.total}")
+        return iteration
 
-    def report(self, usage: Usage, drawers: Drawers) -> None:
-        """report.html and its pictures, of the last iteration; usage.json."""
-        from polarice.jobs.report import Report, write_report
+    def page(self, usage: Usage) -> Report:
+        assert self.last is not None, "the last iteration has been made, or read"
+        return page_of(self.job, self.params, self.looked, self.last, usage=usage.lines())
 
-        def page() -> Report:
-            assert self.last is not None, "the last iteration has been made, or read"
-            write_usage(self.params.o, usage)
-            return page_of(self.job, self.params, self.looked, self.last, usage=usage.lines())
-
-        path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
-        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
+    def conclusion(self, page: Path) -> str:
         bad = self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
-        print(f"{len(self.rows)} particles in {self.params.k} classes{left_out}; report: {path}")
+        return f"{len(self.rows)} particles in {self.params.k} classes{left_out}; report: {page}"
 
 
 def told(iteration: Iteration, k: int) -> str:
@@ -280,11 +258,12 @@ def first_state(
     noise_power: np.ndarray,
     params: Any,
     comm: Comm = SERIAL,
-) -> State[Averages]:
+) -> ClassState:
     """Before the first iteration, nothing assigned: averages of random particles, or the classes of --ref."""
     import torch
 
-    from polarice.align.loop import State
+    from polarice.align.classify import Cuts
+    from polarice.align.fit import State
 
     noise = torch.from_numpy(noise_power).to(images.device)
     known_px = images.particles.pose.shift_px
@@ -296,7 +275,7 @@ def first_state(
     n = len(images)
     unknown = replace(Pose2D.unknown(n), shift_px=known_px.copy())
     nothing = Assignment(unknown, np.zeros(n), np.zeros(n, np.float32), np.zeros(n, np.int32))
-    return State(0, replace(model, shift_sigma_px=shift_sigma_px), nothing, np.rint(unknown.shift_px))
+    return State(0, replace(model, shift_sigma_px=shift_sigma_px), nothing, Cuts(np.rint(unknown.shift_px)))
 
 
 def _random_classes(
@@ -336,9 +315,9 @@ def known_classes(images: ParticleImages, params: Any) -> Averages:
     return replace(model.on(basis), mask_fraction=images.preparation.mask_fraction)
 
 
-def iteration_of(turn: Turn[Averages], images: ParticleImages, rows: np.ndarray) -> Iteration:
+def iteration_of(result: ClassResult, images: ParticleImages, rows: np.ndarray) -> Iteration:
     """What an iteration left behind, in pixels and shells, about the particles `rows`."""
-    model, assignment = turn.state.model, turn.state.assignment
+    model, assignment = result.state.model, result.state.assignment
     box, pixel_A = images.preparation.box_px, images.pixel_size_A
     mask = images.preparation.mask(images.device)
 
@@ -349,8 +328,8 @@ def iteration_of(turn: Turn[Averages], images: ParticleImages, rows: np.ndarray)
 
     resolution_A = box * pixel_A / model.resolution_px().cpu().numpy()
     return Iteration(
-        number=turn.state.number,
-        total=turn.step.total,
+        number=result.state.number,
+        total=result.step.total,
         model=ClassModel(
             averages=(model.images() * mask).cpu().numpy(),
             weights=model.weights.cpu().numpy(),
@@ -363,17 +342,17 @@ def iteration_of(turn: Turn[Averages], images: ParticleImages, rows: np.ndarray)
         ),
         assignment=assignment.take(rows),
         resolution_limit_A=box * pixel_A / model.basis.r_max,
-        psi_step_deg=360 / turn.search.psi_count,
-        shift_range_px=turn.step.shift_range_px,
-        shift_step_px=turn.step.shift_step_px,
-        particles_used=len(turn.used),
-        log_likelihood=turn.log_likelihood,
-        max_probability=turn.max_probability,
-        changed_class=turn.changed[0],
-        changed_psi_deg=turn.changed[1],
-        changed_shift_px=turn.changed[2],
-        reseeded=turn.revived,
-        seconds=dict(turn.clock.seconds),
+        psi_step_deg=360 / result.found.search.psi_count,
+        shift_range_px=result.step.shift_range_px,
+        shift_step_px=result.step.shift_step_px,
+        particles_used=len(result.found.used),
+        log_likelihood=result.found.log_likelihood,
+        max_probability=result.found.max_probability,
+        changed_class=result.changed[0],
+        changed_psi_deg=result.changed[1],
+        changed_shift_px=result.changed[2],
+        reseeded=result.reseeded,
+        seconds=dict(result.clock.seconds),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
     from polarice.references.aligned import AlignedImages
     from polarice.references.manifold import Manifold
-    from polarice.references.mapping import MapState, Plan
+    from polarice.references.mapping import ManifoldState, Plan
     from polarice.references.posed import PosedImages
     from polarice.references.register import Frames
 
@@ -54,13 +54,13 @@ def plan_of(posed: PosedImages, params: Any) -> Plan:
     return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge, evenness=EVENNESS), batch, freedom)
 
 
-def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> MapState:
+def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> ManifoldState:
     """The map before the first iteration. Raises InputError where there is nothing to lay it out by."""
     import torch
 
     from polarice.references.latent import LatentGrid
     from polarice.references.manifold import Manifold
-    from polarice.references.mapping import MapState, Placement
+    from polarice.references.mapping import first_state
 
     noise = torch.from_numpy(looked.noise_power).to(posed.basis.device)
     grid = LatentGrid.of(params.shape, device=posed.basis.device)
@@ -70,7 +70,7 @@ def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> Ma
         model, first = _laid_out(empty, posed, pose, plan, params)
     except ValueError as error:
         raise InputError(f"{params.particles}: {error}; try another --start") from error
-    return MapState(0, model, Placement.unknown(pose, len(grid.shape)), first, pose)
+    return first_state(model, pose, first)
 
 
 def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:

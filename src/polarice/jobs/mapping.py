@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarice.cluster import Comm, world
-from polarice.jobs.intake import Looked, look_at_images, open_particles, progress_bar, relion_settings, with_copies
-from polarice.jobs.resources import card_of, device_of, give_back_freed_memory, threads_of
+from polarice.cluster import world
+from polarice.jobs.intake import Looked, look_at_images, open_particles, relion_settings, with_copies
+from polarice.jobs.particle_run import ParticleRun
+from polarice.jobs.resources import card_of, device_of, give_back_freed_memory
 from polarice.jobs.running import carry_out, page_of, settled
-from polarice.jobs.usage import Usage, Watch, write_usage
+from polarice.jobs.usage import Usage, Watch
 from polarice.types import Assignment, ClassModel, InputError, Iteration
 
 if TYPE_CHECKING:
     import torch
 
+    from polarice.align.fit import Expected, IterationResult
     from polarice.io.particles import ParticleTable
-    from polarice.jobs.report.drawers import Drawers
+    from polarice.jobs.report import Report
     from polarice.jobs.report.index import Chapter
-    from polarice.references.mapping import MapState, MapTurn, Plan
+    from polarice.references.manifold import Manifold
+    from polarice.references.mapping import Latent, ManifoldState, ManifoldStep
     from polarice.references.posed import PosedImages
+
+    ManifoldResult = IterationResult[Manifold, Latent, ManifoldStep, Expected[Manifold, Latent]]
 
 ITERATIONS = 30
 FEWEST_PER_NODE = 3  # particles; with fewer, nodes are told about before the run
@@ -46,11 +52,11 @@ def map_particles(job: str, params: Any) -> None:
         comm.once(lambda: require_room_for_map(images, params))
         warn_of_few(len(table.particles), params.classes)
 
-        def begin() -> _Run:
+        def begin() -> ManifoldRun:
             watch.mark("loading")
             looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
             watch.mark("looking at images")
-            run = _Run(job, params, looked, (comm, watch))
+            run = ManifoldRun(job, params, looked, (comm, watch))
             watch.mark("first classes")
             return run
 
@@ -77,136 +83,100 @@ def warn_of_few(n: int, k: int) -> None:
         )
 
 
-class _Run:
-    """One job at work: what has been read, where it stands, what it has written."""
+class ManifoldRun(ParticleRun["ManifoldResult", "Pictures | None"]):
+    """sml at work."""
 
-    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
-        from polarice.jobs.resume import rewind
+    posed: PosedImages | None = None  # while iterations are made
 
-        self.job, self.params, self.looked = job, params, looked
-        self.comm, self.watch = ranks
-        self.done = self.comm.once(lambda: rewind(params))
-        n = len(looked.order)
-        self.bar = progress_bar(f"{job} {self.done + 1}/{params.iter}", n * params.iter, n * self.done)
-        self.images = replace(looked.images, progress=lambda images: self.bar.update(images * self.comm.size))
-        sd = looked.background_sd
-        self.columns = {} if sd is None else {"rlnNormCorrection": sd[looked.rows]}
-        self.begun = self.beginning() if self.done < params.iter else None
-        self.last: Iteration | None = None
+    def images_of_iterations(self) -> list[int]:
+        return [len(self.looked.order)] * int(self.params.iter)
 
-    def all(self) -> None:
-        """Every iteration that is left, then map, movie and report."""
-        from polarice.io.particles import StackSource
-        from polarice.jobs.report.drawers import Drawers
-
-        with Drawers(threads_of(self.params), self.comm) as drawers:
-            state, images, waited_s = self.read() if self.begun is None else self.made(*self.begun, drawers)
-            self.begun = None
-            give_back_freed_memory()  # of the images: the report wants none
-            source = self.images.source
-            assert isinstance(source, StackSource)
-            self.finish(state, self.watch.usage(source.traffic, images, waited_s, self.params.price), drawers)
-
-    def made(self, state: MapState, posed: PosedImages, plan: Plan, drawers: Drawers) -> tuple[MapState, int, float]:
-        """(state after the last iteration, images compared, seconds waited for them); rank 0 writes, while the next
-        iteration is made."""
-        from polarice.references.mapping import fit
-
-        writing, first = None, self.comm.rank == 0
-        images, waited_s = 0, 0.0
-        with self.bar, ThreadPoolExecutor(1, "writer") as writer:
-            try:
-                for turn in fit(posed, state, plan):
-                    if turn.state.number == self.params.iter - 1:
-                        drawers.load()
-                    state = turn.state
-                    images += len(posed)
-                    waited_s += turn.clock.seconds.get("reading", 0.0)
-                    if self.params.memory is not None:
-                        give_back_freed_memory()
-                    pictures = self.pictures(turn, posed)
-                    if writing is not None:
-                        writing.result()
-                    writing = writer.submit(self.write, turn, pictures) if first else None
-            except ValueError as error:  # what the mathematics finds wrong with the data
-                raise InputError(f"{self.looked.table.path}: {error}") from error
-            if writing is not None:
-                writing.result()
-        return state, images, waited_s
-
-    def read(self) -> tuple[MapState, int, float]:
-        """The same of a run that lacks but its report."""
+    def beginning(self) -> ManifoldState:
         from polarice.jobs.checkpoint import read_iteration, read_map_checkpoint
-
-        self.bar.close()  # what is said from here on stands below it
-        self.last = read_iteration(self.params.o, self.done, self.done, self.looked.rows)
-        return read_map_checkpoint(self.params.o, self.done, self.images.device), 0, 0.0
-
-    def beginning(self) -> tuple[MapState, PosedImages, Plan]:
-        """State, images and plan of the iterations that are left."""
-        from polarice.jobs.checkpoint import read_map_checkpoint
         from polarice.jobs.layout import first_map, plan_of, posed_images
 
-        posed = posed_images(self.images, self.looked, self.params, self.comm)
-        plan = plan_of(posed, self.params)
-        if self.done:
-            return read_map_checkpoint(self.params.o, self.done, self.images.device), posed, plan
-        first = first_map(posed, self.looked, plan, self.params)
+        params, done, device = self.params, self.done, self.images.device
+        if done == params.iter:
+            self.last = read_iteration(params.o, done, done, self.rows)
+            return read_map_checkpoint(params.o, done, device)
+        self.posed = posed_images(self.images, self.looked, params, self.comm)
+        self.plan = plan_of(self.posed, params)
+        if done:
+            return read_map_checkpoint(params.o, done, device)
+        first = first_map(self.posed, self.looked, self.plan, params)
         give_back_freed_memory()  # much, in pieces, below the images that will be kept
-        return first, posed, plan
+        return first
 
-    def pictures(self, turn: MapTurn, posed: PosedImages) -> Pictures | None:
-        """What RELION's files will show, where it is time for them; ranks make it together."""
-        number, since = turn.state.number, time.perf_counter()
+    def following(self, state: ManifoldState) -> int:
+        return state.number + 1
+
+    def results(self) -> Iterator[ManifoldResult]:
+        from polarice.align.fit import fit
+        from polarice.references.mapping import KeepModel, ManifoldExpectation
+
+        if self.posed is None:
+            return
+        try:
+            for result in fit(self.state, self.plan, ManifoldExpectation(self.posed, self.plan), KeepModel()):
+                if self.params.memory is not None:
+                    give_back_freed_memory()
+                yield result
+        except ValueError as error:  # what the mathematics finds wrong with the data
+            raise InputError(f"{self.looked.table.path}: {error}") from error
+
+    def prepared(self, result: ManifoldResult) -> Pictures | None:
+        """What RELION's files will show, where it is time for them."""
+        number, since = result.state.number, time.perf_counter()
         if number < self.params.iter and number % self.params.write_every:
             return None
-        made = pictures_of(turn, posed, self.params)
-        turn.clock.add("writing", since)
+        assert self.posed is not None
+        made = pictures_of(result, self.posed, self.params)
+        result.clock.add("writing", since)
         return made
 
-    def write(self, turn: MapTurn, pictures: Pictures | None) -> None:
-        """Put one iteration on disk: its line of the history, RELION's files where it is time, the checkpoint."""
+    def write(self, result: ManifoldResult, prepared: Pictures | None) -> Iteration:
         from polarice.io.class2d import write_iteration
         from polarice.jobs.checkpoint import path_of, write_map_checkpoint
         from polarice.jobs.report import append_history
 
         params, folder, since = self.params, self.params.o, time.perf_counter()
-        number = turn.state.number
-        model = _outline(turn) if pictures is None else class_model(turn, pictures, self.images.pixel_size_A)
-        iteration = iteration_of(turn, model, self.looked, params.iter)
-        if pictures is not None:
+        number = result.state.number
+        model = _outline(result) if prepared is None else class_model(result, prepared, self.images.pixel_size_A)
+        iteration = iteration_of(result, model, self.looked, params.iter)
+        if prepared is not None:
             settings = relion_settings(params, self.images, params.tau2_fudge)
-            columns = self.columns | latent_columns(turn.state, self.looked.rows)
-            write_iteration(folder, iteration, self.looked.table, settings, rows=self.looked.rows, columns=columns)
+            columns = self.columns | latent_columns(result.state, self.rows)
+            write_iteration(folder, iteration, self.looked.table, settings, rows=self.rows, columns=columns)
         spent = iteration.seconds.get("writing", 0.0) + time.perf_counter() - since
         iteration = replace(iteration, seconds=iteration.seconds | {"writing": spent})
         append_history(folder, iteration)
-        write_map_checkpoint(folder, turn.state, iteration.model)
+        write_map_checkpoint(folder, result.state, iteration.model)
         if number > 1 and (number - 1) % params.write_every:  # nothing of RELION's goes with it
             path_of(folder, number - 1).unlink(missing_ok=True)
-        self.bar.write(told(iteration, turn), file=sys.stderr)
+        self.bar.write(told(iteration, result), file=sys.stderr)
         self.bar.set_description(f"{self.job} {min(number + 1, params.iter)}/{params.iter}")
-        self.last = iteration
+        return iteration
 
-    def finish(self, state: MapState, usage: Usage, drawers: Drawers) -> None:
-        """Map, movie, report, and what is to be said at the end."""
-        from polarice.jobs.report import Report, class_counts, write_report
+    def release(self) -> None:
+        self.posed = None
+        give_back_freed_memory()  # of the images: the report wants none
 
-        def page() -> Report:
-            assert self.last is not None, "the last iteration has been made, or read"
-            write_usage(self.params.o, usage)
-            empty = np.flatnonzero(class_counts(self.last) == 0)
-            chapter = map_chapter(self.params, state, self.last, 2 * self.images.preparation.radius_px)
-            notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
-            if len(empty):
-                print(_empty_words(empty, NAMED))
-            return page_of(self.job, self.params, self.looked, self.last, [chapter], notes, usage.lines())
+    def page(self, usage: Usage) -> Report:
+        """Manifold, movie, and the report."""
+        from polarice.jobs.report import class_counts
 
-        path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
-        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
+        assert self.last is not None, "the last iteration has been made, or read"
+        empty = np.flatnonzero(class_counts(self.last) == 0)
+        chapter = map_chapter(self.params, self.state, self.last, 2 * self.images.preparation.radius_px)
+        notes = {"classes": _empty_words(empty, len(empty))} if len(empty) else {}
+        if len(empty):
+            print(_empty_words(empty, NAMED))
+        return page_of(self.job, self.params, self.looked, self.last, [chapter], notes, usage.lines())
+
+    def conclusion(self, page: Path) -> str:
         k, bad = self.params.classes, self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
-        print(f"{len(self.looked.rows)} particles on a map of {k} nodes{left_out}; report: {path}")
+        return f"{len(self.rows)} particles on a map of {k} nodes{left_out}; report: {page}"
 
 
 def _empty_words(empty: np.ndarray, named: int) -> str:
@@ -215,24 +185,24 @@ def _empty_words(empty: np.ndarray, named: int) -> str:
     return f"{many} no particle's best; their averages are what their neighbours make of them: {numbers}"
 
 
-def told(iteration: Iteration, turn: MapTurn) -> str:
+def told(iteration: Iteration, result: ManifoldResult) -> str:
     """One line about an iteration."""
     from polarice.jobs.report import class_counts
 
     counts = class_counts(iteration)
     return (
-        f"iteration {iteration.number}/{iteration.total}: {turn.rings} rings, {int((counts > 0).sum())} of "
-        f"{len(counts)} nodes in use, mean probability {turn.max_probability:.2f}, "
-        f"{100 * turn.changed[0]:.0f} % changed node, {sum(iteration.seconds.values()):.1f} s"
+        f"iteration {iteration.number}/{iteration.total}: {result.step.rings} rings, {int((counts > 0).sum())} of "
+        f"{len(counts)} nodes in use, mean probability {result.found.max_probability:.2f}, "
+        f"{100 * result.changed[0]:.0f} % changed node, {sum(iteration.seconds.values()):.1f} s"
     )
 
 
-def latent_columns(state: MapState, rows: np.ndarray) -> dict[str, np.ndarray]:
+def latent_columns(state: ManifoldState, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Where on the map the particles `rows` lie: mean and standard deviation of the posterior along each axis."""
-    placement = state.placement
+    latent = state.carried
     return {
         f"polariceLatent{axis + 1}{kind}": values[rows, axis].astype(np.float64)
-        for kind, values in (("", placement.latent_mean), ("Sd", placement.latent_sd))
+        for kind, values in (("", latent.mean), ("Sd", latent.sd))
         for axis in range(values.shape[1])
     }
 
@@ -245,10 +215,12 @@ class Pictures:
     ssnr: torch.Tensor | None  # (K, ring) where they have one of their own, and not the map's
 
 
-def pictures_of(turn: MapTurn, posed: PosedImages, params: Any) -> Pictures:
+def pictures_of(result: ManifoldResult, posed: PosedImages, params: Any) -> Pictures:
     """Averages as --average asks for them; every rank makes its share and has them all."""
-    model, comm = turn.state.model, posed.comm
-    vectors, ssnr = (model.vectors, None) if params.average == "soft" else _hard_averages(turn, posed, params.threshold)
+    model, comm = result.state.model, posed.comm
+    vectors, ssnr = (
+        (model.vectors, None) if params.average == "soft" else _hard_averages(result, posed, params.threshold)
+    )
     vectors = vectors[model.shares(comm).some(len(vectors))]
     mask = posed.images.preparation.mask(model.basis.device)
     pixels = mask.new_empty(0, *mask.shape)
@@ -257,18 +229,18 @@ def pictures_of(turn: MapTurn, posed: PosedImages, params: Any) -> Pictures:
     return Pictures(comm.join(pixels).cpu().numpy(), ssnr)
 
 
-def class_model(turn: MapTurn, pictures: Pictures, pixel_A: float) -> ClassModel:
+def class_model(result: ManifoldResult, pictures: Pictures, pixel_A: float) -> ClassModel:
     """Averages of all nodes and what is known about them."""
     from polarice.references.snr import resolved_px, smooth_ssnr
 
-    model, ssnr = turn.state.model, pictures.ssnr
+    model, ssnr = result.state.model, pictures.ssnr
     basis = model.basis
     if ssnr is None:
-        ssnr = smooth_ssnr(model.ring_power.double() / basis.n_theta, model.error(turn.sums))
+        ssnr = smooth_ssnr(model.ring_power.double() / basis.n_theta, model.error(result.found.sums))
     box = basis.box_px
     prior = model.grid.squares[:, None] * model.tau2 * model.freedom
     return replace(
-        _outline(turn),
+        _outline(result),
         averages=pictures.averages,
         signal_power=_shells(prior, box),
         ssnr=_shells(ssnr, box),
@@ -277,14 +249,14 @@ def class_model(turn: MapTurn, pictures: Pictures, pixel_A: float) -> ClassModel
     )
 
 
-def _hard_averages(turn: MapTurn, posed: PosedImages, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _hard_averages(result: ManifoldResult, posed: PosedImages, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors and SSNR of plain averages; nodes without particles keep the map's image, with no signal of its own."""
     import torch
 
     from polarice.align.images import Clock
     from polarice.references.plain import PlainAverages
 
-    model, assignment = turn.state.model, turn.state.placement.assignment
+    model, assignment = result.state.model, result.state.assignment
     label = np.where(assignment.max_probability >= threshold, assignment.pose.class_of, -1)
     how = (model.grid.k, model.scale, model.mask_fraction)
     plain = PlainAverages.of(posed, assignment.pose, label, how, Clock())
@@ -298,14 +270,14 @@ def _shells(rings: torch.Tensor, box_px: int) -> np.ndarray:
     return values
 
 
-def _outline(turn: MapTurn) -> ClassModel:
+def _outline(result: ManifoldResult) -> ClassModel:
     """A class model without averages, for iterations that leave no more than a line of figures."""
-    model, pose = turn.state.model, turn.state.placement.pose
+    model, pose = result.state.model, result.state.pose
     k, shells = len(model.weights), model.noise_power.shape[1]
     nothing = np.zeros((k, shells))
     return ClassModel(
         averages=np.zeros((k, 0, 0), np.float32),
-        weights=(turn.sums.node_weight / turn.sums.node_weight.sum()).cpu().numpy(),
+        weights=(result.found.sums.node_weight / result.found.sums.node_weight.sum()).cpu().numpy(),
         noise_power=model.noise_power.cpu().numpy(),
         signal_power=nothing,
         ssnr=nothing,
@@ -315,32 +287,32 @@ def _outline(turn: MapTurn) -> ClassModel:
     )
 
 
-def iteration_of(turn: MapTurn, model: ClassModel, looked: Looked, total: int) -> Iteration:
+def iteration_of(result: ManifoldResult, model: ClassModel, looked: Looked, total: int) -> Iteration:
     """What an iteration left behind, about the particles looked at."""
-    rows, found = looked.rows, turn.state.placement.assignment
-    basis = turn.state.model.basis
+    rows, found = looked.rows, result.state.assignment
+    basis = result.state.model.basis
     return Iteration(
-        number=turn.state.number,
+        number=result.state.number,
         total=total,
         model=replace(model, pixel_size_A=looked.images.pixel_size_A),
         assignment=Assignment(
             found.pose.take(rows), found.log_likelihood[rows], found.max_probability[rows], found.significant[rows]
         ),
-        resolution_limit_A=basis.box_px * looked.images.pixel_size_A / turn.rings,
+        resolution_limit_A=basis.box_px * looked.images.pixel_size_A / result.step.rings,
         psi_step_deg=360 / basis.n_theta,
         shift_range_px=0.0,
         shift_step_px=0.0,
         particles_used=len(rows),
-        log_likelihood=turn.log_likelihood,
-        max_probability=turn.max_probability,
-        changed_class=turn.changed[0],
-        changed_psi_deg=turn.changed[1],
-        changed_shift_px=turn.changed[2],
-        seconds=dict(turn.clock.seconds),
+        log_likelihood=result.found.log_likelihood,
+        max_probability=result.found.max_probability,
+        changed_class=result.changed[0],
+        changed_psi_deg=result.changed[1],
+        changed_shift_px=result.changed[2],
+        seconds=dict(result.clock.seconds),
     )
 
 
-def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: float) -> Chapter:
+def map_chapter(params: Any, state: ManifoldState, last: Iteration, diameter_px: float) -> Chapter:
     """The map's part of the report; its sheet, heat map and movie are written beside it."""
     from polarice.io.mrc import write_stack
     from polarice.io.star import Block, Table, write_star
@@ -353,7 +325,7 @@ def map_chapter(params: Any, state: MapState, last: Iteration, diameter_px: floa
     radius_px, root = diameter_px / 2, params.o / f"run_it{last.number:03d}"
     sheet = png_bytes(latent.map_sheet(model.averages, shape, counts, radius_px))
     _write_bytes(root.with_name(f"{root.name}_map.png"), sheet)
-    figure = latent.occupancy(shape, counts, state.placement.latent_mean)
+    figure = latent.occupancy(shape, counts, state.carried.mean)
     shown = charts.png(figure)
     _write_bytes(params.o / "report_map.png", shown)
     points = path_points(state.model, counts / max(counts.sum(), 1), params.frames)

@@ -13,8 +13,7 @@ from polarice.jobs.timing import counted_products, gemm_gflops, one_thread
 
 if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
-    from polarice.align.loop import Turn
-    from polarice.references.averages import Averages
+    from polarice.jobs.classification import ClassResult
 
 IMAGES = 2000
 PROFILE_NAME = "profile.json"
@@ -31,7 +30,7 @@ KINDS = {
 MEMORY_BOUND = ("copies", "arithmetic")  # few operations on each number that passes
 
 
-def write_profile(folder: Path, images: ParticleImages, turn: Turn[Averages], batch: int) -> Path:
+def write_profile(folder: Path, images: ParticleImages, result: ClassResult, batch: int) -> Path:
     """Profile a pass as the run's last one, on one worker, and write profile.json."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -40,14 +39,14 @@ def write_profile(folder: Path, images: ParticleImages, turn: Turn[Averages], ba
     from polarice.align.store import PolarStore, Room
     from polarice.align.sweep import Sweep
 
-    state, rows = turn.state, np.sort(turn.used[:IMAGES])
+    state, rows, search = result.state, np.sort(result.found.used[:IMAGES]), result.found.search
     device = images.device.type
-    sweep = Sweep(images, state.model, turn.search, batch)
+    sweep = Sweep(images, state.model, search, batch)
     store = PolarStore(rows, Room(4 * len(rows) * state.model.basis.r_max * state.model.basis.n_theta))
 
     def one_pass() -> Clock:
         clock = Clock()
-        _, sums = sweep.run(rows, state.assignment, state.cut_px, store, clock)
+        _, sums = sweep.run(rows, state.assignment, state.carried.cut_px, store, clock)
         state.model.maximize(sums, Prior())
         return clock
 
@@ -63,7 +62,7 @@ def write_profile(folder: Path, images: ParticleImages, turn: Turn[Averages], ba
     column = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     spent = by_kind({event.key: getattr(event, column) / 1e6 for event in profiled.key_averages()})
     content = report(stages, spent, sum(products) / 1e9, machine, len(rows))
-    setting = {"iteration": state.number, "device": device, "precision": turn.search.precision, "threads": 1}
+    setting = {"iteration": state.number, "device": device, "precision": search.precision, "threads": 1}
     path = folder / PROFILE_NAME
     with replacing(path, "w") as stream:
         json.dump(setting | content, stream, indent=2)

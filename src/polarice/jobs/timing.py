@@ -19,7 +19,8 @@ from polarice.types import InputError
 if TYPE_CHECKING:
     import torch
 
-    from polarice.align.loop import State
+    from polarice.align.classify import Cuts
+    from polarice.align.fit import State
     from polarice.align.search import Search
     from polarice.align.sweep import Sweep
     from polarice.references.aligned import AlignedImages
@@ -151,7 +152,7 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     }
 
 
-def errors_of(sweep: Sweep[Averages], state: State[Averages], rows: np.ndarray) -> dict[str, float]:
+def errors_of(sweep: Sweep[Averages], state: State[Averages, Cuts], rows: np.ndarray) -> dict[str, float]:
     """What the precision of the sweep's products does to the log weights of some images, on the whole basis.
 
     largest_error: of a cell's log odds against the image's best cell, from those in float32, among cells that matter:
@@ -164,7 +165,7 @@ def errors_of(sweep: Sweep[Averages], state: State[Averages], rows: np.ndarray) 
     references = model.references(images.even_harmonics(basis))
     chosen = rows[:: max(1, len(rows) // COMPARED_IMAGES)]
     for row in chosen.reshape(-1, 1):
-        cut_px = state.cut_px[row]
+        cut_px = state.carried.cut_px[row]
         field = images.fields(basis, images.read(row), cut_px)
         batch = images.polar(basis, row, field, cut_px, state.assignment.pose.shift_px[row])
         true, found = (
@@ -189,11 +190,11 @@ def summary(passes: list[dict[str, float]], images: int) -> dict[str, Any]:
     }
 
 
-def _wide(state: State[Averages], shifts: int) -> tuple[Averages, Search]:
+def _wide(state: State[Averages, Cuts], shifts: int) -> tuple[Averages, Search]:
     """The model, and the search that an iteration of its run with a wide range of shifts would make."""
     import torch
 
-    from polarice.align.loop import CONCENTRATED, FARTHEST_FROM_CUT_PX
+    from polarice.align.classify import CONCENTRATED, FARTHEST_FROM_CUT_PX
     from polarice.align.schedule import shift_grid
     from polarice.align.search import Search
 
@@ -208,13 +209,13 @@ def _wide(state: State[Averages], shifts: int) -> tuple[Averages, Search]:
     return model, Search.over(model.basis, shifts_px, model.basis.n_theta, model.shift_sigma_px, concentrated)
 
 
-def _pass(sweep: Sweep[Averages], state: State[Averages], rows: np.ndarray, store: Any) -> dict[str, float]:
+def _pass(sweep: Sweep[Averages], state: State[Averages, Cuts], rows: np.ndarray, store: Any) -> dict[str, float]:
     """Seconds by stage, and in all, of one expectation and maximization."""
     from polarice.align.images import Clock
     from polarice.align.model import Prior
 
     clock, since = Clock(), time.perf_counter()
-    _, sums = sweep.run(rows, state.assignment, state.cut_px, store, clock)
+    _, sums = sweep.run(rows, state.assignment, state.carried.cut_px, store, clock)
     summed = time.perf_counter()
     sweep.model.maximize(sums, Prior())
     _wait(sweep.model.basis.device)

@@ -1,17 +1,16 @@
-"""The loop of a manifold: expect, sum, maximize, yield."""
+"""The expectation of a manifold: aligned images meet its nodes, and now and then their poses are refined."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from polarice.align.fit import Expected, State
 from polarice.align.images import Clock
-from polarice.align.loop import changes
 from polarice.align.portions import Portions
 from polarice.references.aligned import AlignedImages
 from polarice.references.manifold import Manifold, ManifoldPrior, ring_ramp
@@ -25,125 +24,128 @@ FIRST_REFINED, REFINED_EVERY = 0.3, 2  # share of the iterations after which pos
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where on the map every particle of a table lies; class_of of the pose is the most probable node."""
+class Latent:
+    """Where on the manifold the particles of a table lie, and where their poses were at first."""
 
-    assignment: Assignment
-    latent_mean: np.ndarray  # (n, axis) float32, in [-1, 1]; NaN where never looked at
-    latent_sd: np.ndarray  # (n, axis) float32 spread of the posterior
+    mean: np.ndarray  # (n, axis) float32, in [-1, 1]; NaN where never looked at
+    sd: np.ndarray  # (n, axis) float32 spread of the posterior
+    anchor: Pose2D
+    first_rings: int  # on which images are compared in the first iteration
 
     @staticmethod
-    def unknown(pose: Pose2D, axes: int) -> Placement:
-        """No node yet, at these poses."""
-        n = len(pose.psi_deg)
-        nowhere = replace(pose, class_of=np.full(n, -1, np.int32))
-        return Placement(
-            Assignment(nowhere, np.zeros(n), np.zeros(n, np.float32), np.zeros(n, np.int32)),
-            np.full((n, axes), np.nan, np.float32),
-            np.full((n, axes), np.nan, np.float32),
+    def unknown(pose: Pose2D, axes: int, first_rings: int = 0) -> Latent:
+        """Nowhere yet."""
+        nothing = np.full((len(pose.psi_deg), axes), np.nan, np.float32)
+        return Latent(nothing, nothing.copy(), pose, first_rings)
+
+    def put(self, rows: np.ndarray, found: NodePosterior) -> Latent:
+        """The same with what was found of these rows."""
+        return replace(
+            self, mean=_with_rows(self.mean, rows, found.latent_mean), sd=_with_rows(self.sd, rows, found.latent_sd)
         )
 
-    @property
-    def pose(self) -> Pose2D:
-        return self.assignment.pose
 
-    def put(self, rows: np.ndarray, found: NodePosterior) -> Placement:
-        """A placement of its own, with what was found of these rows."""
+ManifoldState = State[Manifold, Latent]
 
-        def with_rows(old: np.ndarray, new: torch.Tensor) -> np.ndarray:
-            values = old.copy()
-            values[rows] = new.cpu().numpy().astype(old.dtype)
-            return values
 
-        before = self.assignment
-        assignment = Assignment(
-            pose=replace(before.pose, class_of=with_rows(before.pose.class_of, found.node_of)),
-            log_likelihood=with_rows(before.log_likelihood, found.log_likelihood),
-            max_probability=with_rows(before.max_probability, found.max_probability),
-            significant=with_rows(before.significant, found.significant),
-        )
-        return Placement(
-            assignment,
-            with_rows(self.latent_mean, found.latent_mean),
-            with_rows(self.latent_sd, found.latent_sd),
-        )
+def first_state(model: Manifold, pose: Pose2D, first_rings: int = 0) -> ManifoldState:
+    """Before the first iteration: no particle has a node yet."""
+    n = len(pose.psi_deg)
+    nowhere = replace(pose, class_of=np.full(n, -1, np.int32))
+    nothing = Assignment(nowhere, np.zeros(n), np.zeros(n, np.float32), np.zeros(n, np.int32))
+    return State(0, model, nothing, Latent.unknown(pose, len(model.grid.shape), first_rings))
+
+
+def _with_rows(old: np.ndarray, rows: np.ndarray, new: Tensor) -> np.ndarray:
+    values = old.copy()
+    values[rows] = new.cpu().numpy().astype(old.dtype)
+    return values
+
+
+def _put(before: Assignment, rows: np.ndarray, found: NodePosterior) -> Assignment:
+    """An assignment of its own, with what was found of these rows; the class of a pose is the most probable node."""
+    return Assignment(
+        pose=replace(before.pose, class_of=_with_rows(before.pose.class_of, rows, found.node_of)),
+        log_likelihood=_with_rows(before.log_likelihood, rows, found.log_likelihood),
+        max_probability=_with_rows(before.max_probability, rows, found.max_probability),
+        significant=_with_rows(before.significant, rows, found.significant),
+    )
 
 
 @dataclass(frozen=True)
-class MapState:
-    """All that the next iteration needs, and what the last one found."""
+class ManifoldStep:
+    """What one iteration does."""
 
-    number: int  # iterations done
-    model: Manifold
-    placement: Placement
-    first_rings: int  # on which images are compared in the first iteration
-    anchor: Pose2D  # where the poses were at first
-
-
-@dataclass(frozen=True)
-class MapTurn:
-    """One iteration's outcome."""
-
-    state: MapState
-    sums: NodeSums
-    rings: int  # on which images were compared
-    log_likelihood: float  # mean over the particles, of this number of rings
-    log_posterior: float  # of all, under the model that they met, see `Manifold.log_posterior`
-    max_probability: float
-    changed: tuple[float, float, float]  # share of changed nodes, median change of psi (deg) and of the shift (px)
-    clock: Clock
+    number: int  # from 1
+    total: int
+    rings: int  # on which images are compared
+    refines: bool  # whether poses move before
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run goes about it."""
+    """The schedule of a run, and how it goes about it."""
 
     iterations: int
     prior: ManifoldPrior
     batch: int  # images that meet the nodes at once
     freedom: Freedom | None = None  # of the poses; None: they stay
 
+    def next(self, state: ManifoldState) -> ManifoldStep | None:
+        """The step after a state; None when all iterations are done."""
+        number = state.number + 1
+        if number > self.iterations:
+            return None
+        rings = ring_ramp(state.model.basis, self.iterations, state.carried.first_rings)[number - 1]
+        return ManifoldStep(number, self.iterations, rings, self.refines(number))
+
     def refines(self, number: int) -> bool:
-        """Whether poses move before iteration `number`: now and then, once the map has formed."""
+        """Whether poses move before iteration `number`: now and then, once the manifold has formed."""
         first = max(2, round(FIRST_REFINED * self.iterations))
         return self.freedom is not None and number >= first and (number - first) % REFINED_EVERY == 0
 
 
-def fit(images: PosedImages, state: MapState, plan: Plan) -> Iterator[MapTurn]:
-    """Go on from `state` to the end of the plan; raises ValueError where all nodes hold the same image.
+class KeepModel:
+    """The policy of a manifold: maximization is all that is done to it."""
 
-    Every rank places its part of the images, and knows what all have found.
-    """
-    ramp = ring_ramp(images.basis, plan.iterations, state.first_rings)
-    for number in range(state.number + 1, plan.iterations + 1):
-        clock, model, before = Clock(), state.model, state.placement
-        start = before
-        if plan.freedom is not None and plan.refines(number):
-            moved = refined(images, model, (before.pose, state.anchor), plan.freedom, clock)
-            start = replace(before, assignment=replace(before.assignment, pose=moved))
-        placement, sums, gather = expected(images, model, start, (plan.batch, ramp[number - 1]), clock)
-        since, counted = time.perf_counter(), sum(clock.seconds.values())
-        fitted = model.maximize(sums, plan.prior, images.comm, gather)
-        _ = fitted.ring_power  # made now, and counted here
-        clock.add("maximization", since + sum(clock.seconds.values()) - counted)  # less what `gather` took
-        state = replace(state, number=number, model=fitted, placement=placement)
-        count = float(sums.group_count.sum())
-        yield MapTurn(
-            state=state,
-            sums=sums,
-            rings=ramp[number - 1],
-            log_likelihood=float(sums.log_likelihood) / count,
-            log_posterior=model.log_posterior(sums, plan.prior),
-            max_probability=float(sums.max_probability) / count,
-            changed=changes(before.pose, placement.pose, images.rows),
-            clock=clock,
-        )
+    def before(self, state: ManifoldState, step: ManifoldStep, rng: np.random.Generator) -> Manifold:
+        return state.model
+
+    def after(
+        self, model: Manifold, found: Expected[Manifold, Latent], step: ManifoldStep, rng: np.random.Generator
+    ) -> tuple[Manifold, Assignment, tuple[int, ...]]:
+        return model, found.assignment, ()
+
+
+@dataclass(frozen=True)
+class ManifoldExpectation:
+    """Goes over all images; raises ValueError where all nodes hold the same image."""
+
+    images: PosedImages
+    plan: Plan
+
+    def __call__(
+        self, state: ManifoldState, model: Manifold, step: ManifoldStep, rng: np.random.Generator, clock: Clock
+    ) -> Expected[Manifold, Latent]:
+        images, plan, start = self.images, self.plan, state.assignment
+        if plan.freedom is not None and step.refines:
+            moved = refined(images, model, (start.pose, state.carried.anchor), plan.freedom, clock)
+            start = replace(start, pose=moved)
+        rows, posterior, sums, gather = expected(images, model, start.pose, (plan.batch, step.rings), clock)
+
+        def maximize() -> Manifold:
+            fitted = model.maximize(sums, plan.prior, images.comm, gather)
+            _ = fitted.ring_power  # made now, and counted here
+            return fitted
+
+        assignment, latent = _put(start, rows, posterior), state.carried.put(rows, posterior)
+        return Expected(model, assignment, latent, images.rows, sums, maximize)
 
 
 def expected(
-    images: PosedImages, model: Manifold, before: Placement, how: tuple[int, int], clock: Clock
-) -> tuple[Placement, NodeSums, Gather | None]:
-    """The placement of all ranks' images under a model, and their sums; how = (batch, rings).
+    images: PosedImages, model: Manifold, pose: Pose2D, how: tuple[int, int], clock: Clock
+) -> tuple[np.ndarray, NodePosterior, NodeSums, Gather | None]:
+    """Rows of all ranks' images, their posterior under a model, and their sums; how = (batch, rings).
 
     Where nodes are thin and all images are kept, the sums are those along the rows, and what gathers the rest.
     """
@@ -161,7 +163,7 @@ def expected(
             return lambda some: expect_thin(images.triangle, nodes, part.take(some), rings)
         return lambda some: (*expect_nodes(images.triangle, nodes, part.take(some), rings), part.vector.new_empty(0))
 
-    for rows, part in images.batches(before.pose, batch, clock):
+    for rows, part in images.batches(pose, batch, clock):
         with clock.counting("expectation"):
             outcomes = portions.each(compared(part), len(part))
             for posterior, sums, first in outcomes:
@@ -184,7 +186,7 @@ def expected(
         def again(part: AlignedImages, along: Tensor) -> Callable[[slice], Tensor]:
             return lambda some: gathered(images.triangle, nodes, part.take(some), along[some], rings, design)
 
-        for _, part in images.batches(before.pose, batch, clock):
+        for _, part in images.batches(pose, batch, clock):
             with clock.counting("expectation"):
                 for each in portions.each(again(part, first[done : done + len(part)]), len(part)):
                     sums += each
@@ -192,4 +194,4 @@ def expected(
         with clock.counting("communication"):
             return shares.deal(sums)
 
-    return before.put(rows, posterior), total, gather if thin else None
+    return rows, posterior, total, gather if thin else None

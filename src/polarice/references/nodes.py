@@ -68,6 +68,11 @@ class NodeSums(Additive):
     log_likelihood: Tensor  # () float64
     max_probability: Tensor  # () float64
 
+    @property
+    def count(self) -> float:
+        """Images that were summed."""
+        return float(self.group_count.sum())
+
     def light(self) -> NodeSums:
         """The same with what is large in single precision, in which it was computed: half to send."""
         return replace(self, numerator=self.numerator.float(), denominator=self.denominator.float())

@@ -1,0 +1,125 @@
+"""A job that classifies particles at work: iterations made, written while the next one is made, and reported."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from polarice.cluster import Comm
+from polarice.jobs.intake import Looked, progress_bar
+from polarice.jobs.resources import threads_of
+from polarice.jobs.usage import Usage, Watch, write_usage
+from polarice.types import Iteration
+
+if TYPE_CHECKING:
+    from polarice.align.fit import IterationResult, State
+    from polarice.jobs.report import Report
+
+R = TypeVar("R", bound="IterationResult[Any, Any, Any, Any]")
+P = TypeVar("P")  # what all ranks make together for rank 0 to write
+
+
+class ParticleRun(ABC, Generic[R, P]):
+    """What has been read, where the job stands, what it has written. Subclasses know the model."""
+
+    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
+        from polarice.jobs.resume import rewind
+
+        self.job, self.params, self.looked = job, params, looked
+        self.comm, self.watch = ranks
+        self.rows, sd = looked.rows, looked.background_sd
+        self.columns = {} if sd is None else {"rlnNormCorrection": sd[self.rows]}
+        self.done = self.comm.once(lambda: rewind(params))
+        self.batches = self.images_of_iterations()
+        self.bar = progress_bar(
+            f"{job} {self.done + 1}/{params.iter}", sum(self.batches), sum(self.batches[: self.done])
+        )
+        self.images = replace(looked.images, progress=lambda images: self.bar.update(images * self.comm.size))
+        self.last: Iteration | None = None
+        self.state = self.beginning()
+
+    @abstractmethod
+    def images_of_iterations(self) -> list[int]:
+        """How many images each iteration compares."""
+
+    @abstractmethod
+    def beginning(self) -> State[Any, Any]:
+        """The state to go on from; of a run that lacks but its report, `last` is read, too."""
+
+    @abstractmethod
+    def results(self) -> Iterator[R]:
+        """Every iteration that is left."""
+
+    @abstractmethod
+    def following(self, state: State[Any, Any]) -> int:
+        """Number of the iteration after a state."""
+
+    @abstractmethod
+    def prepared(self, result: R) -> P:
+        """What is needed to write an iteration; all ranks make it together."""
+
+    @abstractmethod
+    def write(self, result: R, prepared: P) -> Iteration:
+        """Put one iteration on disk: files, its line of the history, and last the checkpoint."""
+
+    @abstractmethod
+    def page(self, usage: Usage) -> Report:
+        """The report on the last iteration."""
+
+    @abstractmethod
+    def conclusion(self, page: Path) -> str:
+        """What is said at the end."""
+
+    def release(self) -> None:
+        """Let go of what the report does not want, once all iterations are made."""
+
+    def finish(self, result: R | None) -> None:
+        """What is left to do behind the report; `result` is the last iteration made here."""
+
+    def all(self) -> None:
+        """Every iteration that is left, then the report. Rank 0 writes, an iteration while the next one is made."""
+        from polarice.io.particles import StackSource
+        from polarice.jobs.report.drawers import Drawers
+
+        result: R | None = None
+        writing: Future[None] | None = None
+        images, waited_s = 0, 0.0
+        drawers = Drawers(threads_of(self.params), self.comm)
+        with self.bar, drawers, ThreadPoolExecutor(1, "writer") as writer:
+            for result in self.results():
+                if self.following(result.state) == self.params.iter:
+                    drawers.load()
+                self.state = result.state
+                images += len(result.found.used)
+                waited_s += result.clock.seconds.get("reading", 0.0)
+                prepared = self.prepared(result)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, result, prepared) if self.comm.rank == 0 else None
+            if writing is not None:
+                writing.result()
+            self.bar.close()  # what is said from here on stands below it
+            self.release()
+            source = self.images.source
+            assert isinstance(source, StackSource)
+            self._report(self.watch.usage(source.traffic, images, waited_s, self.params.price), drawers)
+        if self.comm.rank == 0:
+            self.finish(result)
+
+    def _write(self, result: R, prepared: P) -> None:
+        self.last = self.write(result, prepared)
+
+    def _report(self, usage: Usage, drawers: Any) -> None:
+        from polarice.jobs.report import write_report
+
+        def page() -> Report:
+            write_usage(self.params.o, usage)
+            return self.page(usage)
+
+        path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
+        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
+        print(self.conclusion(path))
