@@ -191,3 +191,20 @@ def test_a_reader_that_goes_away_is_no_error():
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_lines_are_written_at_once(unbuffered):
+    """A process that is killed behind a line has written it, on either stream and in their order."""
+    script = (
+        "import os, sys; from polarice.__main__ import _open_standard_streams; _open_standard_streams(); "
+        "print('first', file=sys.stderr); print('second'); os._exit(0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert ended.stdout == "first\nsecond\n"

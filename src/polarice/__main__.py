@@ -60,13 +60,16 @@ class _Lasting(io.TextIOWrapper):
 
 
 def _lasting(stream: Any, number: int) -> Any:
-    """The standard stream as one that outlives its reader; None, of a stream that was closed, as one to nowhere."""
+    """The standard stream as one that outlives its reader; None, of a stream that was closed, as one to nowhere.
+
+    Lines are written at once, so that a batch job's log can be followed.
+    """
     if stream is None:
         return _Lasting(io.FileIO(number, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
     if type(stream) is not io.TextIOWrapper:
         return stream
-    encoding, by_line = stream.encoding, stream.line_buffering
-    return _Lasting(stream.detach(), encoding, "backslashreplace", line_buffering=by_line)
+    encoding = stream.encoding
+    return _Lasting(stream.detach(), encoding, "backslashreplace", line_buffering=True)
 
 
 if __name__ == "__main__":

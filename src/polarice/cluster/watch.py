@@ -166,8 +166,16 @@ def _remove_stale() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{hub.MARKER}*-*"):
         number = path.name.removeprefix(hub.MARKER).partition("-")[0]
         with suppress(OSError):
-            if number.isdigit() and not Path(f"/proc/{number}").exists() and path.stat().st_uid == os.getuid():
+            if number.isdigit() and _is_gone(number) and path.stat().st_uid == os.getuid():
                 path.unlink()
+
+
+def _is_gone(process: str) -> bool:
+    """Whether a process of this node has ended, though nobody may have asked for its exit code yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 _NAMES: list[ctypes.Array[ctypes.c_char]] = []

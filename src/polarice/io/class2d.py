@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,7 @@ import numpy as np
 
 from polarice.io.atomic import naming_target
 from polarice.io.mrc import write_stack
-from polarice.io.particles import ParticleTable, pose_columns, write_particles
-from polarice.io.stacks import plain_name, relion_name
+from polarice.io.particles import ParticleTable, names_from_here, pose_columns, write_particles
 from polarice.io.star import Block, Table, write_star
 from polarice.types import ClassModel, Iteration
 
@@ -201,39 +199,10 @@ def _write_data(
         "rlnLogLikeliContribution": np.where(np.isfinite(found.log_likelihood), found.log_likelihood, 0.0),
         "rlnMaxValueProbDistribution": found.max_probability,
         "rlnNrOfSignificantSamples": found.significant,
-        **_image_names(table, rows),
+        **names_from_here(table, rows),
         **columns,
     }
     write_particles(path, table, rows, ours)
-
-
-def _image_names(table: ParticleTable, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """rlnImageName where RELION, which looks from the working directory alone, would not find what the table says."""
-    particles = table.particles
-    stacks, first = np.unique(particles.stack_of[rows], return_index=True)
-    said = table.table.take(rows[first]).text("rlnImageName")
-    names = [text.rpartition("@")[2] for text in said]
-    if all(
-        name == relion_name(plain_name(name)) and _same(plain_name(name), particles.stacks[s])
-        for s, name in zip(stacks, names, strict=True)
-    ):
-        return {}
-    paths = [relion_name(_from_here(stack)) for stack in particles.stacks]
-    pairs = zip((particles.section[rows] + 1).tolist(), particles.stack_of[rows].tolist(), strict=True)
-    images = [f"{section:06d}@{paths[stack]}" for section, stack in pairs]
-    return {"rlnImageName": np.array(images, dtype=object)}
-
-
-def _from_here(stack: str) -> str:
-    """The path from the working directory where the stack lies below it, as RELION's projects have it."""
-    path = Path(stack).absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _same(said: str, stack: str) -> bool:
-    with suppress(OSError):
-        return os.path.samefile(said, stack)
-    return said == stack
 
 
 # -- model -------------------------------------------------------------------------------------------------------------

@@ -315,6 +315,16 @@ def _exposure_groups(optics: Table, particles: Table) -> tuple[np.ndarray, np.nd
     return group, row_of
 
 
+def unknown(optics: Table, particles: Table) -> list[str]:
+    """Columns of RELION's tables that a .cs table has no place for, as they stand in the file (_rlnX)."""
+    held = {*_DEFOCUS, *_DEGREES, *_PLAIN, *_OPTICS, *_COUNTED, "rlnImageName", "rlnMicrographName", "rlnOpticsGroup"}
+    held |= {f"rlnAngle{name}" for name in ("Rot", "Tilt", "Psi")} | {"rlnMaxValueProbDistribution"}
+    held |= {f"rln{name}{axis}" for name in ("Coordinate", "Origin") for axis in "XY"}
+    held |= {"rlnOriginXAngst", "rlnOriginYAngst", "rlnOpticsGroupName", "rlnImagePixelSize", "rlnImageSize"}
+    held |= {"rlnImageDimensionality", "rlnMicrographOriginalPixelSize", "rlnMicrographPixelSize"}
+    return [f"_{label}" for table in (optics, particles) for label in table.labels if label not in held]
+
+
 def not_held(particles: Table) -> list[str]:
     """Columns of classes and half sets that a .cs table cannot hold, since rows have none (0 or less in RELION)."""
     return [label for label in _COUNTED if label in particles and not _is_counted(particles.integers(label))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from polarice.io import optics as optics_
 from polarice.io.cells import first_rows
 from polarice.io.mrc import read_header
 from polarice.io.read_ahead import read_ahead
-from polarice.io.stacks import UNSET_PIXEL_A, StackSource, disk_order, find_stacks, plain_name
+from polarice.io.stacks import UNSET_PIXEL_A, StackSource, disk_order, find_stacks, plain_name, relion_name
 from polarice.io.star import Block, StarFile, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import CTFParameters, InputError, Optics, Particles, Pose2D
@@ -162,6 +163,35 @@ def _optics_table(star: StarFile) -> Table | None:
         return star["optics"].table if "optics" in star else None
     columns = {label: np.array([text], object) for label, text in star["optics"].pairs.items()}
     return Table.of(columns, {label: "%s" for label in columns}, f"{star.path}, data_optics")
+
+
+def names_from_here(table: ParticleTable, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """rlnImageName where RELION, which looks from the working directory alone, would not find what the table says."""
+    particles = table.particles
+    stacks, first = np.unique(particles.stack_of[rows], return_index=True)
+    said = table.table.take(rows[first]).text("rlnImageName")
+    names = [text.rpartition("@")[2] for text in said]
+    if all(
+        name == relion_name(plain_name(name)) and _same(plain_name(name), particles.stacks[s])
+        for s, name in zip(stacks, names, strict=True)
+    ):
+        return {}
+    paths = [relion_name(from_here(stack)) for stack in particles.stacks]
+    pairs = zip((particles.section[rows] + 1).tolist(), particles.stack_of[rows].tolist(), strict=True)
+    images = [f"{section:06d}@{paths[stack]}" for section, stack in pairs]
+    return {"rlnImageName": np.array(images, dtype=object)}
+
+
+def from_here(stack: str) -> str:
+    """The path from the working directory where the stack lies below it, as RELION's projects have it."""
+    path, here = Path(os.path.abspath(stack)), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) and here != here.parent else str(path)
+
+
+def _same(said: str, stack: str) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(said, stack)
+    return said == stack
 
 
 def _images(

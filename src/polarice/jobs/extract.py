@@ -106,7 +106,9 @@ def _extract_all(params: Params, comm: Comm) -> None:
     end(MicrographReport("extract", params, items, outcomes, text=(*_TEXT, *asides), numbers=numbers))
     if double := totals.pop(TWINS):
         told([f"{double} particles lie within a pixel of another of their micrograph: extracted twice"])
-    print(", ".join(f"{n} {name}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
+    at_edge = "left out" if params.whole else "the nearest pixels repeated"
+    words = {LOST[0]: f"{LOST[0]} ({at_edge})"}
+    print(", ".join(f"{n} {words.get(name, name)}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
 
 
 def _writes(table: MicrographTable, params: Params) -> Writes:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "make a table of movies, micrographs or particles: files, RELION's STAR or cryoSPARC's .cs"
 DEFAULT_VOLTAGE_KV = 300.0
+_INVERT = "invert the images for RELION: relion_image_handler --multiply_constant -1"
 AGREE = 0.02  # relative difference of pixel sizes
 
 
@@ -55,6 +56,7 @@ class Params:
     beam_shift_radius: float = option(0.3, "image shifts closer than this are of one group", unit="um", low=1e-6)
     mtf: str | None = option(None, "the camera's MTF, a STAR file, noted in the table")
     passthrough: tuple[Path, ...] = option((), "passthrough tables of a .cs, joined by uid")
+    image_dir: Path | None = option(None, "folder that the image names of a table are relative to")
     flip_y: bool = option(False, "turn coordinates upside down: between cryoSPARC's micrographs and RELION's")
     to: Literal["star", "cs"] = option("star", "write particles as RELION's table or as cryoSPARC's")
 
@@ -73,7 +75,7 @@ class Found:
 def run(params: Params) -> None:
     """Write movies.star, micrographs.star, particles.star or particles.cs. Raises InputError for what contradicts."""
     files = _files(params.inputs)
-    tables = [path for path in files if path.suffix in (".star", ".cs")]
+    tables = [path for path in files if path.name.removesuffix(".gz").endswith((".star", ".cs"))]
     if tables and len(files) > 1:
         raise InputError(f"{tables[0]}: one table at a time, and no other files beside it")
     if not tables and (params.passthrough or params.to == "cs"):
@@ -287,9 +289,10 @@ def _import_particles(path: Path, params: Params) -> None:
                 text = f"{lost:,} of {before:,} particles of {path} are not in {other} and are left out"
                 print(f"warning: {text}", file=sys.stderr)
         optics, particles = cryosparc.tables_of_cs(rows, params.flip_y, str(path))
+        particles = _with_names_that_hold(path, particles, params.image_dir)
         if count := int(cryosparc.dark(rows, str(path)).sum()):
             which = "these particles" if count == len(rows) else f"{count:,} of {len(rows):,} particles"
-            print(f"warning: {which} are dark (blob/sign -1); invert the images for RELION", file=sys.stderr)
+            print(f"warning: {which} are dark (blob/sign -1); {_INVERT}", file=sys.stderr)
         if "rlnMicrographName" not in particles:
             missing_places = f"{path} has no location/* columns: no rlnMicrographName and no coordinates"
             print(f"warning: {missing_places}; its passthrough table has them (--passthrough)", file=sys.stderr)
@@ -305,6 +308,8 @@ def _import_particles(path: Path, params: Params) -> None:
         if shapes is None and missing_one:
             untold = "fractions of it cannot be told, so there are no location/* columns"
             print(f"warning: {path}: micrograph {missing_one} is not there: {untold}", file=sys.stderr)
+        if unknown := cryosparc.unknown(optics, particles):
+            print(f"warning: a .cs table has no place for {listed(unknown)} of {path}: left out", file=sys.stderr)
         for label in cryosparc.not_held(particles):
             text = f"_{label} of {path} is 0 (none) in some rows, which a .cs table cannot hold: the column is left out"
             print(f"warning: {text}", file=sys.stderr)
@@ -317,16 +322,39 @@ def _import_particles(path: Path, params: Params) -> None:
     print(f"{len(particles)} particles in {params.o / ('particles.' + params.to)}")
 
 
+def _with_names_that_hold(path: Path, particles: Table, image_dir: Path | None) -> Table:
+    """cryoSPARC's names as they hold from the working directory, where the stacks are found; else told as they are."""
+    from polarice.io.particles import from_here
+    from polarice.io.stacks import find_stacks, plain_name, relion_name
+
+    parts = [text.partition("@") for text in particles.text("rlnImageName").tolist()]
+    names, of = np.unique([plain_name(name) for _, _, name in parts], return_inverse=True)
+    first = [int(np.argmax(of == number)) for number in range(len(names))]
+    try:
+        found = find_stacks(names.tolist(), first, path, image_dir)
+    except InputError as error:
+        if image_dir is not None:
+            raise
+        print(f"warning: {error}; names stay as they are until then", file=sys.stderr)
+        return particles
+    here = [relion_name(from_here(stack)) for stack in found]
+    images = [
+        f"{section}@{here[number]}" for (section, _, _), number in zip(parts, of.reshape(-1).tolist(), strict=True)
+    ]
+    return particles.with_columns({"rlnImageName": images})
+
+
 def _relion_tables(path: Path, params: Params) -> tuple[Table, Table]:
     """A table of RELION's particles in the layout of 3.1, its stacks checked."""
-    from polarice.io.particles import read_particles
+    from polarice.io.particles import names_from_here, read_particles
 
     if "rlnImageName" not in {label for block in read_star(path) if block.table for label in block.table.labels}:
         raise InputError(f"{path}: no table of particles (_rlnImageName); import movies and micrographs from files")
-    table: ParticleTable = read_particles(path, need_ctf=False, pixel_size_A=params.angpix)
+    table: ParticleTable = read_particles(path, params.image_dir, need_ctf=False, pixel_size_A=params.angpix)
     if table.remark:
         print(f"warning: {table.remark}", file=sys.stderr)
-    particles = table.table
+    every = np.arange(len(table.table))
+    particles = table.table.with_columns(names_from_here(table, every))
     if params.flip_y:
         shapes, missing = _micrograph_shapes(path, particles)
         if shapes is None:

@@ -239,7 +239,7 @@ def rewind(params: Any) -> int:
     Raises InputError where its checkpoint cannot be read; then nothing is removed.
     """
     from polarice.io.class2d import complete_iterations, discard_from
-    from polarice.jobs.checkpoint import require_readable
+    from polarice.jobs.checkpoint import checkpoints, require_readable
     from polarice.jobs.report import rewind_history
 
     done = last_checkpoint(params)
@@ -247,8 +247,11 @@ def rewind(params: Any) -> int:
         done = last_checkpoint(params, below=done)
     if done:
         require_readable(params.o, done)
+    later = [number for number in checkpoints(params.o) if number > done]
     discard_from(params.o, done + 1)
     rewind_history(params.o, done + 1)
+    if later:
+        print(f"iterations {later[0]} to {later[-1]} of {params.o} have been removed", file=sys.stderr)
     if params.continue_ is not None:
         print(f"going on after iteration {done} of {params.iter}", file=sys.stderr)
     return done

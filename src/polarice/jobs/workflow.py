@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 import string
 import sys
 import time
@@ -125,7 +126,11 @@ def run(params: Params) -> None:
             return
         with alone(params.workflow.absolute(), "with it; wait for its end"):
             if params.watch is None:
-                _run_due(steps, state)
+                try:
+                    _run_due(steps, state)
+                except KeyboardInterrupt:
+                    again = shlex.join(["polarice", "run", str(params.workflow)])
+                    raise KeyboardInterrupt(f"stopped; to go on: {again}") from None
                 _report(steps, params.workflow)
             else:
                 _keep_watch([replace(step, patient=True) for step in steps], state, params)
