@@ -77,3 +77,22 @@ def test_the_look_leaves_out_clips_or_keeps(mode):
     expected = {"exclude": ([5], []), "clip": ([], [5]), "keep": ([], [])}
     assert (list(looked.bad), list(looked.clipped)) == expected[mode]
     assert (looked.noise_power.max() > 100) == (mode == "keep")
+
+
+def test_each_image_is_judged_by_itself():
+    """Three in a hundred pixels hot: found among others, alone, and among images that are all so."""
+    rng = np.random.default_rng(2)
+    good = rng.standard_normal((6, 48, 48)).astype(np.float32)
+    hot = good.copy()
+    hot[rng.random(hot.shape) < 0.03] = 1e4
+    assert list(found(np.concatenate([good, hot]))) == [6, 7, 8, 9, 10, 11]
+    assert list(found(hot)) == [0, 1, 2, 3, 4, 5] and all(list(found(each[None])) == [0] for each in hot)
+    assert list(found(good)) == []
+
+
+def test_images_of_which_most_pixels_are_the_same_are_left_alone():
+    """A small particle without noise, a masked image, a count here and there."""
+    image = np.zeros((48, 48), np.float32)
+    image[20:24, 20:24] = 3.0
+    assert found(image[None]) == {}
+    np.testing.assert_array_equal(clipped(image), image)

@@ -14,18 +14,22 @@ FARTHEST = 100.0  # robust standard deviations
 CLIPPED = 5.0  # from here on pixels of an outlier are replaced by its median, where it is to be kept
 QUARTILE = 0.6745  # of a normal distribution, in standard deviations
 LOOKED_AT = 10.0  # deviations from the mean below which an image cannot be an outlier, but for the next
-FAR_SD = 4.0  # times the others' deviation, which an image of many such pixels has
+FAR_SD = 4.0  # times the deviation that quartiles tell, which an image of many such pixels has
+SOME_PIXELS = 256  # that the quartiles are taken of
 
 
 def outliers(pixels: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> dict[int, str]:
     """Outliers among images (n, N, N), place -> what is wrong; mean and sd (n,) are those of the images' backgrounds.
 
-    Mean and deviation tell which images need a closer look: a pixel that is far out moves them, but not by so much.
+    Mean and deviation tell which images need a closer look: a pixel that is far out moves them, but not by so much; and
+    many such pixels make the deviation larger than the quartiles of some of the pixels tell. Each image is judged by
+    itself.
     """
     flat = pixels.reshape(len(pixels), -1)
     with np.errstate(all="ignore"):  # what is not finite is looked for
         reach = np.maximum(flat.max(axis=1) - mean, mean - flat.min(axis=1))
-        usual = np.median(sd) if len(sd) else 0.0
+        low, high = np.percentile(flat[:, :: max(1, flat.shape[1] // SOME_PIXELS)], [25, 75], axis=1)
+        usual = (high - low) / (2 * QUARTILE)
         suspect = ~(reach <= LOOKED_AT * sd) | ~np.isfinite(sd) | ~(sd <= FAR_SD * usual)
     found = {}
     for i in np.flatnonzero(suspect).tolist():
@@ -34,7 +38,7 @@ def outliers(pixels: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> dict[int, 
         median, deviation = robust(flat[i])
         far = np.abs(flat[i].astype(np.float64) - median)
         worst = int(far.argmax())
-        if far[worst] > FARTHEST * deviation and far[worst] > 0:
+        if far[worst] > FARTHEST * deviation > 0:
             count = int((far > FARTHEST * deviation).sum())
             found[i] = (
                 f"an outlier ({count} px far outside, up to {flat[i][worst]:.3g}; the rest deviate by {deviation:.3g})"
@@ -56,5 +60,7 @@ def robust(values: np.ndarray) -> tuple[float, float]:
 def clipped(image: np.ndarray) -> np.ndarray:
     """An image (N, N) with its median where it lies far outside."""
     median, deviation = robust(image.reshape(-1))
+    if deviation == 0:
+        return image
     far = np.abs(image.astype(np.float64) - median) > CLIPPED * deviation
     return np.where(far, np.float32(median), image).astype(np.float32)

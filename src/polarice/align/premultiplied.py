@@ -28,7 +28,8 @@ def divided(images: np.ndarray, optics: Optics, parameters: CTFParameters) -> np
     damping = envelope(parameters, fx, fy)
     damping = np.float32(1) if damping is None else np.maximum(damping, np.float32(LEAST_ENVELOPE))
     sine = values / damping
-    at_nyquist = np.maximum(np.abs(fx), np.abs(fy)) * optics.pixel_size_A >= 0.5  # of both signs, and of two CTFs
+    kx, ky = (np.abs(np.rint(k * box)) for k in (np.fft.rfftfreq(box), np.fft.fftfreq(box)[:, None]))
+    at_nyquist = (2 * kx >= box) | (2 * ky >= box)  # of both signs, and of two CTFs
     least = np.where(at_nyquist, LEAST_SINE_AT_NYQUIST, LEAST_SINE).astype(np.float32)
     factor = sine / np.maximum(np.square(sine), np.square(least)) / damping
     return np.fft.irfft2(np.fft.rfft2(images) * factor, s=(box, box)).astype(np.float32)

@@ -90,7 +90,7 @@ def find_stacks(
 
 def _tails(image_dir: str, name: str, folders: dict[str, bool]) -> Iterator[str]:
     """Where `name` may be in `image_dir`: the whole name, then ever shorter tails; `folders` remembers which exist."""
-    yield os.path.join(image_dir, name)
+    yield os.path.join(image_dir, name.lstrip("/"))
     parts = [part for part in name.split("/") if part not in ("", ".")]
     parts = parts[len(parts) - parts[::-1].index("..") :] if ".." in parts else parts
     for first in range(len(parts)):
@@ -136,7 +136,7 @@ def read_named(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, fl
     images = []
     for row, ((section, _, name), file) in enumerate(zip(parts, files, strict=True), 1):
         sections = open_sections(file)
-        number = int(section) if section.isdigit() else 1 if not section else 0
+        number = int(section) if section.isdecimal() and section.isascii() else 0 if section else 1
         if not 1 <= number <= len(sections):
             raise InputError(f"{path}, row {row}: {section}@{name}: the stack has sections 1 to {len(sections)}")
         images.append(sections[number - 1].astype(np.float32))

@@ -82,7 +82,9 @@ class PerMicrograph:
     threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
     price: float | None = option(None, "price of a node for an hour; the report then states what they cost", low=0)
-    time_limit: float = option(LONGEST_S, "longest time for one of them; it is left out then", unit="s", low=1)
+    time_limit: float = option(
+        LONGEST_S, "longest time for one of them; it is left out then", unit="s", low=1, high=1e7
+    )
 
 
 @dataclass(frozen=True)
@@ -341,9 +343,8 @@ def _taken_notes(folder: Path | None) -> frozenset[str]:
     """What the ranks of a run that was killed were at; their notes are taken away."""
     told = set[str]()
     for note in folder.glob(f"{AT_WORK}*") if folder is not None else ():
-        with suppress(OSError, ValueError):
-            told.add(note.read_text(encoding="utf-8"))
         with suppress(OSError):
+            told.add(os.fsdecode(note.read_bytes()))
             note.unlink()
     return frozenset(told)
 
@@ -355,7 +356,7 @@ def _noting(note: Path | None, stem: str) -> Iterator[None]:
         yield
         return
     with suppress(OSError):
-        note.write_text(stem, encoding="utf-8")
+        note.write_bytes(os.fsencode(stem))
     try:
         yield
     finally:
@@ -438,8 +439,8 @@ def _limited(limit_s: float) -> Iterator[None]:
         raise _Overrun
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
