@@ -76,7 +76,7 @@ def test_an_earlier_demo_is_replaced_and_nothing_else(demo):
     assert (demo / "ribosome/notes.txt").read_text() == "mine"
     assert not (demo / "ribosome/run_it007_data.star").exists()
     assert sorted(each.name for each in demo.iterdir()) == [
-        "apoferritin", "job.json", "report.html", "ribosome", "simulated"
+        "RELION_JOB_EXIT_SUCCESS", "apoferritin", "job.json", "report.html", "ribosome", "simulated", "state.json"
     ]  # fmt: skip
 
 

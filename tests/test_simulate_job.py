@@ -259,7 +259,9 @@ def test_a_simulation_takes_the_place_of_an_earlier_one_alone(map_path, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr("polarice.jobs.simulate._write_truth", interrupt)
         assert main([*command, "--seed", "3"]) == 130
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["job.json", "particles.mrcs"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "RELION_JOB_EXIT_ABORTED", "job.json", "particles.mrcs", "state.json"
+    ]  # fmt: skip
     assert main(command) == 0  # the stack that was cut off is this job's own
     (tmp_path / "out/job.json").write_text('{"job": "class2d"}')
     assert main(command) == 2

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from polarice import __version__
 from polarice.cluster import launched
-from polarice.jobs import JOBS
+from polarice.jobs import JOBS, run
 from polarice.jobs.params import Option, check, options_of
 from polarice.types import InputError
 
@@ -102,7 +102,10 @@ def _dispatch(words: list[str]) -> int:
         raise InputError(f"works in one process, and {launch.size} were started; start it without mpirun or srun")
     if name.startswith("cluster ") and params.job[0] in JOBS:  # what would end hours later is said now
         check(parse(params.job[0], load(params.job[0]).Params, params.job[1:]))
-    job.run(params)
+    if name in JOBS:
+        run(name, params)
+    else:
+        job.run(params)
     return 0
 
 

@@ -96,3 +96,18 @@ def test_images_of_which_most_pixels_are_the_same_are_left_alone():
     image[20:24, 20:24] = 3.0
     assert found(image[None]) == {}
     np.testing.assert_array_equal(clipped(image), image)
+
+
+def test_one_hot_pixel_in_an_image_without_noise_is_an_outlier():
+    image = np.zeros((48, 48), np.float32)
+    image[7, 9] = 1e5
+    assert list(found(image[None])) == [0]
+
+
+def test_quartiles_are_those_of_all_rows_and_columns():
+    """A noisy column at the left does not hide hot pixels."""
+    rng = np.random.default_rng(4)
+    image = rng.standard_normal((256, 256)).astype(np.float32)
+    image[:, :4] *= 300
+    image[rng.random(image.shape) < 0.03] = 1e5
+    assert list(found(image[None])) == [0]

@@ -12,6 +12,7 @@ from polarice.io.cryosparc import (
     dark,
     euler_of_pose,
     join,
+    not_converted,
     not_held,
     pose_of_euler,
     read_cs,
@@ -252,3 +253,17 @@ def test_what_a_row_lacks_is_named(change, said):
 def put(rows, name, value):
     rows[name][2] = value
     return rows
+
+
+def test_what_is_not_converted_is_told_and_a_uid_with_two_rows_refused():
+    rows = made(3)
+    wide = np.zeros(3, [*((name, rows.dtype[name]) for name in rows.dtype.names), ("ctf/tilt_A", "<f4", 2)])
+    assert not_converted(wide) == []
+    wide["ctf/tilt_A"][1] = (0, 30)
+    assert not_converted(wide) == ["ctf/tilt_A (1 rows)"]
+    where = np.zeros(4, [("uid", "<u8"), ("location/center_x_frac", "<f4")])
+    where["uid"] = [10, 11, 11, 12]
+    assert len(join(rows, where)) == 3  # the same row twice
+    where["location/center_x_frac"][2] = 0.9
+    with pytest.raises(InputError, match="pass: uid 11 stands there more than once, with other values"):
+        join(rows, where, "pass")

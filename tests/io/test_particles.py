@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from polarice.io.mrc import write_stack
+from polarice.io.optics import not_corrected
 from polarice.io.particles import StackSource, pose_columns, read_particles, write_particles
 from polarice.io.star import read_star
+from polarice.io.table import Table
 from polarice.types import InputError, Pose2D
 from programs import relion
 
@@ -406,3 +408,27 @@ def test_names_that_relion_reads_as_of_another_kind(folder):
     assert read_particles(table(folder, named)).particles.stacks == (str(folder / "s.mrc"),)
     with pytest.raises(InputError, match=r"s\.mrc:spi: read as 'spi'; only MRC stacks"):
         read_particles(table(folder, [row.replace("s.mrcs", "s.mrc:spi") for row in ROWS]))
+
+
+@pytest.mark.parametrize(
+    ("defoci", "told"),
+    [
+        ("1.5 1.4", "all defoci are below 100 A (1.5): are they in micrometres, and not Angstrom?"),
+        ("-15000 -14000", "all defoci are negative (-15000), which is overfocus; underfocus is positive"),
+        ("15000 -200", ""),
+    ],
+)
+def test_defoci_that_nobody_means_are_told(folder, defoci, told):
+    path = table(folder, [f"{n + 1:06d}@s.mrcs m.mrc {defoci} 0 1" for n in range(4)])
+    assert read_particles(path).remark == (f"{path}: {told}" if told else "")
+
+
+def test_aberrations_that_are_not_corrected_are_told(folder):
+    path = table(folder, ROWS)
+    text = path.read_text().replace("_rlnVoltage #3", "_rlnBeamTiltX #3\n_rlnVoltage")
+    path.write_text(text.replace("1 one 300", "1 one 0.7 300"))
+    assert read_particles(path).remark == f"{path}: _rlnBeamTiltX of the optics table are not corrected for"
+    both = {"rlnEvenZernike": ["[0,0,0]", "[0,1.5,0]"], "rlnMagMat00": [1.0, 1.0], "rlnMagMat01": [0.0, 0.02]}
+    assert not_corrected(Table.of(both)) == "_rlnEvenZernike, _rlnMagMat01 of the optics table are not corrected for"
+    none = {"rlnEvenZernike": ["[0,0]"], "rlnMagMat00": [1.0], "rlnMagMat01": [0.0]}
+    assert not_corrected(Table.of(none)) == ""

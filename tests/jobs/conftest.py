@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs.runs import stub_report
+
+
+@pytest.fixture(autouse=True)
+def no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs write no state.json here, whose thread writes when it likes: see tests/test_project.py."""
+    monkeypatch.setattr("polarice.jobs.working", lambda job, folder: nullcontext())
 
 
 @pytest.fixture(scope="module")

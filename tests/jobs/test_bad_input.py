@@ -389,3 +389,21 @@ def fill_up(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         real(handle)
 
     monkeypatch.setattr("os.fsync", fsync)
+
+
+def test_particles_in_the_same_pixel_of_a_micrograph_are_told(place):
+    n = SET.n
+    more = {"rlnMicrographName": ["m.mrc"] * n, "rlnCoordinateX": np.arange(n) * 9.0, "rlnCoordinateY": np.ones(n)}
+    more["rlnCoordinateX"][:6] = [0.2, 0.0, 9.0, 8.8, 27.0, 27.0]
+    SET.write_table(place, **more)
+    ended = polarice(f"{RUN} --iter 1")
+    assert "3 particles lie in the same pixel of their micrograph as another" in ended.err
+
+
+def test_a_table_that_has_moved_may_be_named_anew(place):
+    assert polarice(f"{RUN} --iter 1").code == 0
+    Path("tables").mkdir()
+    Path("particles.star").rename("tables/particles.star")
+    ended = polarice("class2d --continue out --iter 2")
+    assert ended.code == 2 and "or name the table where it lies now, before --continue" in ended.err
+    assert polarice("class2d tables/particles.star --continue out --iter 2").code == 0

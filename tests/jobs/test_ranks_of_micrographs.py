@@ -67,7 +67,9 @@ def made(folder: Path) -> dict[int, tuple[int, int]]:
     """Rank and process that made each item."""
     found = {}
     for path in (folder / "job").glob("m*.by"):
-        rank, process = path.read_text().split()
+        if len(words := path.read_text().split()) < 2:
+            continue  # being written
+        rank, process = words
         found[int(path.stem[1:])] = (int(rank), int(process))
     return found
 

@@ -15,6 +15,7 @@ CLIPPED = 5.0  # from here on pixels of an outlier are replaced by its median, w
 QUARTILE = 0.6745  # of a normal distribution, in standard deviations
 LOOKED_AT = 10.0  # deviations from the mean below which an image cannot be an outlier, but for the next
 FAR_SD = 4.0  # times the deviation that quartiles tell, which an image of many such pixels has
+FEW = 1e-3  # share of the pixels of an image without noise
 SOME_PIXELS = 256  # that the quartiles are taken of
 
 
@@ -28,7 +29,7 @@ def outliers(pixels: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> dict[int, 
     flat = pixels.reshape(len(pixels), -1)
     with np.errstate(all="ignore"):  # what is not finite is looked for
         reach = np.maximum(flat.max(axis=1) - mean, mean - flat.min(axis=1))
-        low, high = np.percentile(flat[:, :: max(1, flat.shape[1] // SOME_PIXELS)], [25, 75], axis=1)
+        low, high = np.percentile(flat[:, _spread(flat.shape[1])], [25, 75], axis=1)
         usual = (high - low) / (2 * QUARTILE)
         suspect = ~(reach <= LOOKED_AT * sd) | ~np.isfinite(sd) | ~(sd <= FAR_SD * usual)
     found = {}
@@ -38,12 +39,18 @@ def outliers(pixels: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> dict[int, 
         median, deviation = robust(flat[i])
         far = np.abs(flat[i].astype(np.float64) - median)
         worst = int(far.argmax())
-        if far[worst] > FARTHEST * deviation > 0:
-            count = int((far > FARTHEST * deviation).sum())
+        count = int((far > FARTHEST * deviation).sum())
+        if count and (deviation > 0 or count <= max(1, FEW * far.size)):  # without noise, a few pixels alone are odd
             found[i] = (
                 f"an outlier ({count} px far outside, up to {flat[i][worst]:.3g}; the rest deviate by {deviation:.3g})"
             )
     return found
+
+
+def _spread(count: int) -> np.ndarray:
+    """Places of some pixels among `count`, in all rows and columns alike: steps of the golden section."""
+    some = min(SOME_PIXELS, count)
+    return np.unique((np.arange(some) * 0.6180339887498949 % 1 * count).astype(np.int64))
 
 
 def robust(values: np.ndarray) -> tuple[float, float]:

@@ -30,6 +30,7 @@ _OWN_TIMES = (
     "report.html",
     "index.html",
     "usage.json",
+    "state.json",
     "report_times.png",
 )  # say when and how long, not what
 _SAYS_WHEN = ("seconds", "mark", "date", "time", "started", "finished", "inputs", "files", "check")

@@ -1,4 +1,4 @@
-"""Whom every rank stays connected to: says which one failed, where and why, and ends the others.
+"""The process that every rank stays connected to: it reports which rank failed, where and why, and ends the others.
 
 A process of its own, started by rank 0 as a script without any package, in a session of its own: a launcher that kills
 all ranks as soon as one is gone does not keep it from telling. It ends with the last rank.
@@ -151,7 +151,7 @@ class Hub:
         self.callers: dict[socket.socket, Caller] = {}
         self.lost: list[Caller] = []  # ranks that ended without a word, in the order in which that was noticed
         self.verdict = math.inf  # when it is said which of them was the cause
-        self.gone = 0
+        self.gone, self.held = 0, True  # ranks that have left; whether rank 0 holds the standard input
         self.ended_for_memory = ended_for_memory()
         self.voice = Voice(launcher_of(os.getppid()))
 
@@ -163,12 +163,13 @@ class Hub:
                     self.accept()
                 elif key.fileobj is sys.stdin:
                     self.selector.unregister(sys.stdin)
-                    if not any(each.known for each in self.callers.values()) and not self.lost:
-                        return  # rank 0 went before anyone came
+                    self.held = False
                 elif (message := self.hear(key.fileobj)) is not None:  # type: ignore[arg-type]
                     self.end(message)
                     return
             now = time.monotonic()
+            if not self.held and not self.lost and not any(each.known for each in self.callers.values()):
+                return  # rank 0 has gone, and so has everybody who had come
             if self.lost and (now >= self.verdict or self.gone + len(self.lost) >= self.ranks):
                 self.end(self.cause())
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import json
 import os
 import secrets
@@ -62,8 +63,8 @@ class Line:
             return
         self._marker = _removed_on_exit()
         self._say(f"marker {self._marker}")
-        for work in (self._listen, self._show_life):
-            threading.Thread(target=work, args=(self._socket,), name="hub", daemon=True).start()
+        threading.Thread(target=self._listen, args=(self._socket,), name="hub", daemon=True).start()
+        threading.Thread(target=self._show_life, name="hub", daemon=True).start()
 
     @property
     def holds(self) -> bool:
@@ -86,9 +87,9 @@ class Line:
             with suppress(OSError), self._lock:
                 self._socket.sendall(line.encode() + b"\n")
 
-    def _show_life(self, connection: socket.socket) -> None:
+    def _show_life(self) -> None:
         """Tell the hub now and then that this process is not stopped."""
-        while not self._leaving and connection is self._socket:
+        while not self._leaving:
             time.sleep(hub.ALIVE_S)
             self._say("alive")
 
@@ -99,7 +100,8 @@ class Line:
                 said, _, rest = line.rstrip("\n").partition(" ")
                 if said != "tell":
                     break
-                os.write(2, f"{json.loads(rest)}\n".encode())
+                with suppress(OSError, ValueError):
+                    os.write(2, f"{json.loads(rest)}\n".encode())
             else:
                 said = ""
         if self._leaving:
@@ -123,9 +125,12 @@ def _introduced(address: Address, rank: int) -> socket.socket | None:
             nonce = _line(connection).removeprefix("nonce ")
             digest = hub.signed(address.token, nonce, rank, host, os.getpid())
             connection.sendall(f"hello {rank} {host} {os.getpid()} {digest}\n".encode())
-            if _line(connection) == "welcome":
+            answer = _line(connection)
+            if answer == "welcome":
                 connection.settimeout(None)
                 return connection
+            if answer == "stop" or nonce == "stop":
+                os._exit(STOPPED)
             connection.close()  # sent away with too many strangers: once more
         time.sleep(AGAIN_S)
     return None
@@ -152,7 +157,7 @@ def _removed_on_exit() -> str:
     libc = ctypes.CDLL(None)
     try:
         libc.__cxa_atexit.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-        file, name = tempfile.mkstemp(prefix=f"{hub.MARKER}{os.getpid()}-")
+        file, name = tempfile.mkstemp(prefix=f"{_marker_prefix()}{os.getpid()}-")
     except (AttributeError, OSError):  # another C library than GNU's; nowhere to write
         return ""
     os.close(file)
@@ -161,10 +166,15 @@ def _removed_on_exit() -> str:
     return name
 
 
+def _marker_prefix() -> str:
+    """Of this node's markers: the folder may be one that nodes share."""
+    return f"{hub.MARKER}{socket.gethostname()}-"
+
+
 def _remove_stale() -> None:
-    """Remove the files of processes that are gone."""
-    for path in Path(tempfile.gettempdir()).glob(f"{hub.MARKER}*-*"):
-        number = path.name.removeprefix(hub.MARKER).partition("-")[0]
+    """Remove the files of this node's processes that are gone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{glob.escape(_marker_prefix())}*-*"):
+        number = path.name.removeprefix(_marker_prefix()).partition("-")[0]
         with suppress(OSError):
             if number.isdigit() and _is_gone(number) and path.stat().st_uid == os.getuid():
                 path.unlink()

@@ -186,6 +186,8 @@ def _star(path: Path) -> Coordinates:
     if chosen is None:
         if all(len(table) == 0 for table in tables):
             return Coordinates(np.zeros((0, 2)), None)
+        if any("rlnMicrographCoordinates" in table for table in tables):
+            raise InputError(f"{path}: names files of coordinates and holds none; give the folder of these files")
         raise InputError(f"{path}: no column _rlnCoordinateX; is this a table of coordinates?")
     xy = np.stack([chosen.numbers("rlnCoordinateX"), chosen.numbers("rlnCoordinateY")], axis=1)
     names = chosen.text("rlnMicrographName") if "rlnMicrographName" in chosen else None

@@ -39,6 +39,7 @@ _OPTICS = {
     "rlnSphericalAberration": "ctf/cs_mm",
     "rlnAmplitudeContrast": "ctf/amp_contrast",
 }
+_NOT_CONVERTED = ("ctf/anisomag", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/shift_A")
 _COUNTED = {"rlnClassNumber": "class", "rlnRandomSubset": "split"}
 
 
@@ -75,12 +76,21 @@ def _load(path: str | os.PathLike[str]) -> np.ndarray:
         return np.fromfile(stream, dtype, count).reshape(shape)
 
 
-def join(rows: np.ndarray, passed: np.ndarray) -> np.ndarray:
+def join(rows: np.ndarray, passed: np.ndarray, where: str = "passthrough table") -> np.ndarray:
     """`rows` with the columns that only `passed` (a passthrough table) has, matched by uid; rows without a mate go.
 
-    Alignments of `passed` are those of an earlier job: they count only where `rows` has none of its own.
+    Alignments of `passed` are those of an earlier job: they count only where `rows` has none of its own. Raises
+    InputError where a uid of `passed` (named `where`) has two rows that differ.
     """
-    order = np.argsort(passed["uid"])
+    order = np.argsort(passed["uid"], kind="stable")
+    sorted_uid = passed["uid"][order]
+    twice = np.flatnonzero(sorted_uid[1:] == sorted_uid[:-1])
+    differing = [at for at in twice.tolist() if passed[order[at]].tobytes() != passed[order[at + 1]].tobytes()]
+    if differing:
+        raise InputError(
+            f"{where}: uid {sorted_uid[differing[0]]} stands there more than once, with other values (so do "
+            f"{len(differing)} in all); export the passthrough table again"
+        )
     place = np.searchsorted(passed["uid"][order], rows["uid"]).clip(max=len(passed) - 1)
     mate = order[place]
     both = passed["uid"][mate] == rows["uid"]
@@ -214,6 +224,18 @@ def _place_of_cs(rows: np.ndarray, names: set[str], flip_y: bool, where: str) ->
         raise InputError(f"{where}, row {row + 1}: location/center_*_frac lies far off the micrograph; remove the row")
     found = {"rlnCoordinateX": x * nx, "rlnCoordinateY": (1 - y if flip_y else y) * ny}
     return found | {"rlnMicrographName": _texts(rows, "location/micrograph_path", where)}
+
+
+def not_converted(rows: np.ndarray) -> list[str]:
+    """Columns of aberrations that RELION's table does not get, where some are not 0 (or no identity), and in how many
+    rows: `ctf/tilt_A (12 rows)`."""
+    found = []
+    for name in _NOT_CONVERTED:
+        if name in (rows.dtype.names or ()) and rows[name].dtype.kind in "iuf":
+            values = rows[name].reshape(len(rows), -1).astype(np.float64)
+            count = int((np.abs(values) > 1e-6).any(axis=1).sum())
+            found += [f"{name} ({count:,} rows)"] if count else []
+    return found
 
 
 def dark(rows: np.ndarray, where: str = "particles.cs") -> np.ndarray:

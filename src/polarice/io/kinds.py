@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 
 from polarice.types import InputError
@@ -46,6 +47,8 @@ def kind_of(path: str | os.PathLike[str]) -> tuple[str, str]:
     for magic, name, remedy in _MAGIC:
         if head.startswith(magic) and (magic not in _DM or _is_dm(head)):
             return name, remedy
+    if head[208:212] in (b"MAP ", b"MAP\0"):
+        return "an MRC file", "give the table that names it, or rename it to .mrc"
     return _kind_of_text(head)
 
 
@@ -57,8 +60,9 @@ def _is_dm(head: bytes) -> bool:
 
 
 def _kind_of_text(head: bytes) -> tuple[str, str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        text = head.decode("utf-8", "strict" if len(head) < FIRST_BYTES else "ignore").lstrip("\ufeff")
+        text = decoder.decode(head, final=len(head) < FIRST_BYTES).lstrip("\ufeff")
     except UnicodeDecodeError:
         return "", ""
     if not text.strip() or not all(character.isprintable() or character in "\t\r\n\f" for character in text):

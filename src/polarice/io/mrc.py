@@ -42,7 +42,7 @@ PACKED_LABEL = b"4 bits packed"  # SerialEM's word for the same
 # (ny, nx in bytes) of K2 and K3 frames in super-resolution, as the camera has them and rotated, two pixels a byte; no
 # camera has as many pixels as these bytes, so that a file says by its size that it is packed, as IMOD takes it too
 PACKED_SIZES = frozenset({(7420, 3838), (7676, 3710), (8184, 5760), (11520, 4092)})
-_OTHER_MODES = {3: "complex int16", 4: "complex float32"}
+_OTHER_MODES = {3: "complex int16", 4: "complex float32", 16: "RGB colour"}
 _MODE_OF = {np.dtype(np.int8): 0, np.dtype(np.float32): 2, np.dtype(np.float16): 12}
 
 
@@ -96,10 +96,10 @@ def read_header(path: str | os.PathLike[str], unsigned: bool = False) -> MrcHead
     path = Path(path)
     raw, size, gzipped = _first_bytes(path)
     if len(raw) < HEADER_BYTES:
-        require_no_other_kind(path, "an MRC file", but=("gzip",))
+        require_no_other_kind(path, "an MRC file", but=("gzip", "MRC"))
         raise InputError(f"{path} is not an MRC file: only {len(raw)} bytes; copy or extract it again")
     if raw[208:211] != b"MAP":  # of old programs, or another kind of file
-        require_no_other_kind(path, "an MRC file", but=("gzip",))
+        require_no_other_kind(path, "an MRC file", but=("gzip", "MRC"))
     endian, fields = _fields(path, raw)
     nx, ny, nz, mode = (int(fields[name]) for name in ("nx", "ny", "nz", "mode"))
     flags = _imod_flags(raw, endian)

@@ -25,7 +25,10 @@ PLAUSIBLE = {  # what any microscope may have, 0 where a table does not say
     "rlnAmplitudeContrast": (-1.0, 1.0),
     "rlnImageSize": (0.0, 1e6),  # px
 }
+LEAST_DEFOCUS_A = 100.0  # no particle is so near to focus, let alone all of them
+NEGLIGIBLE = 1e-3  # of a magnification; mrad of a beam tilt
 MOST_DEFOCUS_A = 1e7  # a millimetre
+UNSET_PIXEL_A = 1.0  # many programs leave it in a header where nobody has said a pixel size
 TOLD = 0.01  # relative difference of two pixel sizes that is worth a remark
 _AGREE = 1e-3  # relative; a tenth of a pixel across a box of 100
 
@@ -147,6 +150,39 @@ def require_defoci(table: Table, remedy: str = "correct or remove the row") -> N
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(f"{table.where}, row {row + 1}: _{label} is {values[row]:g}; {remedy}")
+
+
+def strange_defoci(table: Table) -> str:
+    """What to tell of defoci that look like micrometres, or like overfocus of every particle; else ""."""
+    if any(label not in table for label in DEFOCUS_LABELS):
+        return ""
+    values = np.concatenate([table.numbers(label) for label in DEFOCUS_LABELS])
+    there = values[values != 0]
+    if len(there) and (np.abs(there) < LEAST_DEFOCUS_A).all():
+        return f"all defoci are below {LEAST_DEFOCUS_A:g} A ({there[0]:g}): are they in micrometres, and not Angstrom?"
+    if len(there) and (there < 0).all():
+        return f"all defoci are negative ({there[0]:g}), which is overfocus; underfocus is positive"
+    return ""
+
+
+def not_corrected(optics: Table) -> str:
+    """What to tell of aberrations that an optics table states and that are not corrected for; else ""."""
+    told = []
+    for label in optics.labels:
+        usual = 1.0 if label in ("rlnMagMat00", "rlnMagMat11") else 0.0
+        if label.startswith("rlnMagMat") or label in ("rlnBeamTiltX", "rlnBeamTiltY"):
+            told += [f"_{label}"] if (np.abs(optics.numbers(label) - usual) > NEGLIGIBLE).any() else []
+        elif label in ("rlnEvenZernike", "rlnOddZernike"):
+            told += [f"_{label}"] if any(_states_something(text) for text in optics.text(label).tolist()) else []
+    return f"{', '.join(told)} of the optics table are not corrected for" if told else ""
+
+
+def _states_something(text: str) -> bool:
+    """Whether one of the numbers of a list `[a,b,...]` is not 0."""
+    try:
+        return any(abs(float(word)) > NEGLIGIBLE for word in text.strip("[] ").split(",") if word.strip())
+    except ValueError:
+        return False
 
 
 def optics_from_columns(particles: Table) -> tuple[Table, np.ndarray]:

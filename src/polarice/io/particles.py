@@ -18,8 +18,9 @@ import numpy as np
 from polarice.io import optics as optics_
 from polarice.io.cells import first_rows
 from polarice.io.mrc import read_header
+from polarice.io.optics import UNSET_PIXEL_A
 from polarice.io.read_ahead import read_ahead
-from polarice.io.stacks import UNSET_PIXEL_A, StackSource, disk_order, find_stacks, plain_name, relion_name
+from polarice.io.stacks import StackSource, disk_order, find_stacks, plain_name, relion_name
 from polarice.io.star import Block, StarFile, read_star, write_star
 from polarice.io.table import Table
 from polarice.types import CTFParameters, InputError, Optics, Particles, Pose2D
@@ -92,6 +93,8 @@ def read_particles(
     optics_table = optics_.completed(optics_table.without("rlnImagePixelSize") if other else optics_table, groups)
     remarks += [f"it states {other[0].pixel_size_A:.4g} A per pixel; {pixel_size_A:.4g} A is used"] if other else []
     remarks += [text for text in (old_size,) if text and not other]
+    if ctf is not None:
+        remarks += filter(None, (optics_.strange_defoci(table), optics_.not_corrected(optics_table)))
     return ParticleTable(particles, table, optics_table, star.path, f"{path}: {'; '.join(remarks)}" if remarks else "")
 
 
@@ -321,9 +324,9 @@ def _pose(table: Table, pixel_size_A: np.ndarray) -> Pose2D:
     shifts = pose.shift_px
     for axis, letter in enumerate("XY"):
         if f"rlnOrigin{letter}Angst" in table:
-            shifts[:, axis] = -_finite(table, f"rlnOrigin{letter}Angst") / pixel_size_A
+            shifts[:, axis] = -table.finite(f"rlnOrigin{letter}Angst") / pixel_size_A
         elif f"rlnOrigin{letter}" in table:
-            shifts[:, axis] = -_finite(table, f"rlnOrigin{letter}")
+            shifts[:, axis] = -table.finite(f"rlnOrigin{letter}")
     return pose
 
 
@@ -335,14 +338,6 @@ def _classes(table: Table) -> np.ndarray:
         row = int(np.argmax(wrong))
         raise InputError(f"{table.where}, row {row + 1}: _rlnClassNumber is {numbers[row]}; correct or remove the row")
     return (numbers - 1).astype(np.int32)
-
-
-def _finite(table: Table, label: str) -> np.ndarray:
-    values = table.numbers(label)
-    if not np.isfinite(values).all():
-        row = int(np.argmin(np.isfinite(values)))
-        raise InputError(f"{table.where}, row {row + 1}: _{label} is {values[row]:g}; correct or remove the row")
-    return values
 
 
 def _micrographs(table: Table, stacks: tuple[str, ...], stack_of: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:

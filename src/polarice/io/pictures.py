@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from polarice.io.movies import EER_ENDING, TIFF_ENDINGS, Events, open_movie
-from polarice.io.mrc import open_sections, read_header
+from polarice.io.mrc import PACKED, Sections, nibbles, read_header
+from polarice.io.optics import TOLD, UNSET_PIXEL_A
 from polarice.types import InputError
 
 
@@ -36,14 +37,28 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     return Picture(pixels, pixel_size_A)
 
 
+HEADER_SAYS = "its header says"
+
+
+def other_size(picture: Picture, used_A: float) -> tuple[str, ...]:
+    """What to tell where a micrograph's header states a pixel size more than 1 % from the one that is used."""
+    stated_A = picture.pixel_size_A
+    if stated_A in (0.0, UNSET_PIXEL_A) or not used_A or abs(stated_A / used_A - 1) <= TOLD:
+        return ()
+    return (f"{HEADER_SAYS} {stated_A:.4g} Å per pixel; {used_A:.4g} was used",)
+
+
 def _first_image(path: str | os.PathLike[str]) -> tuple[int, np.ndarray | None, float]:
     """How many images there are, the image where it is the only one, and its pixel size (0.0: not said)."""
     if str(path).lower().endswith((*TIFF_ENDINGS, EER_ENDING)):
         with open_movie(path, Events(1)) as file:
             return file.frames, file.read(0).astype(np.float32) if file.frames == 1 else None, file.pixel_size_A
     header = read_header(path)
-    pixels = open_sections(path)[0].astype(np.float32) if header.n == 1 else None
-    return header.n, pixels, header.pixel_size_A
+    if header.n != 1:
+        return header.n, None, header.pixel_size_A
+    section = Sections(path, header, packed=True)[0]
+    pixels = nibbles(section, header.nx) if header.mode == PACKED else section
+    return 1, pixels.astype(np.float32), header.pixel_size_A
 
 
 def read_power_spectrum(path: str | os.PathLike[str]) -> Picture:

@@ -18,11 +18,10 @@ import numpy as np
 
 from polarice.io.copies import Copy
 from polarice.io.mrc import PACKED, MrcHeader, Sections, cut_off, open_sections, open_stack, read_header, unpack
-from polarice.io.optics import TOLD
+from polarice.io.optics import TOLD, UNSET_PIXEL_A
 from polarice.io.star import read_star
 from polarice.types import InputError, Particles
 
-UNSET_PIXEL_A = 1.0  # many programs leave it in a header where nobody has said a pixel size
 OPEN_STACKS = 64  # tables may name 10,000 stacks; so many are kept open
 
 
@@ -133,9 +132,11 @@ def read_named(path: str | os.PathLike[str], label: str) -> tuple[np.ndarray, fl
         raise InputError(f"{path}: no table with _{label}; give a stack of images (.mrcs), or a table that names some")
     parts = [text.rpartition("@") for text in table.text(label).tolist()]
     files = find_stacks([plain_name(name) for _, _, name in parts], list(range(len(parts))), path)
-    images = []
+    images, opened = [], dict[str, Sections]()
     for row, ((section, _, name), file) in enumerate(zip(parts, files, strict=True), 1):
-        sections = open_sections(file)
+        if file not in opened:
+            opened[file] = open_sections(file)
+        sections = opened[file]
         number = int(section) if section.isdecimal() and section.isascii() else 0 if section else 1
         if not 1 <= number <= len(sections):
             raise InputError(f"{path}, row {row}: {section}@{name}: the stack has sections 1 to {len(sections)}")

@@ -23,7 +23,7 @@ from polarice.types import InputError
 
 __all__ = ["Block", "StarFile", "Table", "read_star", "write_star"]
 
-MOST_UNPACKED_BYTES = 1 << 33  # of a gzipped table; ten million particles have some 3 GB
+MOST_UNPACKED_BYTES = 1 << 31  # of a gzipped table; a million particles have some 300 MB
 _VALUE = re.compile(r"""(?<!\S)(?:"([^"]*)"|'([^']*)')(?!\S)|(\S+)""")
 
 

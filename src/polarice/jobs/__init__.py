@@ -7,7 +7,12 @@ inside `run`.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from polarice.cluster import launched
+from polarice.project.state import working
 
 JOBS: dict[str, str] = {
     "import": "polarice.jobs.import_",
@@ -29,3 +34,20 @@ JOBS: dict[str, str] = {
 def load(name: str) -> ModuleType:
     """The module of job `name`; KeyError where there is no such job."""
     return importlib.import_module(JOBS[name])
+
+
+def run(name: str, params: Any) -> None:
+    """Run a job, its state written into its folder as it goes. Raises what the job raises."""
+    launch = launched()
+    folder = None if launch is not None and launch.rank else folder_of(params)
+    with working(name, folder):
+        load(name).run(params)
+
+
+def folder_of(params: Any) -> Path | None:
+    """The folder of a job; None where it has none."""
+    named = getattr(params, "continue_", None)
+    if named is not None:
+        return Path(named) if Path(named).is_dir() else Path(named).parent
+    folder = getattr(params, "o", None)
+    return Path(folder) if folder is not None else None

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 RANKS = True
 SUMMARY = "fit the contrast transfer function: defocus, astigmatism, phase shift, fit resolution"
 SPECTRUM = "rlnCtfPowerSpectrum"
-OTHER_SCALE = 0.01  # relative difference of header and table that is worth a remark
 DRIFT = "drift (above 1: it drifted)"
 REMARKS = {
     "no rings": "no Thon rings",
@@ -180,16 +179,13 @@ class Fitting:
     def _spectrum(self, item: Item, pixel_size_A: float) -> tuple[Spectrum, tuple[str, ...]]:
         """The spectrum to fit, and what is odd about its file."""
         from polarice.ctf.spectrum import of_power, spectrum_of
-        from polarice.io.pictures import read_picture, read_power_spectrum
+        from polarice.io.pictures import other_size, read_picture, read_power_spectrum
 
         if item.inputs:
             power = read_power_spectrum(item.inputs[0])
             return of_power(power.pixels.astype(np.float64), power.pixel_size_A or pixel_size_A), ()
         picture = read_picture(item.file)
-        remarks: tuple[str, ...] = ()
-        if picture.pixel_size_A and abs(picture.pixel_size_A / pixel_size_A - 1) > OTHER_SCALE:
-            remarks = (f"its header says {picture.pixel_size_A:.4g} Å per pixel; {pixel_size_A:.4g} was used",)
-        return spectrum_of(picture.pixels, pixel_size_A, self.params.box), remarks
+        return spectrum_of(picture.pixels, pixel_size_A, self.params.box), other_size(picture, pixel_size_A)
 
     def _columns(self, item: Item, fit: Fit, quality: Quality) -> dict[str, Any]:
         columns = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from polarice import jobs
 from polarice.cluster import Comm, world
 from polarice.jobs import align2d, sml
 from polarice.jobs.fault import spared
@@ -103,12 +104,12 @@ def parts_of(params: Params) -> tuple[align2d.Params, sml.Params]:
 
 def _do(job: str, wanted: Any, comm: Comm) -> None:
     """Run a part, go on with it, or leave it as it is where it has ended."""
-    from polarice.jobs import load, resume
+    from polarice.jobs import resume
     from polarice.jobs.provenance import NAME
 
     ended, begun = comm.once(lambda: (resume.finished(wanted.o, wanted.iter), (wanted.o / NAME).exists()))
     if not ended:
-        load(job).run(replace(wanted, continue_=wanted.o if begun else None))
+        jobs.run(job, replace(wanted, continue_=wanted.o if begun else None))
 
 
 def _write_page(params: Params, first: Any, second: Any) -> Path:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from polarice import jobs
 from polarice.jobs.fault import spared
 from polarice.jobs.params import as_dict, command_line, option
+from polarice.project import state
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ SNR = 0.1
 PAGE = "report.html"
 RAW_SHOWN, RAW_SIDE_PX = 10, 96
 # What a demo leaves in its folder, and so what the next one may remove.
-_SIMULATED = ("job.json", "particles.mrcs", "particles.star", "truth.npz", "truth.star", ".*.tmp-*")
-_CLASSIFIED = ("job.json", "usage.json", "history.jsonl", "report.html", "report_*.png", "run_it[0-9]*_*", ".*.tmp-*")
-_MADE = {"simulated": _SIMULATED, "ribosome": _CLASSIFIED, "apoferritin": _CLASSIFIED, ".": (PAGE, ".*.tmp-*")}
+_EVERY = ("job.json", *state.FILES, ".*.tmp-*")
+_SIMULATED = (*_EVERY, "particles.mrcs", "particles.star", "truth.npz", "truth.star")
+_CLASSIFIED = (*_EVERY, "usage.json", "history.jsonl", "report.html", "report_*.png", "run_it[0-9]*_*")
+_MADE = {"simulated": _SIMULATED, "ribosome": _CLASSIFIED, "apoferritin": _CLASSIFIED, ".": (PAGE, *_EVERY[1:])}
 
 
 @dataclass(frozen=True)
@@ -140,15 +143,11 @@ def _classification(params: Params, name: str) -> Any:
 
 
 def _simulate(params: Params) -> None:
-    from polarice.jobs import simulate
-
-    simulate.run(_simulation(params))
+    jobs.run("simulate", _simulation(params))
 
 
 def _classify(params: Params, name: str) -> None:
-    from polarice.jobs import class2d
-
-    class2d.run(_classification(params, name))
+    jobs.run("class2d", _classification(params, name))
 
 
 def _words(score: Score) -> str:

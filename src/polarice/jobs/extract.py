@@ -239,7 +239,7 @@ class Extraction:
 
     def __call__(self, item: Item) -> Outcome:
         from polarice.io.mrc import StackWriter
-        from polarice.io.pictures import read_picture
+        from polarice.io.pictures import other_size, read_picture
 
         picture = read_picture(item.file)
         if not item.inputs:
@@ -265,7 +265,8 @@ class Extraction:
                 writer.append(images)
                 shown += list(images[: SHOWN - len(shown)])
         self._write_table(item, chosen)
-        remarks = (f"{twin} coordinates lie within a pixel of another: extracted twice",) if twin else ()
+        remarks = other_size(picture, self.params.angpix or item.settings["optics"]["pixel_size_A"])
+        remarks += (f"{twin} coordinates lie within a pixel of another: extracted twice",) if twin else ()
         return Outcome({}, figures, remarks, self._draw(item, np.stack(shown)))
 
     def _recipe(self) -> Recipe:

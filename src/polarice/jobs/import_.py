@@ -22,6 +22,7 @@ from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder
 from polarice.jobs.params import argument, option
 from polarice.jobs.patterns import listed
 from polarice.jobs.usage import Items, Watch, write_usage
+from polarice.project.progress import Bar
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ def _import_images(files: list[Path], params: Params) -> None:
 
 def _look(files: list[Path]) -> tuple[list[Outcome], list[Found]]:
     """Open every file."""
-    from tqdm import tqdm
-
     outcomes, usable = [], []
-    for path in tqdm(files, unit=" files", disable=None):
+    bar = Bar("import", len(files), unit=" files")
+    for path in files:
+        bar.update()
         try:
             if path.suffix.lower() not in (*MRC_ENDINGS, *TIFF_ENDINGS, EER_ENDING, ".gz"):
                 raise InputError(f"{path}: neither a movie nor a micrograph nor a table")
@@ -146,6 +147,7 @@ def _look(files: list[Path]) -> tuple[list[Outcome], list[Found]]:
             outcomes.append(Outcome(reason=str(error)))
         except Exception as error:
             outcomes.append(Outcome(reason=f"{path}: {told_reason(error)}"))
+    bar.close()
     return outcomes, usable
 
 
@@ -217,6 +219,13 @@ def _beside(usable: list[Found], params: Params) -> list[str]:
             told.append(
                 f"the .mdoc of {len(other):,} file(s) states another voltage, {said}; {params.voltage:g} is used"
             )
+    spaced = [(each, mdoc) for each, mdoc in known if _differ(mdoc.pixel_size_A, params.angpix or each.pixel_size_A)]
+    if spaced:
+        each, mdoc = spaced[0]
+        told.append(
+            f"the .mdoc of {len(spaced):,} file(s) states another pixel size, {each.path} {mdoc.pixel_size_A:.4g} A; "
+            f"{params.angpix or each.pixel_size_A:.4g} A is used"
+        )
     short = [(each, mdoc) for each, mdoc in known if mdoc.frames and each.frames > 1 and mdoc.frames != each.frames]
     if short:
         each, mdoc = short[0]
@@ -231,6 +240,10 @@ def _beside(usable: list[Found], params: Params) -> list[str]:
         if names:
             told.append(f"the .mdoc files name a {what}: {listed(names)}; give it to polarice motion as {option_of}")
     return told
+
+
+def _differ(stated_A: float | None, used_A: float) -> bool:
+    return bool(stated_A and used_A and abs(stated_A / used_A - 1) > AGREE)
 
 
 def _groups(usable: list[Found], params: Params) -> np.ndarray:
@@ -282,17 +295,22 @@ def _import_particles(path: Path, params: Params) -> None:
         rows = cryosparc.read_cs(path)
         for other in params.passthrough:
             before = len(rows)
-            rows = cryosparc.join(rows, cryosparc.read_cs(other))
+            rows = cryosparc.join(rows, cryosparc.read_cs(other), str(other))
             if not len(rows):
                 raise InputError(f"{path}: no uid stands in {other}; do they belong together?")
-            if lost := before - len(rows):
-                text = f"{lost:,} of {before:,} particles of {path} are not in {other} and are left out"
+            if gone := before - len(rows):
+                text = f"{gone:,} of {before:,} particles of {path} are not in {other} and are left out"
                 print(f"warning: {text}", file=sys.stderr)
         optics, particles = cryosparc.tables_of_cs(rows, params.flip_y, str(path))
         particles = _with_names_that_hold(path, particles, params.image_dir)
         if count := int(cryosparc.dark(rows, str(path)).sum()):
             which = "these particles" if count == len(rows) else f"{count:,} of {len(rows):,} particles"
-            print(f"warning: {which} are dark (blob/sign -1); {_INVERT}", file=sys.stderr)
+            remedy = _INVERT if count == len(rows) else "split the table first, then invert these"
+            print(f"warning: {which} are dark (blob/sign -1); {remedy}", file=sys.stderr)
+        if lost := cryosparc.not_converted(rows):
+            print(f"warning: {path}: {listed(lost)} are not converted, and not corrected for", file=sys.stderr)
+        if twice := len(rows) - len(np.unique(rows["uid"])):
+            print(f"warning: {path}: {twice:,} rows have a uid that stands in another row, too", file=sys.stderr)
         if "rlnMicrographName" not in particles:
             missing_places = f"{path} has no location/* columns: no rlnMicrographName and no coordinates"
             print(f"warning: {missing_places}; its passthrough table has them (--passthrough)", file=sys.stderr)

@@ -14,6 +14,7 @@ import numpy as np
 from polarice.cluster import SERIAL, Comm, part
 from polarice.jobs.params import argument, option
 from polarice.jobs.resources import workers_of
+from polarice.project.progress import Bar
 from polarice.types import InputError, Particles
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ TOLERATED_BAD = 0.1  # share of unusable images beyond which a run is refused
 SURVEY_BATCH = 64  # images, that stay in a processor's cache
 SMALLEST_BOX_PX = 16
 HIGHEST_CTF = 1e6  # a B factor far below zero makes it grow
+MOST_COORDINATE_PX = 1e9
 LEAST_POWER = 1e-9  # of the images' noise; arithmetic in single precision wants more
 
 
@@ -75,13 +77,9 @@ class ParticleJob:
         return int(self.k)
 
 
-def progress_bar(what: str, total: int, done: int = 0, leave: bool = True) -> Any:
-    """A bar on stderr, where that is a terminal; a log file is spared it."""
-    from tqdm import tqdm
-
-    return tqdm(
-        total=total, initial=done, unit="img", desc=what, smoothing=0.05, file=sys.stderr, disable=None, leave=leave
-    )
+def progress_bar(what: str, total: int, done: int = 0, leave: bool = True) -> Bar:
+    """A bar on stderr, where that is a terminal; in a log file, a line now and then."""
+    return Bar(what, total, done, leave=leave)
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,12 @@ def _checked_table(params: Any, ranks: int) -> ParticleTable:
 
 def _tell_of_twins(table: ParticleTable) -> None:
     """Warn of images that stand in several rows: each counts as a particle of its own."""
+    if crowded := _in_one_pixel(table):
+        print(
+            f"warning: {table.path}: {crowded:,} particles lie in the same pixel of their micrograph as another; are "
+            "they the same ones, picked or extracted twice?",
+            file=sys.stderr,
+        )
     places = (table.particles.stack_of.astype(np.int64) << 32) | table.particles.section
     _, first, rows = np.unique(places, return_index=True, return_counts=True)
     if len(twins := np.sort(first[rows > 1])):
@@ -183,6 +187,19 @@ def _tell_of_twins(table: ParticleTable) -> None:
             f"({image_name(table, row)}); each row counts as a particle; remove those that are not meant",
             file=sys.stderr,
         )
+
+
+def _in_one_pixel(table: ParticleTable) -> int:
+    """How many particles have the coordinates, to a pixel, of one before them in the same micrograph."""
+    labels = ("rlnCoordinateX", "rlnCoordinateY")
+    if "rlnMicrographName" not in table.table or not all(label in table.table for label in labels):
+        return 0
+    _, micrograph = table.table.codes("rlnMicrographName")
+    x, y = (np.rint(table.table.finite(label, MOST_COORDINATE_PX)).astype(np.int64) for label in labels)
+    keys = np.stack([micrograph.astype(np.int64), x, y])
+    order = np.lexsort(keys)
+    same = (np.diff(keys[:, order], axis=1) == 0).all(axis=0)
+    return int(same.sum())
 
 
 def _radius_px(params: Any, particles: Particles, box_px: int) -> float:

@@ -50,6 +50,7 @@ import polarice.io
 from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable, stem_of
+from polarice.io.pictures import HEADER_SAYS
 from polarice.jobs.alone import alone
 from polarice.jobs.fault import spared
 from polarice.jobs.inputs import content_of, fingerprint, is_same
@@ -58,6 +59,8 @@ from polarice.jobs.params import argument, as_dict, command_line, option, option
 from polarice.jobs.provenance import NAME
 from polarice.jobs.resources import first_card, take_card, threads_of
 from polarice.jobs.usage import USAGE_NAME, Items, Spent, Watch, items_of_last_run, write_usage
+from polarice.project import state
+from polarice.project.progress import Bar
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -124,6 +127,7 @@ class Farm:
     workers: int = 1  # processes of this rank; 1: this process itself
     threads: int = 1  # of each process
     what: str = "micrographs"  # they are called so
+    job: str = ""
     comm: Comm = SERIAL
     device: str = "cpu"
     price: float | None = None
@@ -133,12 +137,12 @@ class Farm:
     @staticmethod
     def of(job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL) -> Farm:
         """The farm that a job's Params ask for; `inputs` are files that all results depend on, a gain reference say."""
-        kept = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
+        kept = {name: value for name, value in as_dict(params).items() if name not in (*_ELSEWHERE, "micrographs")}
         threads = threads_of(params)
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [content_of(path) for path in inputs]}
         each = max(1, threads // workers)
-        return Farm(settings, workers, each, what, comm, params.device, params.price, params.o, params.time_limit)
+        return Farm(settings, workers, each, what, job, comm, params.device, params.price, params.o, params.time_limit)
 
 
 def items_of(table: MicrographTable, folder: Path) -> list[Item]:
@@ -230,14 +234,11 @@ class _Share:
 
     def done(self, comm: Comm) -> Spent:
         """Do this rank's items; when it comes back, all ranks have: what they took."""
-        from tqdm import tqdm
-
         take_card(comm)
         watch = Watch(comm, first_card(self.farm.device))
         mine, failed = range(comm.rank, len(self.items), comm.size), 0
         before = self.total - len(self.items)
-        quiet = True if comm.rank else None  # None: where nobody looks
-        with tqdm(total=self.total, initial=before, unit=f" {self.farm.what}", disable=quiet) as bar:
+        with Bar(self.farm.job, self.total, before, f" {self.farm.what}", quiet=comm.rank > 0) as bar:
             for row, outcome in _made(mine, self.items, self.work, self.farm, self.suspects):
                 _remember(self.items[row], self.marks[row], self.files[row], outcome)
                 failed += bool(outcome.reason)
@@ -257,7 +258,8 @@ def begin(job: str, params: Any, writes: Writes, inputs: Iterable[str | os.PathL
     check_folder(params.o)
     given = [path for path in inputs if path is not None]
     stems = tuple(item.stem for item in writes.items)
-    outputs = Outputs(job, params.o, (*writes.files, REPORT, USAGE_NAME), stems, (*writes.endings, RECORD))
+    files = (*writes.files, REPORT, USAGE_NAME, *state.FILES)
+    outputs = Outputs(job, params.o, files, stems, (*writes.endings, RECORD))
     of_items = (path for item in writes.items for path in (item.file, *item.inputs))
     record = outputs.require_free([*given, *of_items, *writes.read])
     if writes.images:
@@ -590,6 +592,9 @@ def tell(outcomes: Sequence[Outcome], folder: Path, what: str = "micrographs", b
         print(f"left out: {reason}", file=sys.stderr)
     if len(reasons) > 5:
         print(f"left out: {len(reasons) - 5} more, see the report", file=sys.stderr)
+    sizes = [remark for outcome in outcomes for remark in outcome.remarks if remark.startswith(HEADER_SAYS)]
+    if sizes:
+        print(f"warning: of {len(sizes)} {what}: {sizes[0]} (the first); see the report", file=sys.stderr)
     done = len(outcomes) - len(reasons)
     more = f", {beside}" if beside else ""
     print(f"{done} of {len(outcomes)} {what} done, {len(reasons)} left out{more}: {Path(folder, 'report.html')}")

@@ -44,6 +44,7 @@ EARLY_DOSE = 4.0  # e/A^2: motion up to here counts as early, as in RELION
 HALVES = ("rlnMicrographNameEven", "rlnMicrographNameOdd")
 LOOKED_AT = 5  # movies, until one is found that the gain reference suits
 HEADER_AGREES = 0.02  # relative difference of pixel sizes that nobody minds
+SMALLEST_FRAME_PX = 70  # smaller ones hold no shift that can be told
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,9 @@ class Correct:
         device = device_of(replace(params, threads=self.threads))
         pixel_A = params.angpix or float(item.settings["optics"]["pixel_size_A"])
         facts, exposure, remarks = self._open(item, pixel_A)
+        if min(exposure.shape) < SMALLEST_FRAME_PX:
+            size = f"{exposure.shape[1]} x {exposure.shape[0]}"
+            raise InputError(f"{item.file}: frames of {size} pixels; {SMALLEST_FRAME_PX} along each side are the least")
         dose = self._dose(facts)
         patches = (params.patch_x, params.patch_y) if params.patch_x and params.patch_y else None
         alignment = Alignment(pixel_A, params.bfactor, patches)

@@ -252,11 +252,13 @@ class Picking:
     cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # templates, read once a process
 
     def __call__(self, item: Item) -> Outcome:
-        from polarice.io.pictures import read_picture
+        from polarice.io.pictures import other_size, read_picture
 
-        pixels = read_picture(item.file).pixels
+        picture = read_picture(item.file)
+        pixels, size = picture.pixels, other_size(picture, item.settings["optics"]["pixel_size_A"])
         if self.params.picks:
-            return self._others(item, pixels)
+            outcome = self._others(item, pixels)
+            return replace(outcome, remarks=(*size, *outcome.remarks))
         from polarice.pick.search import find
         from polarice.pick.working import working_copy
 
@@ -273,7 +275,7 @@ class Picking:
         write_coordinates(item.stem + CANDIDATES, Coordinates(found.xy_px, found.scores), more)
         figures = {CHANCE: found.chance, "candidates": float(len(found.scores))}
         figures |= self._small(item, pixels, diameter_A / pixel_size_A)
-        return Outcome({}, figures, thumbnail=item.stem + PICTURE)  # drawn by _select
+        return Outcome({}, figures, size, thumbnail=item.stem + PICTURE)  # drawn by _select
 
     def _others(self, item: Item, pixels: np.ndarray) -> Outcome:
         if not item.inputs:

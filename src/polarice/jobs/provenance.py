@@ -15,6 +15,7 @@ from typing import Any
 import polarice
 from polarice.io.atomic import replacing
 from polarice.jobs.inputs import records_of
+from polarice.project.state import claimed
 from polarice.types import InputError
 
 NAME = "job.json"
@@ -51,6 +52,7 @@ def write_job_json(
     path = Path(folder) / NAME
     with replacing(path, "w") as stream:
         stream.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    claimed(Path(folder))
     return path
 
 

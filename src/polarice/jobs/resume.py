@@ -20,15 +20,16 @@ from polarice.jobs.outputs import KEY, Outputs
 from polarice.jobs.params import as_dict, command_line, from_dict, options_of
 from polarice.jobs.provenance import NAME, inputs_of, read_job_json, write_job_json
 from polarice.jobs.usage import USAGE_NAME
+from polarice.project import state
 from polarice.types import InputError
 
 # may be given anew to a run that goes on
 ANEW = ("iter", "device", "threads", "memory", "scratch", "copy_to", "price", "profile", "image_dir")
 _ITERATION = re.compile(r"run_it(\d{3,})_")
 _REPORT = "report.html"
-FILES = (_REPORT, "history.jsonl", USAGE_NAME)  # of a run, beside those of its iterations
+FILES = (_REPORT, "history.jsonl", USAGE_NAME, *state.FILES)  # of a run, beside those of its iterations
 _OUTPUT = re.compile(r"report_.*\.png|class\d{3,}(\.star)?|run_data\.star|align2d|sml")  # of some
-_LEFT_OVER = re.compile(r"\.(run_it|report|index|job|history).*\.tmp-\d+")  # of a file that a kill cut off
+_LEFT_OVER = re.compile(r"\.(.+)\.tmp-\d+")  # of a file that a kill cut off
 
 _CHANGED = "changed since the run in {} began; start anew with --o another folder"
 P = TypeVar("P", bound=Any)
@@ -94,6 +95,11 @@ def saved(job: str, params: P) -> P:
         old = replace(from_dict(type(params), saved["params"]), o=folder)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError, InputError) as error:
         raise InputError(f"{folder / NAME}: parameters that make no sense ({error}); start anew") from error
+    kept = inputs_of(saved, folder)[:1]
+    table = getattr(params, "particles", None)
+    if kept and table is not None and table != old.particles and is_same(kept[0], table):
+        old = replace(old, particles=table)  # where it lies now
+        kept[0]["path"] = str(table)
     _require_same(params, old)
     old = replace(old, **_located_table(old, folder, saved))
     given = {name: getattr(params, name) for name in ANEW if getattr(params, name, None) not in (None, "auto")}
@@ -124,7 +130,7 @@ def _located_table(old: Any, folder: Path, saved: dict[str, Any]) -> dict[str, A
     if not os.path.exists(named):
         raise InputError(
             f"{named}: not found; the run in {folder} was started in {saved.get('working_directory')} "
-            "and goes on from there"
+            "and goes on from there; or name the table where it lies now, before --continue"
         )
     raise InputError(f"{named}: {_CHANGED.format(folder)}")
 
@@ -202,11 +208,12 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
         else:
             require_same_inputs(folder, inputs)
         for path in folder.iterdir():
-            if _LEFT_OVER.fullmatch(path.name):
+            if (match := _LEFT_OVER.fullmatch(path.name)) and _is_of_run(match[1]):
                 with naming_target(path):
                     path.unlink(missing_ok=True)
         if params.continue_ is None or read_job_json(folder)["params"] != as_dict(plain):
-            more = {KEY: record} if record else {}
+            kept = record or (read_job_json(folder).get(KEY) if params.continue_ is not None else None)
+            more = {KEY: kept} if kept else {}
             write_job_json(
                 folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed, more=more
             )
@@ -215,6 +222,7 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
             with suppress(OSError):
                 folder.rmdir()
         raise
+    state.claimed(folder)
     return new
 
 
@@ -224,10 +232,16 @@ def _tables_of(params: Any) -> list[Any]:
     return [path for path in values if isinstance(path, Path) and path.is_file()]
 
 
+def _is_of_run(name: str) -> bool:
+    """Whether a file of this name is a run's own."""
+    return name in (*FILES, NAME) or bool(_ITERATION.match(name) or _OUTPUT.fullmatch(name))
+
+
 def abandon(folder: Path, new: bool) -> None:
     """Take back what `claim` made: nothing is left of a run that never began."""
     with suppress(OSError):
-        (folder / NAME).unlink(missing_ok=True)
+        for name in (NAME, *state.FILES):
+            (folder / name).unlink(missing_ok=True)
         if new and not any(folder.iterdir()):
             folder.rmdir()
 

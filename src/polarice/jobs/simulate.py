@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from polarice.jobs.alone import alone
 from polarice.jobs.outputs import KEY, Outputs
 from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.project import state
+from polarice.project.progress import Bar
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def run(params: Params) -> None:
     """Make the particles and write them. Raises InputError for what cannot be used."""
     from polarice.simulate import simulate
 
-    outputs, inputs = Outputs("simulate", params.o, FILES), _files(params)
+    outputs, inputs = Outputs("simulate", params.o, (*FILES, *state.FILES)), _files(params)
     outputs.require_free(inputs)
     source = simulate(simulation_of(params), params.threads or os.cpu_count() or 1)
     with alone(params.o):
@@ -262,13 +264,12 @@ def _read_spectrum(path: Path | None) -> np.ndarray | None:
 
 def _write_stack(source: SimulatedParticles, path: Path, dtype: str) -> None:
     import numpy as np
-    from tqdm import tqdm
 
     from polarice.io.mrc import StackWriter
 
     grey = np.dtype(dtype)
     n, pixel_A = len(source), source.simulation.pixel_size_A
-    bar = tqdm(total=n, unit=" images", disable=None)
+    bar = Bar("simulate", n, unit=" images")
     with bar, StackWriter(path, n, source.box_px, pixel_A, grey) as writer:
         for first in range(0, n, BATCH):
             images = source.read(np.arange(first, min(first + BATCH, n)))

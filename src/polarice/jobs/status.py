@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from polarice.jobs.params import option
+from polarice.jobs.provenance import NAME
+from polarice.project.state import read_state
 from polarice.types import InputError
 
-SUMMARY = "show the jobs that `polarice cluster` submitted: where they run, and how far they are"
+SUMMARY = "show what runs where, and how far it is: jobs below this folder, and those submitted"
+MOST_FOLDERS = 20_000  # that are looked into
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Params:
     """How much to show."""
 
     last: int = option(20, "how many submissions, the newest last", low=1, high=1000)
-    folder: tuple[Path, ...] = option((), "folders of other jobs to show")
+    folder: tuple[Path, ...] = option((), "folders whose jobs to show, with all below them; this one")
 
 
 def run(params: Params) -> None:
@@ -28,13 +33,30 @@ def run(params: Params) -> None:
     for each in remembered()[-params.last :]:
         job = f"{each.command.split()[0]} {Path(each.out).name if each.out else ''}".strip()
         rows.append((f"{each.system} {each.id}", _state(each.system, each.id), job, progress(Path(each.out or "-"))))
-    rows += [("", "", str(folder), progress(folder)) for folder in params.folder]
+    for root in params.folder or (Path(),):
+        rows += [("", *told(folder), progress(folder)) for folder in jobs_below(root)]
     if len(rows) == 1:
-        print("nothing has been submitted; polarice cluster --help tells how")
+        print("no job below this folder, and none submitted; polarice cluster --help tells how to submit one")
         return
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def jobs_below(root: Path) -> list[Path]:
+    """Folders of jobs, by name; `root` itself among them."""
+    found = []
+    for folder, inner, files in islice(os.walk(root), MOST_FOLDERS):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        if NAME in files:
+            found.append(Path(folder))
+    return found
+
+
+def told(folder: Path) -> tuple[str, str]:
+    """(state in words, job and folder)."""
+    state = read_state(folder)
+    return (state.told() if state else "", f"{state.job} {folder}" if state else str(folder))
 
 
 def _state(system: str, id: str) -> str:

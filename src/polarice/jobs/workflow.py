@@ -344,7 +344,7 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
                 state.forget(_after(step, steps))
             params = _placed(step, params, state, mark)
             print(f"{head}: {command_line(step.job, params)}", flush=True)
-            step.module.run(params)
+            jobs.run(step.job, params)
         except InputError as error:
             raise InputError(f"step {step.name}: {error}") from error
         state.note(step, mark, ended=True)

@@ -87,6 +87,10 @@ class Submission:
     when: str
 
 
+PROGRAM = "-m polarice"  # which stands in every script
+MOST_SCRIPT_BYTES = 1 << 16
+
+
 def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
     """Write the script: the scheduler's lines, the environment, and the job, which goes on if it had been begun."""
     _require_job(batch.job)
@@ -96,8 +100,10 @@ def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
         if any(character.isspace() or not character.isprintable() for character in value):
             raise InputError(f"{flag} {value!r}: one word, without blanks and line ends")
     path = batch.script or Path(f"{batch.title}.sh")
+    if path.exists() and PROGRAM.encode() not in path.read_bytes()[:MOST_SCRIPT_BYTES]:
+        raise InputError(f"{path}: stands there, and is no script of polarice cluster; name another with --script")
     ranks = f"{batch.launcher or launcher} " if batch.total > 1 else ""
-    program = f"{ranks}{shlex.quote(sys.executable)} -m polarice"
+    program = f"{ranks}{shlex.quote(sys.executable)} {PROGRAM}"
     again = going_on(batch.job)
     lines = ["#!/bin/bash", *head, "", "set -eu", f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
     lines += ["export GOMP_SPINCOUNT=20000", ""]
@@ -105,6 +111,8 @@ def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
         out = shlex.quote(str(Path(out_of(batch.job)) / "job.json"))
         lines += [f"if [ -e {out} ]; then  # it was begun, and is queued again", f"  exec {program} {again}", "fi"]
     lines += [f"exec {program} {shlex.join(batch.job)}", ""]
+    if path.exists() and lines[-2].partition(PROGRAM)[2] not in path.read_text(errors="replace"):
+        raise InputError(f"{path}: is the script of another job; name this one with --name or --script")
     with replacing(path, "w") as stream:
         stream.write("\n".join(lines))
     path.chmod(0o755)
