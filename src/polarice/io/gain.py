@@ -88,10 +88,12 @@ def read_defects(path: Path, shape: tuple[int, int]) -> np.ndarray:
             x, y, width, height = (int(float(word)) for word in words[:4])
         except (ValueError, OverflowError):
             raise InputError(
-                f"{path}, line {number}: {line.strip()!r}: four numbers x y width height are wanted"
+                f"{path}, line {number}: {line.strip()[:80]!r}: four numbers x y width height are wanted"
             ) from None
         if not (0 <= x < shape[1] and 0 <= y < shape[0] and width > 0 and height > 0):
-            raise InputError(f"{path}, line {number}: {line.strip()!r} lies outside of {shape[1]} x {shape[0]} pixels")
+            raise InputError(
+                f"{path}, line {number}: {line.strip()[:80]!r} lies outside of {shape[1]} x {shape[0]} pixels"
+            )
         mask[y : y + height, x : x + width] = True
     return mask
 

@@ -242,6 +242,7 @@ def _ctf(table: Table, optics_table: Table, need_ctf: bool) -> CTFParameters | N
         (*_DEFOCUS_LABELS, "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor"), columns, strict=True
     ):
         bad = ~np.isfinite(values)
+        bad |= np.abs(values) > MOST_ANGLE_DEG if label in ("rlnDefocusAngle", "rlnPhaseShift") else False
         if bad.any():
             if not need_ctf:
                 return None
