@@ -34,7 +34,7 @@ def run(params: Params) -> None:
         job = f"{each.command.split()[0]} {Path(each.out).name if each.out else ''}".strip()
         rows.append((f"{each.system} {each.id}", _state(each.system, each.id), job, progress(Path(each.out or "-"))))
     for root in params.folder or (Path(),):
-        rows += [("", *told(folder), progress(folder)) for folder in jobs_below(root)]
+        rows += [("", *told(folder), progress(folder).removeprefix("begun")) for folder in jobs_below(root)]
     if len(rows) == 1:
         print("no job below this folder, and none submitted; polarice cluster --help tells how to submit one")
         return
