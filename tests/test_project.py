@@ -92,7 +92,19 @@ def test_a_job_whose_process_is_gone_is_lost(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"job": 3}', '{"job": "a", "state": "odd"}', '{"job": "a", "done": "x"}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"job": 3}',
+        '{"job": "a", "state": "odd"}',
+        '{"job": "a", "done": "x"}',
+        '{"job": "a", "estimate_s": "soon"}',
+        '{"job": "a", "pid": 1e99}',
+        '{"job": "a", "pid": 99999999999999999999}',
+        '{"job": "a", "heartbeat": NaN}',
+    ],
 )
 def test_a_damaged_state_says_nothing(tmp_path, text):
     (tmp_path / state.NAME).write_text(text)

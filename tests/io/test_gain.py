@@ -32,6 +32,17 @@ def test_flat_fields_divide_and_zero_is_a_defect(tmp_path):
     assert np.array_equal(read_gain(tmp_path / "g.mrc", (6, 8), True, GainRule(sense="multiply")), flat)
 
 
+def test_a_flat_field_in_counts_is_read_and_a_pixel_far_beyond_it_is_a_defect(tmp_path):
+    counts = GAIN * np.float32(1e8)
+    counts[1, 1] = 1e18
+    write_image(tmp_path / "g.mrc", counts, 1.0)
+    read = read_gain(tmp_path / "g.mrc", (6, 8), False)
+    assert read[1, 1] == 0 and np.array_equal(np.delete(read, 9), np.delete(counts, 9))
+    flat = read_gain(tmp_path / "g.mrc", (6, 8), True)
+    kept = np.delete(counts.astype(np.float64), 9)
+    assert flat[1, 1] == 0 and np.allclose(np.delete(flat, 9), kept.mean() / kept, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("rule", "moved"),
     [

@@ -96,6 +96,16 @@ def test_each_job_has_a_script_of_its_own(place):
     assert {path.name for path in place.glob("*.sh")} == {"class2d-out.sh", "class2d-job002.sh", "class2d.sh"}
 
 
+def test_a_script_is_written_again_for_its_own_folder_alone(place):
+    for words in ("--ranks 1", "--ranks 2"):
+        assert polarice(f"cluster local {words} --name run -- {JOB}").code == 0
+    assert polarice(f"cluster local --name run -- {JOB} --seed 7").code == 0
+    assert lines("run.sh", "exec ")[0].endswith("--seed 7")
+    other = polarice(f"cluster local --name run -- {JOB.replace('--o out', '--o another')}")
+    assert other.code == 2 and "is the script of another job" in other.err
+    assert lines("run.sh", "exec ")[0].endswith("--seed 7")
+
+
 def test_another_process_of_the_same_number_is_not_the_job():
     number, host = os.getpid(), os.uname().nodename
     began = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]

@@ -25,7 +25,8 @@ from polarice.types import InputError
 
 _TIFF = (".tif", ".tiff", ".gain")
 MOST_PIXELS = 1 << 28  # 16,384 along each side, the largest of an EER file
-MOST_GAIN = 1e6  # times the mean; such a pixel is a defect
+MOST_OF_MEDIAN = 1e6  # such a pixel is a defect; a flat field may be in counts, of any size
+MOST_GAIN = 1e30  # a frame times it is still a number
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ def read_gain(path: Path, shape: tuple[int, int], events: bool, rule: GainRule |
     usable = np.isfinite(gain) & (gain > 0) & (gain < MOST_GAIN)
     if not usable.any():
         raise InputError(f"{path}: the gain reference is nowhere above 0 and below {MOST_GAIN:g}")
+    usable &= gain < MOST_OF_MEDIAN * np.median(gain[usable])
     divide = rule.sense == "divide" or (rule.sense == "auto" and events and path.suffix.lower() != ".gain")
     safe = np.where(usable, gain, 1)
     told = safe[usable].mean() / safe if divide else safe
-    usable &= told < MOST_GAIN  # a pixel that all but sees nothing is a defect
+    usable &= told < MOST_OF_MEDIAN * np.median(told[usable])  # a pixel that all but sees nothing is a defect
     return np.where(usable, told, 0).astype(np.float32)
 
 

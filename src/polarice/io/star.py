@@ -77,7 +77,7 @@ def read_star(path: str | os.PathLike[str]) -> StarFile:
     """Read a STAR file, gzipped or not. Raises InputError naming file, block, row and line where it cannot be read."""
     path = Path(path)
     data = _contents(path)
-    if not data.lstrip().startswith((b"data_", b"#", b"_", b"loop_")):
+    if not data[:4096].lstrip().startswith((b"data_", b"#", b"_", b"loop_")):
         require_no_other_kind(path, "a STAR file", but=("STAR", "gzip", "a text"))
     reader = _Reader(path, data)
     blocks = tuple(reader.blocks())

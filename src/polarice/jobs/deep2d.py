@@ -48,11 +48,12 @@ def run(params: Params) -> None:
             _do("sml", second, comm)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('deep2d', params.o)}") from None
-        comm.once(
-            lambda: print(
-                f"report of both: {spared(lambda: _write_page(params, first, second), params.o / 'report.html')}"
-            )
-        )
+        comm.once(lambda: _tell_page(params, first, second))
+
+
+def _tell_page(params: Params, first: Any, second: Any) -> None:
+    page = spared(lambda: _write_page(params, first, second), params.o / "report.html")
+    print(f"report of both: {page}")
 
 
 def _begun(params: Params, held: ExitStack) -> Params:

@@ -76,7 +76,7 @@ class Found:
 def run(params: Params) -> None:
     """Write movies.star, micrographs.star, particles.star or particles.cs. Raises InputError for what contradicts."""
     files = _files(params.inputs)
-    tables = [path for path in files if path.name.removesuffix(".gz").endswith((".star", ".cs"))]
+    tables = [path for path in files if path.name.endswith((".star", ".star.gz", ".cs"))]
     if tables and len(files) > 1:
         raise InputError(f"{tables[0]}: one table at a time, and no other files beside it")
     if not tables and (params.passthrough or params.to == "cs"):
@@ -346,10 +346,9 @@ def _with_names_that_hold(path: Path, particles: Table, image_dir: Path | None) 
     from polarice.io.stacks import find_stacks, plain_name, relion_name
 
     parts = [text.partition("@") for text in particles.text("rlnImageName").tolist()]
-    names, of = np.unique([plain_name(name) for _, _, name in parts], return_inverse=True)
-    first = [int(np.argmax(of == number)) for number in range(len(names))]
+    names, first, of = np.unique([plain_name(name) for _, _, name in parts], return_index=True, return_inverse=True)
     try:
-        found = find_stacks(names.tolist(), first, path, image_dir)
+        found = find_stacks(names.tolist(), first.tolist(), path, image_dir)
     except InputError as error:
         if image_dir is not None:
             raise

@@ -190,13 +190,21 @@ def _tell_of_twins(table: ParticleTable) -> None:
 
 
 def _in_one_pixel(table: ParticleTable) -> int:
-    """How many particles have the coordinates, to a pixel, of one before them in the same micrograph."""
+    """How many particles have the coordinates, to a pixel, of one before them in the same micrograph.
+
+    Coordinates that are no finite numbers count as none.
+    """
     labels = ("rlnCoordinateX", "rlnCoordinateY")
     if "rlnMicrographName" not in table.table or not all(label in table.table for label in labels):
         return 0
     _, micrograph = table.table.codes("rlnMicrographName")
-    x, y = (np.rint(table.table.finite(label, MOST_COORDINATE_PX)).astype(np.int64) for label in labels)
-    keys = np.stack([micrograph.astype(np.int64), x, y])
+    try:
+        x, y = (table.table.numbers(label) for label in labels)
+    except InputError:
+        return 0  # a classification goes without coordinates
+    known = (np.abs(x) <= MOST_COORDINATE_PX) & (np.abs(y) <= MOST_COORDINATE_PX)
+    places = np.rint(np.stack([x[known], y[known]])).astype(np.int64)
+    keys = np.vstack([micrograph[known].astype(np.int64), places])
     order = np.lexsort(keys)
     same = (np.diff(keys[:, order], axis=1) == 0).all(axis=0)
     return int(same.sum())

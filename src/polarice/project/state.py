@@ -8,6 +8,7 @@ At the end RELION's pipeliner finds the empty file that it looks for, RELION_JOB
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -30,6 +31,7 @@ EXITS = {
     "stopped": "RELION_JOB_EXIT_ABORTED",
 }
 FILES = (NAME, *EXITS.values())
+MOST_PID = 2**31 - 1
 SHOWN = 500  # characters of an error
 Condition = Literal["queued", "running", "done", "stopped", "failed"]
 
@@ -79,8 +81,10 @@ def read_state(folder: str | os.PathLike[str]) -> JobState | None:
         content = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
         known = {each.name: content[each.name] for each in fields(JobState) if each.name in content}
         found = JobState(**known)
-        numbers = (found.done, found.total, found.pid, found.started, found.heartbeat)
-        sound = all(isinstance(each, (int, float)) for each in numbers)
+        sound = all(isinstance(each, int) for each in (found.done, found.total, found.pid))
+        sound = sound and 0 <= found.pid <= MOST_PID
+        times = (found.started, found.heartbeat, 0 if found.estimate_s is None else found.estimate_s)
+        sound = sound and all(isinstance(each, (int, float)) and math.isfinite(each) for each in times)
         sound = sound and all(isinstance(each, str) for each in (found.job, found.step, found.host, found.error))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
@@ -141,9 +145,9 @@ class Life:
 
     def _write(self) -> None:
         """What cannot be written ends no job."""
-        self._state = replace(self._state, heartbeat=time.time())
+        told = replace(self._state, heartbeat=time.time())
         with suppress(OSError, InputError), replacing(self.folder / NAME, "w") as stream:
-            stream.write(json.dumps(asdict(self._state), indent=2) + "\n")
+            stream.write(json.dumps(asdict(told), indent=2) + "\n")
 
 
 _LIVES: list[Life] = []  # of the jobs at work in this process, one inside the other

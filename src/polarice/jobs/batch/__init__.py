@@ -111,7 +111,7 @@ def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
         out = shlex.quote(str(Path(out_of(batch.job)) / "job.json"))
         lines += [f"if [ -e {out} ]; then  # it was begun, and is queued again", f"  exec {program} {again}", "fi"]
     lines += [f"exec {program} {shlex.join(batch.job)}", ""]
-    if path.exists() and lines[-2].partition(PROGRAM)[2] not in path.read_text(errors="replace"):
+    if path.exists() and (out_of(_job_of(path)) or _job_of(path)) != (out_of(batch.job) or list(batch.job)):
         raise InputError(f"{path}: is the script of another job; name this one with --name or --script")
     with replacing(path, "w") as stream:
         stream.write("\n".join(lines))
@@ -125,6 +125,14 @@ def write(batch: Any, system: str, head: Sequence[str], launcher: str) -> Path:
 def _require_job(words: Sequence[str]) -> None:
     if not words or words[0] not in JOBS:
         raise InputError(f"no such command: {' '.join(words[:1])}; name it after --, as in -- class2d particles.star")
+
+
+def _job_of(script: Path) -> list[str]:
+    """The command of the job that a script of this program ends with; [] where it cannot be read."""
+    try:
+        return shlex.split(script.read_text(errors="replace").rpartition(PROGRAM)[2])
+    except ValueError:
+        return []
 
 
 def out_of(words: Sequence[str]) -> str:
