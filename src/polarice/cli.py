@@ -24,6 +24,7 @@ from polarice.jobs.params import Option, check, options_of
 from polarice.types import InputError
 
 BENCHES = {
+    "bench card": "polarice.bench.card",
     "bench class2d": "polarice.bench.class2d",
     "bench engine": "polarice.bench.engine",
     "bench kills": "polarice.bench.kills",

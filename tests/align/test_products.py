@@ -10,7 +10,7 @@ import torch
 
 from align.scenes import engine_log_weights, run, scene
 from align.test_oracle import oracle_log_weights
-from polarice.align.products import PRECISIONS, product, product_over_rows, rounded, suited
+from polarice.align.products import PRECISIONS, product, product_over_rows, rounded
 
 BITS = {"float32": 24, "tf32": 11, "bfloat16": 8}  # that count, the leading one among them
 CLOSE = {"float32": (0, 1e-6), "tf32": (1e-4, 5e-4), "bfloat16": (1e-3, 4e-3)}  # two operands off by 0.4 of a last bit
@@ -87,14 +87,6 @@ def test_poses_and_sums_hardly_change(precision):
     assert torch.equal(rough.class_of, posterior.class_of)
     apart = (rough_sums.numerator - sums.numerator).abs().max() / sums.numerator.abs().max()
     assert 0 < float(apart) < {"tf32": 2e-3, "bfloat16": 2e-2}[precision]
-
-
-def test_what_suits_a_device_is_known_beforehand(monkeypatch):
-    cards = {(7, 5): "float32", (8, 0): "tf32", (8, 6): "float32", (9, 0): "tf32"}
-    for capability, precision in cards.items():
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert suited(torch.device("cuda")) == precision
-    assert suited(torch.device("cpu")) == "float32"
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from accelerator import LateCard
 from align.scenes import scene
 from align.test_sweep import same, searched, swept
 from polarice.align import transfer
+from polarice.align.pixels import PixelStore
 from polarice.align.store import PolarStore, Room
 from polarice.align.transfer import Lane, near, sent
 from polarice.io.read_ahead import read_ahead
@@ -94,3 +96,36 @@ def test_a_copy_runs_beside_what_the_card_computes():
     arrived.synchronize()
     assert not at_work.query()
     assert all(buffer.is_pinned() for buffer in lane._buffers if buffer.numel())
+
+
+class Counted:
+    """A source that counts how often each image is read."""
+
+    def __init__(self, source):
+        self.source, self.box_px, self.times = source, source.box_px, np.zeros(len(source), int)
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, rows):
+        np.add.at(self.times, rows, 1)
+        return self.source.read(rows)
+
+
+@pytest.mark.parametrize(("capacity", "again"), [(40, 0), (23, 17), (0, 40)])
+def test_kept_pixels_are_read_once_and_change_nothing(capacity, again):
+    """Of 40 images, those without room are read again by the next pass, and whole chunks of those that have some."""
+    where, rows = searched(scene(48, 4000.0, n=40), True), np.arange(40)
+    source = Counted(where.images.source)
+    pixels = PixelStore(40, capacity, CPU)
+    kept = replace(where, images=replace(where.images, source=source, pixels=pixels))
+    plain = swept(where, PolarStore(rows, Room(0)))
+    same(plain, swept(kept, PolarStore(rows, Room(0))), 0.0)
+    assert (source.times == 1).all()
+    same(plain, swept(kept, PolarStore(rows, Room(0))), 0.0)
+    assert (source.times == 2).sum() >= again
+    assert (source.times[:capacity] == 1).sum() >= min(capacity, 40 - again) // 2
+    one_by_one = {int(chunk[0]): images for chunk, images in kept.images.batches(rows[::-1].copy(), 1)}
+    for row, images in one_by_one.items():
+        assert torch.equal(images[0], torch.from_numpy(where.images.read(np.array([row])))[0])
+    assert (source.times[:capacity] <= 2).all()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polarice.align.expect import PolarImages
 from polarice.align.outliers import clipped
+from polarice.align.pixels import PixelStore
 from polarice.align.polar import PolarBasis
 from polarice.align.premultiplied import divided
 from polarice.align.prepare import Preparation
@@ -81,6 +82,7 @@ class ParticleImages:
     intact_first_peak: bool = False
     clipped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows of outliers to be clipped
     progress: Callable[[int], object] = int  # told how many images have been compared
+    pixels: PixelStore | None = None  # what `batches` has brought to a card
 
     def __len__(self) -> int:
         return len(self.particles)
@@ -128,11 +130,28 @@ class ParticleImages:
         yield from zip(chunks, self.read_ahead(self.source.read(chunk) for chunk in chunks), strict=True)
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(rows, images (batch, N, N)) in batches of `size`, read and brought to the device while the engine works."""
-        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        yield from zip(chunks, self.sent(torch.from_numpy(self.read(chunk)) for chunk in chunks), strict=True)
+        """(rows, images (batch, N, N)) in batches of `size`, read and brought to the device while the engine works.
 
-    def sent(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        Where pixels are kept, what is at hand is not read again.
+        """
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        kept = self.pixels
+        away = [chunk for chunk in chunks if kept is None or not kept.holds(chunk)]
+        with closing(self.sent(torch.from_numpy(self.read(chunk)) for chunk in away)) as arriving:
+            places = zip(away, arriving, strict=True)
+            if kept is None:
+                yield from places
+                return
+            missing = {int(chunk[0]) for chunk in away}
+            for chunk in chunks:
+                if int(chunk[0]) in missing:
+                    _, pixels = next(places)
+                    kept.put(chunk, pixels)
+                    yield chunk, pixels
+                else:
+                    yield chunk, kept.take(chunk)
+
+    def sent(self, batches: Iterable[Tensor]) -> Generator[Tensor]:
         """Batches that lie on the processor, made ahead and brought to the device."""
         return sent(batches, self.device, self.read_ahead)
 

@@ -136,7 +136,7 @@ class PolarBasis:
             parts = (torch.from_numpy(row_start), torch.from_numpy(column.ravel()))
             weights = torch.from_numpy((sign * values).astype(np.float32).ravel())
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+                warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks)")
                 return torch.sparse_csr_tensor(*parts, weights, shape, check_invariants=False).to(self.device)
 
         return matrix(np.ones_like(values)), matrix(np.where(flipped, -1.0, 1.0))

@@ -24,17 +24,7 @@ from torch import Tensor
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-FAST_TF32 = ((8, 0), (9, 0), (10, 0))  # compute capabilities whose stated rate in tf32 is 7 times float32's, and more
 DROPPED_BITS = {"tf32": 13, "bfloat16": 16}  # of float32's 24
-
-
-def suited(device: torch.device) -> Precision:
-    """The fastest precision whose error in log weights is harmless (docs/design.md), by what is known of such devices.
-
-    A table and no race: what a job computes with does not depend on how busy the machine is.
-    """
-    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) in FAST_TF32
-    return "tf32" if fast else "float32"
 
 
 def rounded(values: Tensor, precision: Precision) -> Tensor:

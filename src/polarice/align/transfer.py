@@ -10,7 +10,7 @@ then no more than its `ahead`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 BUFFERS = 3  # one is filled, one is copied, one has just been
 
 
-def sent(batches: Iterable[Tensor], device: torch.device, ahead: Callable[[Any], Iterable[Any]]) -> Iterator[Tensor]:
+def sent(batches: Iterable[Tensor], device: torch.device, ahead: Callable[[Any], Iterable[Any]]) -> Generator[Tensor]:
     """The batches, which lie on the processor, on the device, in their order.
 
     `ahead` turns an iterable into one whose next items are made in another thread meanwhile: that thread fills the

@@ -81,7 +81,7 @@ class Classification(ParticleJob):
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = option(
         "auto",
-        "numbers that images and references are multiplied in, with float32 sums; auto: tf32 on cards made for it",
+        "numbers that images and references are multiplied in, with float32 sums; auto: float32, the fastest there is",
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
@@ -198,7 +198,7 @@ class ClassRun(ParticleRun["ClassResult", None]):
             batch_bytes=batch_bytes(params, device, workers, held),
             workers=workers,
             room=room_of(params, device, len(self.comm.node_ranks), held),
-            precision=precision_of(params, device),
+            precision=precision_of(params),
         )
         expect = ClassExpectation[Averages](self.images, self.looked.order, settings, self.comm)
         policy = ClassPolicy[Averages](self.images, params.center_classes)

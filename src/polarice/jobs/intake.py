@@ -13,7 +13,7 @@ import numpy as np
 
 from polarice.cluster import SERIAL, Comm, part
 from polarice.jobs.params import argument, option
-from polarice.jobs.resources import workers_of
+from polarice.jobs.resources import pixel_bytes, threads_of
 from polarice.project.progress import Bar
 from polarice.types import InputError, Particles
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from polarice.align.images import ParticleImages
+    from polarice.align.pixels import PixelStore
     from polarice.io.class2d import RunSettings
     from polarice.io.particles import ParticleTable
 
@@ -116,9 +117,18 @@ def open_particles(params: Any, device: torch.device, comm: Comm = SERIAL) -> tu
         read_ahead,
         params.ctf,
         params.ctf_intact_first_peak,
+        pixels=_pixel_store(params, device, len(particles), source.box_px, comm.size),
     )
     comm.once(lambda: _require_plausible(table, images))
     return table, images
+
+
+def _pixel_store(params: Any, device: torch.device, rows: int, box_px: int, ranks: int) -> PixelStore | None:
+    """Room on a card for a rank's images as they are read; None where there is no card."""
+    from polarice.align.pixels import PixelStore
+
+    room = pixel_bytes(params, device)
+    return PixelStore(rows, min(-(-rows // ranks), room // (4 * box_px**2)), device) if room else None
 
 
 def with_copies(images: ParticleImages, params: Any, comm: Comm, held: ExitStack) -> ParticleImages:
@@ -276,7 +286,7 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, co
                 bar.update(len(batch) * comm.size)
 
         with np.errstate(all="ignore"):  # unusable images are what is looked for
-            workers = workers_of(params, images.device)
+            workers = threads_of(params)  # whatever the device: images are looked at on the processor
             looking, mode = replace(images, read_ahead=counted), params.outlier_images
             found = survey(looking, order, params.seed, SURVEY_BATCH, workers, comm, mode)
     images = replace(images, clipped=np.array(list(found.clipped), np.int64))

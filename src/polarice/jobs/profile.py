@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
     from polarice.jobs.classification import ClassResult
 
-IMAGES = 2000
+IMAGES = {"cpu": 2000, "cuda": 16_384}
+TOP = 25  # operations, or a card's kernels, that are named
 PROFILE_NAME = "profile.json"
 KINDS = {
     "matrix products": ("bmm", "mm", "baddbmm"),
@@ -39,8 +40,8 @@ def write_profile(folder: Path, images: ParticleImages, result: ClassResult, bat
     from polarice.align.store import PolarStore, Room
     from polarice.align.sweep import Sweep
 
-    state, rows, search = result.state, np.sort(result.found.used[:IMAGES]), result.found.search
     device = images.device.type
+    state, rows, search = result.state, np.sort(result.found.used[: IMAGES[device]]), result.found.search
     sweep = Sweep(images, state.model, search, batch)
     store = PolarStore(rows, Room(4 * len(rows) * state.model.basis.r_max * state.model.basis.n_theta))
 
@@ -59,14 +60,34 @@ def write_profile(folder: Path, images: ParticleImages, result: ClassResult, bat
         with profile(activities=activities) as profiled:
             one_pass()
         machine = gemm_gflops(images.device)
-    column = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    spent = by_kind({event.key: getattr(event, column) / 1e6 for event in profiled.key_averages()})
-    content = report(stages, spent, sum(products) / 1e9, machine, len(rows))
+    by_operation, by_kernel = seconds_of(profiled.key_averages(), device)
+    content = report(stages, by_kind(by_operation), sum(products) / 1e9, machine, len(rows))
+    if device == "cuda":
+        content["busy"] = sum(by_kernel.values()) / sum(stages.values())
+    longest = sorted(by_kernel.items(), key=lambda each: -each[1])[:TOP]
+    content["longest_ms_per_image"] = {name: 1e3 * seconds / len(rows) for name, seconds in longest}
     setting = {"iteration": state.number, "device": device, "precision": search.precision, "threads": 1}
     path = folder / PROFILE_NAME
     with replacing(path, "w") as stream:
         json.dump(setting | content, stream, indent=2)
     return path
+
+
+def seconds_of(events: Any, device: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds by operation, and by what ran on the device: a card's kernels, of which operations start several.
+
+    A card's profile holds each kernel twice: as itself, and as the own time of the operation that started it.
+    """
+    if device == "cpu":
+        spent = {event.key: event.self_cpu_time_total / 1e6 for event in events}
+        return spent, spent
+    from torch.autograd import DeviceType
+
+    both: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for event in events:
+        of_kernel = event.device_type == DeviceType.CUDA
+        both[of_kernel][event.key] = event.self_device_time_total / 1e6
+    return both
 
 
 def by_kind(seconds: dict[str, float]) -> dict[str, float]:

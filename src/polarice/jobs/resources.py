@@ -113,12 +113,10 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def precision_of(params: Any, device: torch.device) -> Precision:
-    """What images and references are multiplied in."""
-    from polarice.align.products import suited
-
+def precision_of(params: Any) -> Precision:
+    """What images and references are multiplied in; by itself float32, the fastest on every device that was timed."""
     chosen: Precision | Literal["auto"] = params.precision
-    return suited(device) if chosen == "auto" else chosen
+    return "float32" if chosen == "auto" else chosen
 
 
 def require_room(params: Any, device: torch.device, held: int, what: str) -> None:
@@ -157,6 +155,12 @@ def store_bytes(params: Any, device: torch.device, ranks: int = 1, held: int = 0
     if device.type == "cuda":
         return max(0, min(2 * everything // 5, everything - everything // 8 - held))
     return min(2 << 30, everything // (4 * ranks))
+
+
+def pixel_bytes(params: Any, device: torch.device) -> int:
+    """Memory for images as they are read: a quarter of a GPU's, none of --memory and none on a processor, whose disk
+    cache does as well."""
+    return _all_bytes(device) // 4 if device.type == "cuda" and params.memory is None else 0
 
 
 def _beside(params: Any, held: int) -> int:

@@ -126,9 +126,10 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
 
     device = device_of(params)
     table, images = open_particles(params, device)
+    images = replace(images, pixels=None)  # a fresh pass reads
     state = read_checkpoint(params.o, params.iter, device)
     model, search = _wide(state, shifts)
-    search = replace(search, precision=precision_of(params, device))
+    search = replace(search, precision=precision_of(params))
     workers = workers_of(params, device)
     size = batch_size(model.basis, len(model.weights), search, batch_bytes(params, device, workers))
     sweep = Sweep(images, model, search, size, workers)
