@@ -1,5 +1,6 @@
 # make demo   sets up its own environment and runs the whole main job on simulated and on real particles
 # make test   sets up its own environment, then lint, types and tests
+# make gpu    sets up, then everything that a CUDA card has to show in one call of minutes: gpu/card.md
 # make env    only the environment: .venv/bin/polarice
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 # Waiting threads spin shortly: asleep at once they cost a third of the speed, spinning long they take others' cores.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: help env demo test test-slow lint format docs clean
+.PHONY: help env demo test test-slow gpu lint format docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +38,9 @@ test: lint
 test-slow: env
 	$(BIN)/python -m pytest -q -m slow
 
+gpu: env
+	$(BIN)/polarice bench card --o gpu
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +54,4 @@ docs: env
 	$(BIN)/python scripts/write_commands.py
 
 clean:
-	rm -rf $(VENV) demo build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo gpu build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

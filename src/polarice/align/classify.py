@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from polarice.align.fit import Expected, State
+from polarice.align.fused import Kernel
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.model import M
 from polarice.align.products import Precision
@@ -34,6 +35,7 @@ class Settings:
     workers: int = 1  # threads that each work on a batch
     room: Room = Room()  # for polar fields
     precision: Precision = "float32"  # of the products of images and references
+    kernel: Kernel = "plain"  # what sums the weights of coarse levels
 
 
 DEFAULT = Settings()
@@ -69,7 +71,9 @@ class ClassExpectation(Generic[M]):
     ) -> Searched[M]:
         """Compare the step's batch of particles; every rank its own part of them."""
         rows, own, settings, comm = self.rows, self.own, self.settings, self.comm
-        search = replace(_search(model, step, state.assignment, rng), precision=settings.precision)
+        search = replace(
+            _search(model, step, state.assignment, rng), precision=settings.precision, kernel=settings.kernel
+        )
         drawn = _drawn(len(rows), step.batch, rng)
         used, mine = rows[drawn], rows[drawn[slice(*np.searchsorted(drawn, (own.start, own.stop)))]]
         size = batch_size(model.basis, len(model.weights), search, settings.batch_bytes)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from polarice.align.fused import log_sums
 from polarice.align.peak import between_angles, between_shifts
 from polarice.align.polar import PolarBasis
 from polarice.align.products import Precision, product, product_over_rows
@@ -125,6 +126,15 @@ class _Compared:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """The pairs of a block of references."""
+
+    classes: slice
+    pairs: Tensor  # (pair,)
+    row_of: Tensor | None  # (pair,) places of their rows in _Compared.rows; None: all pairs are left
+
+
+@dataclass(frozen=True)
 class _Kept:
     """What goes into the sums, normalised so that each image's weights add up to 1."""
 
@@ -202,16 +212,18 @@ class _Problem:
 
     def log_weights(self, compared: _Compared) -> tuple[Tensor, Tensor]:
         """The pairs (pair,) that are left, and score - norm + log prior of them at every angle: (pair, angle)."""
-        blocks = list(self._blocks(compared))
-        if len(blocks) == 1:
-            return blocks[0]
-        return torch.cat([pairs for pairs, _ in blocks]), torch.cat([weights for _, weights in blocks])
+        parts = list(self._parts(compared))
+        weights = [self._log_weights_of(compared, part) for part in parts]
+        if len(parts) == 1:
+            return parts[0].pairs, weights[0]
+        return torch.cat([part.pairs for part in parts]), torch.cat(weights)
 
     def mass_of_pairs(self, level: Level, pairs: Tensor | None) -> Tensor:
         """(image, pair of shift and reference) share of the image's posterior at one level, 0 for what is out."""
         table = self.field.new_full((len(self.field) * self.pairs_of_image(level),), -math.inf)
-        for found, weights in self._blocks(self.compared(level, pairs)):
-            table[found] = torch.cat([_log_sum(part) for part in weights.split(_at_once(weights))])
+        compared = self.compared(level, pairs)
+        for part in self._parts(compared):
+            table[part.pairs] = self._log_sums(compared, part)
         return table.view(len(self.field), -1).softmax(dim=1)
 
     def best_pose(self, weights: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,17 +243,16 @@ class _Problem:
         beside = between_shifts(self.basis, moved, turned, (shift_px, self.search.shift_sigma_px))
         return psi_rad, shift_px + beside.clamp(-reach_px, reach_px)
 
-    def _blocks(self, compared: _Compared) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs and their weights, for a block of references at a time."""
+    def _parts(self, compared: _Compared) -> Iterator[_Part]:
+        """The pairs that are left, for a block of references at a time."""
         n_refs, rows = len(self.references), len(compared.rows)
         room = CLASS_BLOCK_BYTES[compared.rows.device.type]
         size = max(1, room // max(1, rows * 4 * compared.level.psi_count))
         for start in range(0, n_refs, size):
             stop = min(n_refs, start + size)
             pairs, row_of = self._pairs_of(compared, start, stop)
-            if len(pairs) == 0:
-                continue
-            yield pairs, self._log_weights_of(compared, slice(start, stop), pairs, row_of)
+            if len(pairs) > 0:
+                yield _Part(slice(start, stop), pairs, row_of)
 
     def _pairs_of(self, compared: _Compared, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Pairs of a block of references and the place of their rows in the level's, or None where all are left."""
@@ -255,11 +266,33 @@ class _Problem:
             pairs = pairs[(class_of >= start) & (class_of < stop)]
         return pairs, torch.searchsorted(compared.rows, pairs // n_refs)
 
-    def _log_weights_of(self, compared: _Compared, classes: slice, pairs: Tensor, row_of: Tensor | None) -> Tensor:
-        level, n, n_refs = compared.level, len(self.field), len(self.references)
+    def _products(self, compared: _Compared, classes: slice) -> tuple[Tensor, Tensor]:
+        """Harmonics of scores (q, row, reference) and of twice the norms (even q, image, reference)."""
         spectrum = _products(self.basis, compared, self.references.conjugate[:, :, classes], self.search.precision)
-        even, rings = len(compared.ctf_power), level.rings
-        norm = torch.bmm(compared.ctf_power, self.references.power_conjugate[:even, :rings, classes])
+        power = self.references.power_conjugate[: len(compared.ctf_power), : compared.level.rings, classes]
+        return spectrum, torch.bmm(compared.ctf_power, power)
+
+    def _log_sums(self, compared: _Compared, part: _Part) -> Tensor:
+        """(pair,) log of the sum of weights over angles."""
+        if self.search.kernel == "plain":
+            weights = self._log_weights_of(compared, part)
+            return torch.cat([_log_sum(some) for some in weights.split(_at_once(weights))])
+        level, n_refs, pairs = compared.level, len(self.references), part.pairs
+        spectrum, norm = self._products(compared, part.classes)
+        image_of_row = compared.rows // len(level.shifts_px)
+        spectrum[: 2 * len(norm) : 2] -= 0.5 * norm.index_select(1, image_of_row)
+        columns = None
+        if part.row_of is not None:
+            columns = part.row_of * spectrum.shape[2] + pairs % n_refs - part.classes.start
+        prior = self.shift_log_prior(level).view(-1)[pairs // n_refs] + self.references.log_prior[pairs % n_refs]
+        return log_sums(spectrum.flatten(1), columns, prior, level.n_theta, level.psi_count)
+
+    def _log_weights_of(self, compared: _Compared, part: _Part) -> Tensor:
+        """(pair, angle) log weights."""
+        classes, pairs, row_of = part.classes, part.pairs, part.row_of
+        level, n, n_refs = compared.level, len(self.field), len(self.references)
+        spectrum, norm = self._products(compared, classes)
+        even = len(norm)
         shift_prior, class_prior = self.shift_log_prior(level), self.references.log_prior
         cells = spectrum.new_zeros(len(pairs), level.psi_count // 2 + 1)
         if row_of is None:
@@ -269,7 +302,7 @@ class _Problem:
             cells[:, : level.n_q] = spectrum.flatten(1).T
         else:
             count = spectrum.shape[2]
-            class_of = pairs % n_refs - (classes.start or 0)
+            class_of = pairs % n_refs - classes.start
             image = pairs // self.pairs_of_image(level)
             cells[:, : level.n_q] = spectrum.flatten(1).index_select(1, row_of * count + class_of).T
             cells[:, : 2 * even : 2] -= 0.5 * norm.flatten(1).index_select(1, image * count + class_of).T

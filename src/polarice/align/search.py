@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polarice.align.fused import Kernel
 from polarice.align.polar import PolarBasis
 from polarice.align.products import Precision
 
@@ -42,6 +43,7 @@ class Search:
     levels: tuple[Level, ...]  # the last is the whole basis; those before it tell what need not be looked at there
     shift_sigma_px: float  # width of the Gaussian prior on the whole shift, per axis
     precision: Precision = "float32"  # of the products of images and references
+    kernel: Kernel = "plain"  # what sums the weights of coarse levels
     between_px: float = 0.0  # the best pose is looked for up to so far beside the grid's points, 0: only on them
 
     @property

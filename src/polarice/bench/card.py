@@ -45,6 +45,7 @@ class Params:
     precision: tuple[str, ...] = option(
         ("float32", "tf32", "bfloat16"), "of bench engine", choices=("float32", "tf32", "bfloat16")
     )
+    kernel: tuple[str, ...] = option(("plain", "fused"), "of bench engine", choices=("auto", "plain", "fused"))
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
     memory: float | None = option(None, "what align2d and sml may take; as they choose", unit="GiB", low=0.01)
     limit: float = option(240.0, "a part that takes longer is ended", unit="s", low=1)
@@ -179,7 +180,8 @@ def _engine(params: Params, threads: int) -> dict[str, Any]:
     out = params.o / "engine"
     words = [
         *("bench", "engine", "--o", out, "--k", *params.engine_k, "--box", params.box, "--threads", threads),
-        *("--precision", *params.precision, "--particles", params.engine_particles, "--iter", ENGINE_ITERATIONS),
+        *("--precision", *params.precision, "--kernel", *(params.kernel if params.device != "cpu" else ["plain"])),
+        *("--particles", params.engine_particles, "--iter", ENGINE_ITERATIONS),
         *("--device", params.device, "--seed", params.seed, "--snr", params.snr),
     ]
     found = _ours(params, "engine", *words)

@@ -32,6 +32,9 @@ class Params:
     precision: tuple[str, ...] = option(
         ("float32",), "numbers that images and references are multiplied in", choices=("float32", "tf32", "bfloat16")
     )
+    kernel: tuple[str, ...] = option(
+        ("auto",), "what compares images coarsely on a card", choices=("auto", "plain", "fused")
+    )
     repeat: int = option(3, "passes of each kind; the best and the median are stated", low=1, high=1000)
     particles: int = option(2000, "number of simulated particles", low=30, high=10_000_000)
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
@@ -54,10 +57,13 @@ def run(params: Params) -> None:
     cases = []
     for box_px, k in itertools.product(params.box, params.k):
         finished = _finished_run(params, box_px, k, max(all_threads))
-        for shifts, threads, precision in itertools.product(params.shifts, all_threads, params.precision):
-            print(f"K {k}, {box_px} px, {shifts} shifts, {threads} threads, {precision}", flush=True)
-            times = time_passes(replace(finished, threads=threads, precision=precision), shifts, params.repeat)
-            case = {"k": k, "box_px": box_px, "shifts": shifts, "threads": threads, "precision": precision}
+        grid = itertools.product(params.shifts, all_threads, params.precision, params.kernel)
+        for shifts, threads, precision, kernel in grid:
+            case: dict[str, Any] = {"k": k, "box_px": box_px, "shifts": shifts, "threads": threads}
+            case |= {"precision": precision, "kernel": kernel}
+            print(f"K {k}, {box_px} px, {shifts} shifts, {threads} threads, {precision}, {kernel} kernel", flush=True)
+            wanted = replace(finished, threads=threads, precision=precision, kernel=kernel)
+            times = time_passes(wanted, shifts, params.repeat)
             cases.append({**case, **times, **shares(times, machines[threads]["gemm_gflops"])})
     _write(params, machines[max(all_threads)], cases)
 
@@ -93,8 +99,9 @@ def _finished_run(params: Params, box_px: int, k: int, threads: int) -> Any:
 
 
 HEAD = (
-    "K", "box", "shifts", "threads", "precision", "rings", "ms fresh: best", "median", "ms kept: best", "median",
-    "preparation", "expectation", "maximization", "images/s", "GFLOP per image", "GEMM GFLOP/s", "share", "error",
+    "K", "box", "shifts", "threads", "precision", "kernel", "rings", "ms fresh: best", "median", "ms kept: best",
+    "median", "preparation", "expectation", "maximization", "images/s", "GFLOP per image", "GEMM GFLOP/s", "share",
+    "error",
     "best class changed",
 )  # fmt: skip
 NOTE = (
@@ -111,7 +118,7 @@ def cells(case: dict[str, Any]) -> list[str]:
     fresh, kept = case["fresh"], case["kept"]
     stages = kept["stages_ms"]
     return [
-        *(f"{case[name]}" for name in ("k", "box_px", "shifts", "threads", "precision", "rings")),
+        *(f"{case[name]}" for name in ("k", "box_px", "shifts", "threads", "precision", "kernel", "rings")),
         *(number(each[name], ".3f") for each in (fresh, kept) for name in ("best_ms", "median_ms")),
         *(number(stages.get(name), ".3f") for name in ("preparation", "expectation", "maximization")),
         number(kept["images_per_s"], ".0f"),

@@ -29,6 +29,7 @@ from polarice.jobs.resources import (
     batch_bytes,
     card_of,
     device_of,
+    kernel_of,
     precision_of,
     require_room,
     room_of,
@@ -82,6 +83,9 @@ class Classification(ParticleJob):
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = option(
         "auto",
         "numbers that images and references are multiplied in, with float32 sums; auto: float32, the fastest there is",
+    )
+    kernel: Literal["auto", "plain", "fused"] = option(
+        "auto", "what compares images coarsely on a card: PyTorch's operations, or one kernel; auto: that, if it works"
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
     profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
@@ -199,6 +203,7 @@ class ClassRun(ParticleRun["ClassResult", None]):
             workers=workers,
             room=room_of(params, device, len(self.comm.node_ranks), held),
             precision=precision_of(params),
+            kernel=kernel_of(params, device),
         )
         expect = ClassExpectation[Averages](self.images, self.looked.order, settings, self.comm)
         policy = ClassPolicy[Averages](self.images, params.center_classes)

@@ -15,6 +15,7 @@ from polarice.types import InputError
 if TYPE_CHECKING:
     import torch
 
+    from polarice.align.fused import Kernel
     from polarice.align.products import Precision
     from polarice.align.store import Room
 
@@ -117,6 +118,23 @@ def precision_of(params: Any) -> Precision:
     """What images and references are multiplied in; by itself float32, the fastest on every device that was timed."""
     chosen: Precision | Literal["auto"] = params.precision
     return "float32" if chosen == "auto" else chosen
+
+
+def kernel_of(params: Any, device: torch.device) -> Kernel:
+    """What compares images coarsely; told on stderr where a card could have the fused kernel and has not.
+
+    Raises InputError where --kernel fused cannot be had.
+    """
+    from polarice.align.fused import works_on
+
+    if params.kernel == "plain" or (params.kernel == "auto" and device.type == "cpu"):
+        return "plain"
+    if not (reason := works_on(device)):
+        return "fused"
+    if params.kernel == "fused":
+        raise InputError(f"--kernel fused: {reason}; leave it out, or take --kernel plain")
+    print(f"warning: the fused kernel is not used, plain operations are: {reason}", file=sys.stderr)
+    return "plain"
 
 
 def require_room(params: Any, device: torch.device, held: int, what: str) -> None:

@@ -122,14 +122,14 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     from polarice.align.sweep import Sweep, batch_size
     from polarice.jobs.checkpoint import read_checkpoint
     from polarice.jobs.intake import disk_order, open_particles
-    from polarice.jobs.resources import batch_bytes, device_of, precision_of, workers_of
+    from polarice.jobs.resources import batch_bytes, device_of, kernel_of, precision_of, workers_of
 
     device = device_of(params)
     table, images = open_particles(params, device)
     images = replace(images, pixels=None)  # a fresh pass reads
     state = read_checkpoint(params.o, params.iter, device)
     model, search = _wide(state, shifts)
-    search = replace(search, precision=precision_of(params))
+    search = replace(search, precision=precision_of(params), kernel=kernel_of(params, device))
     workers = workers_of(params, device)
     size = batch_size(model.basis, len(model.weights), search, batch_bytes(params, device, workers))
     sweep = Sweep(images, model, search, size, workers)
