@@ -233,7 +233,7 @@ def test_a_rank_that_mpi_ends_is_not_called_the_cause(tmp_path):
             each.sendall(f"marker {marker}\n".encode())
         markers[0].unlink()
         told.ranks[0].close()
-        time.sleep(0.05)
+        time.sleep(0.8 if killed else 0.05)  # longer than what a killed one is waited for
         if killed:
             told.ranks[1].close()
         assert told.ranks[2].recv(16) == b"stop\n"

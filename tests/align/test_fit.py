@@ -65,7 +65,7 @@ def run(
         noise = survey(images, rows, seed, 500).noise_power
         given = SimpleNamespace(seed=seed, tau2_fudge=settings.tau2_fudge, ref=None, threads=1)
         after = first_state(images, schedule, rows, noise, given)
-    expect, policy = ClassExpectation[Averages](images, rows, settings), ClassPolicy[Averages](images)
+    expect, policy = ClassExpectation[Averages](images, rows, settings), ClassPolicy[Averages]()
     return list(fit(after, schedule, expect, policy, seed))
 
 

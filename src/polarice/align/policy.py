@@ -11,7 +11,6 @@ from torch import Tensor
 
 from polarice.align.classify import FARTHEST_FROM_CUT_PX, Cuts
 from polarice.align.fit import Expected, State
-from polarice.align.images import ParticleImages
 from polarice.align.model import M
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import soft_mask
@@ -27,7 +26,6 @@ SETTLED_SHARE = 0.9  # of the particles; the ring that only the others' averages
 class ClassPolicy(Generic[M]):
     """Split, reseed, centre, and widen the basis with what is resolved."""
 
-    images: ParticleImages
     centre_classes: bool = True
 
     def before(self, state: State[M, Cuts], step: Step, rng: np.random.Generator) -> M:

@@ -39,7 +39,8 @@ GATHER_S = 300.0  # until rank 0 comes, when MPI has started on all: they load P
 GRACE_S = 2.0  # for the others to end, after which the connections are closed
 LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "prted", "orted")
 LAUNCHER_S = 5.0  # that a launcher may take to end
-SETTLE_S = 0.3  # after a rank is lost: another, whose loss was the cause, may take longer to be closed by the system
+SETTLE_S = 0.3  # after a rank is killed: another, whose loss was the cause, may take longer to be closed by the system
+EXITED_S = 2.0  # after one has exited without a word, as MPI makes it where another is gone: that one comes yet
 ALIVE_S = 5.0  # between two signs of life
 SILENT_S = 60.0  # without any, after which a rank is called silent
 MARKER = "polarice-rank-"  # how the names of markers begin
@@ -265,7 +266,7 @@ class Hub:
         elif not data and caller.known:
             caller.exited = bool(caller.marker) and not os.path.exists(caller.marker)
             self.lost.append(caller)
-            self.verdict = min(self.verdict, time.monotonic() + SETTLE_S)
+            self.verdict = min(self.verdict, time.monotonic() + (EXITED_S if caller.exited else SETTLE_S))
             self.leave(caller, counted=False)
         elif not data:
             self.drop(caller)

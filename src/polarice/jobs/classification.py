@@ -206,7 +206,7 @@ class ClassRun(ParticleRun["ClassResult", None]):
             kernel=kernel_of(params, device),
         )
         expect = ClassExpectation[Averages](self.images, self.looked.order, settings, self.comm)
-        policy = ClassPolicy[Averages](self.images, params.center_classes)
+        policy = ClassPolicy[Averages](params.center_classes)
         return fit(self.state, self.schedule, expect, policy, params.seed)
 
     def prepared(self, result: ClassResult) -> None:

@@ -32,9 +32,16 @@ def run(params: Params) -> None:
     rows = [("where", "state", "job", "progress")]
     for each in remembered()[-params.last :]:
         job = f"{each.command.split()[0]} {Path(each.out).name if each.out else ''}".strip()
-        rows.append((f"{each.system} {each.id}", _state(each.system, each.id), job, progress(Path(each.out or "-"))))
+        rows.append(
+            (
+                f"{each.system} {each.id}",
+                _state(each.system, each.id),
+                job,
+                progress(Path(each.out or "-")) or _begun(each.out),
+            )
+        )
     for root in params.folder or (Path(),):
-        rows += [("", *told(folder), progress(folder).removeprefix("begun")) for folder in jobs_below(root)]
+        rows += [("", *told(folder), progress(folder)) for folder in jobs_below(root)]
     if len(rows) == 1:
         print("no job below this folder, and none submitted; polarice cluster --help tells how to submit one")
         return
@@ -69,11 +76,16 @@ def _state(system: str, id: str) -> str:
 
 
 def progress(folder: Path) -> str:
-    """How far the job of a folder is."""
+    """How far the job of a folder is; "" before its first iteration."""
     from polarice.jobs.report.history import read_history
 
     history = read_history(folder)
     if not history:
-        return "begun" if (folder / "job.json").exists() else ""
+        return ""
     done = (folder / "report.html").exists() and history[-1]["number"] >= history[-1]["total"]
     return f"iteration {history[-1]['number']} of {history[-1]['total']}{', done' if done else ''}"
+
+
+def _begun(folder: str) -> str:
+    """What is to be said of a submitted job that has made no iteration."""
+    return "begun" if folder and (Path(folder) / "job.json").exists() else ""

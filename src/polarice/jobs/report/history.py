@@ -133,14 +133,13 @@ def _is_row(row: Row) -> bool:
     """Whether what the readers of a row take from it is of the kind that `summary_of` writes."""
     whole = all(_is_number(row.get(name), int) and 0 <= row[name] < 1 << 53 for name in ("number", "total"))
     plain = {name: row.get(name) for name in row if name not in ("seconds", "reseeded")}
-    seconds, reseeded = row.get("seconds", {}), row.get("reseeded", [])
+    seconds, reseeded = row.get("seconds"), row.get("reseeded", [])
     return (
         whole
         and all(value is None or _is_number(value, int, float) for value in plain.values())
         and isinstance(seconds, dict)
         and all(_is_number(value, int, float) for value in seconds.values())
         and isinstance(reseeded, list)
-        and isinstance(row.get("seconds"), dict)
         and _is_number(row.get("particles_used"), int)
         and all(_is_number(value, int) for value in reseeded)
     )
