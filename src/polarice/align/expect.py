@@ -53,6 +53,25 @@ class References:
     def __len__(self) -> int:
         return len(self.log_prior)
 
+    @staticmethod
+    def of_fields(basis: PolarBasis, field: Tensor, even_harmonics: int, log_prior: Tensor) -> References:
+        """Those of fields (reference, ring, angle); `even_harmonics` of the CTF's square are accounted for."""
+        harmonics = basis.harmonics(field)
+        power = torch.fft.rfft(field.square())[..., : 2 * even_harmonics : 2]
+        return References(
+            conjugate=harmonics.conj().permute(2, 1, 0).contiguous().resolve_conj(),
+            power_conjugate=power.conj().permute(2, 1, 0).contiguous().resolve_conj(),
+            log_prior=log_prior.float(),
+        )
+
+    def take(self, which: Tensor) -> References:
+        """Some of them, by their numbers."""
+        return References(
+            self.conjugate.index_select(2, which),
+            self.power_conjugate.index_select(2, which),
+            self.log_prior.index_select(0, which),
+        )
+
 
 @dataclass(frozen=True)
 class PolarImages:

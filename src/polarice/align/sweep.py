@@ -48,7 +48,7 @@ class Sweep(Generic[M]):
         store.suit(basis)
         kept, streamed = store.parted(used)
         centre_px = before.pose.shift_px
-        self._fill(store, store.missing(kept, cut_px[kept]), cut_px, clock)
+        fill(store, self.images, basis, store.missing(kept, cut_px[kept]), cut_px, self.workers, clock)
 
         references = self.model.references(self.images.even_harmonics(basis))
         assignment = _writable(before)
@@ -96,7 +96,7 @@ class Sweep(Generic[M]):
             return _Batch(rows, lambda some: store.take(rows[some]))
 
         def made(rows: np.ndarray, pixels: Tensor) -> _Batch:
-            return _Batch(rows, lambda some: self._made(pixels[some], cut_px[rows[some]]))
+            return _Batch(rows, lambda some: self.images.fields(self.model.basis, pixels[some], cut_px[rows[some]]))
 
         chunks = [kept[start : start + self.batch] for start in range(0, len(kept), self.batch)]
         if store.at_hand:
@@ -107,26 +107,32 @@ class Sweep(Generic[M]):
         for rows, pixels in self.images.batches(streamed, self.batch):
             yield made(rows, pixels)
 
-    def _made(self, pixels: Tensor, cut_px: np.ndarray) -> Tensor:
-        return self.images.fields(self.model.basis, pixels, cut_px)
 
-    def _fill(self, store: PolarStore, rows: np.ndarray, cut_px: np.ndarray, clock: Clock) -> None:
-        """Prepare images and keep their fields."""
-        clocks = [Clock() for _ in range(self.workers)]
-        portions = [Portions() for _ in clocks]
-        size = PREPARED_AT_ONCE[self.model.basis.device.type]
+def fill(
+    store: PolarStore,
+    images: ParticleImages,
+    basis: PolarBasis,
+    rows: np.ndarray,
+    cut_px: np.ndarray,
+    workers: int,
+    clock: Clock,
+) -> None:
+    """Prepare the images of some rows, cut around cut_px (n, 2), and keep their fields in the store."""
+    clocks = [Clock() for _ in range(workers)]
+    portions = [Portions() for _ in clocks]
+    size = PREPARED_AT_ONCE[basis.device.type]
 
-        def work(worker: int, item: tuple[np.ndarray, Tensor]) -> None:
-            chunk, pixels = item
-            with clocks[worker].counting("preparation"):
-                whole = torch.cat([pixels, pixels.new_zeros(size - len(pixels), *pixels.shape[1:])])
-                cut = np.concatenate([cut_px[chunk], np.zeros((size - len(chunk), 2))])
-                fields = torch.cat(portions[worker].each(lambda some: self._made(whole[some], cut[some]), size))
-                store.put(chunk, fields[: len(chunk)], cut_px[chunk])
+    def work(worker: int, item: tuple[np.ndarray, Tensor]) -> None:
+        chunk, pixels = item
+        with clocks[worker].counting("preparation"):
+            whole = torch.cat([pixels, pixels.new_zeros(size - len(pixels), *pixels.shape[1:])])
+            cut = np.concatenate([cut_px[chunk], np.zeros((size - len(chunk), 2))])
+            made = portions[worker].each(lambda some: images.fields(basis, whole[some], cut[some]), size)
+            store.put(chunk, torch.cat(made)[: len(chunk)], cut_px[chunk])
 
-        for _ in in_turn(clock.waiting("reading", self.images.batches(rows, size)), work, self.workers):
-            pass
-        clock.share(clocks)
+    for _ in in_turn(clock.waiting("reading", images.batches(rows, size)), work, workers):
+        pass
+    clock.share(clocks)
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def checkpoints(folder: Path) -> list[int]:
 
 def write_checkpoint(folder: Path, state: State[Averages, Cuts], classes: ClassModel) -> Path:
     """Write the state of align2d or class2d; InputError where the disk is full."""
-    arrays = _of_model(state.model) | _of_assignment(state.assignment) | _of_classes(classes)
-    return _write(folder, state.number, arrays | {"cut_px": state.carried.cut_px, "changed_class": state.changed_class})
+    arrays = _of_model(state.model) | arrays_of_assignment(state.assignment) | arrays_of_classes(classes)
+    return write(folder, state.number, arrays | {"cut_px": state.carried.cut_px, "changed_class": state.changed_class})
 
 
 def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Averages, Cuts]:
@@ -61,19 +61,19 @@ def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Av
 
         model = Averages(basis=_basis(arrays, device), **_tensors(arrays, device))
         _require_averages(model, len(arrays["classes.weights"]))
-        return State(number, model, _assignment(arrays), Cuts(arrays["cut_px"]), float(arrays["changed_class"]))
+        return State(number, model, assignment_of(arrays), Cuts(arrays["cut_px"]), float(arrays["changed_class"]))
 
-    return _read(folder, number, state)
+    return read(folder, number, state)
 
 
 def write_map_checkpoint(folder: Path, state: ManifoldState, classes: ClassModel) -> Path:
     """Write the state of sml; InputError where the disk is full."""
     latent = state.carried
-    arrays = _of_model(state.model) | _of_assignment(state.assignment) | _of_classes(classes)
+    arrays = _of_model(state.model) | arrays_of_assignment(state.assignment) | arrays_of_classes(classes)
     arrays |= {f"grid.{name}": getattr(state.model.grid, name) for name in _GRID}
     arrays |= {f"anchor.{each.name}": getattr(latent.anchor, each.name) for each in fields(latent.anchor)}
     arrays |= {"latent_mean": latent.mean, "latent_sd": latent.sd}
-    return _write(folder, state.number, arrays | {"first_rings": latent.first_rings})
+    return write(folder, state.number, arrays | {"first_rings": latent.first_rings})
 
 
 def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> ManifoldState:
@@ -85,20 +85,20 @@ def read_map_checkpoint(folder: Path, number: int, device: torch.device) -> Mani
         from polarice.references.manifold import Manifold
         from polarice.references.mapping import Latent
 
-        grid = _part(arrays, "grid")
+        grid = part_of(arrays, "grid")
         shape, functions = (tuple(grid[name].tolist()) for name in ("shape", "functions"))
         model = Manifold(
             basis=_basis(arrays, device),
             grid=LatentGrid(shape, functions, grid["width"].item(), device),
             **_tensors(arrays, device),
         )
-        anchor, rings = Pose2D(**_part(arrays, "anchor")), arrays["first_rings"].item()
+        anchor, rings = Pose2D(**part_of(arrays, "anchor")), arrays["first_rings"].item()
         latent = Latent(arrays["latent_mean"], arrays["latent_sd"], anchor, rings)
-        found = State(number, model, _assignment(arrays), latent)
+        found = State(number, model, assignment_of(arrays), latent)
         _require_fitting(found)
         return found
 
-    return _read(folder, number, state)
+    return read(folder, number, state)
 
 
 def read_iteration(folder: Path, number: int, total: int, rows: np.ndarray) -> Iteration:
@@ -113,15 +113,15 @@ def read_iteration(folder: Path, number: int, total: int, rows: np.ndarray) -> I
     path = folder / f"run_it{number:03d}_classes.mrcs"
 
     def iteration(arrays: Arrays) -> Iteration:
-        known = _part(arrays, "classes")
+        known = part_of(arrays, "classes")
         known |= {name: value.item() for name, value in known.items() if value.ndim == 0}
         model = ClassModel(averages=open_stack(path).astype(np.float32), **known)
-        return Iteration(**figures | {"total": total, "model": model, "assignment": _assignment(arrays).take(rows)})
+        return Iteration(**figures | {"total": total, "model": model, "assignment": assignment_of(arrays).take(rows)})
 
-    return _read(folder, number, iteration)
+    return read(folder, number, iteration)
 
 
-def _write(folder: Path, number: int, arrays: Arrays) -> Path:
+def write(folder: Path, number: int, arrays: Arrays) -> Path:
     path = path_of(folder, number)
     with replacing(path) as stream:
         np.savez(stream, allow_pickle=False, **arrays)
@@ -130,10 +130,10 @@ def _write(folder: Path, number: int, arrays: Arrays) -> Path:
 
 def require_readable(folder: Path, number: int) -> None:
     """Raise InputError where a checkpoint is not whole: its checksums are compared."""
-    _read(folder, number, lambda arrays: None)
+    read(folder, number, lambda arrays: None)
 
 
-def _read(folder: Path, number: int, state: Callable[[Arrays], S]) -> S:
+def read(folder: Path, number: int, state: Callable[[Arrays], S]) -> S:
     path = path_of(folder, number)
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
@@ -232,24 +232,24 @@ def _of_model(model: Any) -> Arrays:
     return arrays
 
 
-def _of_classes(classes: ClassModel) -> Arrays:
+def arrays_of_classes(classes: ClassModel) -> Arrays:
     """Without the averages, which have a file of their own."""
     return {f"classes.{each.name}": getattr(classes, each.name) for each in fields(classes) if each.name != "averages"}
 
 
-def _of_assignment(found: Assignment) -> Arrays:
+def arrays_of_assignment(found: Assignment) -> Arrays:
     arrays: Arrays = {f"pose.{each.name}": getattr(found.pose, each.name) for each in fields(found.pose)}
     return arrays | {f"found.{each.name}": getattr(found, each.name) for each in fields(found) if each.name != "pose"}
 
 
-def _part(arrays: Arrays, name: str) -> Arrays:
+def part_of(arrays: Arrays, name: str) -> Arrays:
     return {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
 
 
 def _basis(arrays: Arrays, device: torch.device) -> PolarBasis:
     from polarice.align.polar import PolarBasis
 
-    basis = {name: value.item() for name, value in _part(arrays, "basis").items()}
+    basis = {name: value.item() for name, value in part_of(arrays, "basis").items()}
     box = basis["box_px"]
     if not isinstance(box, int) or not isinstance(basis["r_max"], int) or not 1 <= basis["r_max"] <= box <= MOST_BOX_PX:
         raise ValueError(f"a box of {box} px and {basis['r_max']} rings make no sense")
@@ -264,9 +264,9 @@ def _tensors(arrays: Arrays, device: torch.device) -> Arrays:
 
     return {
         name: value.item() if value.ndim == 0 else torch.from_numpy(value).to(device)
-        for name, value in _part(arrays, "model").items()
+        for name, value in part_of(arrays, "model").items()
     }
 
 
-def _assignment(arrays: Arrays) -> Assignment:
-    return Assignment(Pose2D(**_part(arrays, "pose")), **_part(arrays, "found"))
+def assignment_of(arrays: Arrays) -> Assignment:
+    return Assignment(Pose2D(**part_of(arrays, "pose")), **part_of(arrays, "found"))

@@ -35,13 +35,25 @@ LEAST_POWER = 1e-9  # of the images' noise; arithmetic in single precision wants
 
 
 @dataclass(frozen=True)
-class ParticleJob:
-    """Parameters of all jobs that classify particles; names are RELION's where RELION has them."""
+class _Source:
+    """What is read, and where results go."""
 
     particles: Path = argument("particles.star of RELION 3.0 or later", flags=("--i",), unless="continue_")
     o: Path = option(Path("Class2D"), "folder for the results")
+
+
+@dataclass(frozen=True)
+class _Counted(_Source):
+    """The same for jobs that make classes."""
+
     k: Any = option(50, "number of classes", flags=("-k", "--K"))
     iter: int | None = option(None, "number of iterations; 25, or those of the run that goes on", low=1, high=999)
+
+
+@dataclass(frozen=True)
+class _Treatment:
+    """How images are taken, and what a job may use."""
+
     particle_diameter: float | None = option(None, "diameter of the particle's mask; 0.8 of the box", unit="A", low=1)
     strict_highres_exp: float | None = option(
         None, "compare images up to this resolution at most; Nyquist", unit="A", low=0.1
@@ -71,6 +83,21 @@ class ParticleJob:
         flags=("--scratch-dir",),
     )  # fmt: skip
     price: float | None = option(None, "price of a node for an hour; the report then states what images cost", low=0)
+
+
+@dataclass(frozen=True)
+class ParticleInput(_Treatment, _Source):
+    """Parameters of all jobs that compare particles; names are RELION's where RELION has them."""
+
+    @property
+    def classes(self) -> int:
+        """How many the job makes."""
+        return 1
+
+
+@dataclass(frozen=True)
+class ParticleJob(_Treatment, _Counted):
+    """Parameters of all jobs that classify particles."""
 
     @property
     def classes(self) -> int:

@@ -48,13 +48,7 @@ class Averages:
 
     def references(self, even_harmonics: int) -> References:
         """The references as the expectation takes them; `even_harmonics` of the CTF's square are accounted for."""
-        harmonics = self.basis.harmonics(self.field)
-        power = torch.fft.rfft(self.field.square())[..., : 2 * even_harmonics : 2]
-        return References(
-            conjugate=harmonics.conj().permute(2, 1, 0).contiguous().resolve_conj(),
-            power_conjugate=power.conj().permute(2, 1, 0).contiguous().resolve_conj(),
-            log_prior=self.log_prior.float(),
-        )
+        return References.of_fields(self.basis, self.field, even_harmonics, self.log_prior)
 
     def maximize(self, sums: Sums, prior: Prior) -> Averages:
         """The model that the sums speak for."""

@@ -1,0 +1,38 @@
+"""`polarice refine3d`: refine a map against particles, in two halves that never mix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from polarice.jobs.intake import ParticleInput
+from polarice.jobs.params import option
+from polarice.types import InputError
+
+SUMMARY = "refine a map from particles: two half sets, global and then local search, resolution by their FSC"
+
+
+@dataclass(frozen=True)
+class Params(ParticleInput):
+    """A reference, and how far and how finely to search."""
+
+    o: Path = option(Path("Refine3D"), "folder for the results")
+    ref: Path | None = option(None, "map to begin with (.mrc), of the particles' box and pixel size")
+    ini_high: float = option(60.0, "resolution that the map is low-passed to at first", unit="A", low=1)
+    iter: int = option(25, "number of iterations, at the most: refinement ends by itself", low=1, high=999)
+    tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
+    low_resol_join_halves: float = option(
+        40.0, "halves are one up to this resolution, so that they keep pose and hand", unit="A", low=1
+    )
+    auto_local_healpix_order: int = option(4, "HEALPix order from which particles are searched locally", low=3, high=6)
+    offset_range: float = option(5.0, "shifts are searched this far from each last centre, at first", unit="px", low=0)
+    offset_step: float = option(1.0, "step of the shifts; twice it at first, half of it at the end", unit="px", low=0.1)
+
+
+def run(params: Params) -> None:
+    """Refine; raises InputError for what cannot be used."""
+    from polarice.jobs.refinement import refine
+
+    if params.ref is None and params.continue_ is None:
+        raise InputError("--ref: refine3d begins with a map; give one (.mrc), or make one with polarice initial3d")
+    refine("refine3d", params)

@@ -1,0 +1,287 @@
+"""A refinement at work: from a particle table and a map to half maps, poses and a report on disk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polarice.cluster import Comm, world
+from polarice.jobs.intake import Looked, last_ring, look_at_images, open_particles, with_copies
+from polarice.jobs.particle_run import ParticleRun
+from polarice.jobs.resources import batch_bytes, card_of, device_of, room_of, workers_of
+from polarice.jobs.running import carry_out, settled
+from polarice.jobs.usage import Usage, Watch, write_usage
+from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
+
+if TYPE_CHECKING:
+    from polarice.align.fit import IterationResult
+    from polarice.align.images import ParticleImages
+    from polarice.jobs.report import Report
+    from polarice.references.halfmaps import HalfMaps
+    from polarice.references.refinement import Progress, Refined, RefineSchedule, RefineState, RefineStep
+
+    RefineResult = IterationResult[HalfMaps, Progress, RefineStep, Refined]
+
+SAME_PIXEL = 0.01  # relative difference of the map's pixel size from the particles' that is rounding
+FEWEST_PARTICLES = 20
+FEW_PARTICLES = 100
+
+
+def refine(job: str, params: Any) -> None:
+    """Run or continue a refinement. Raises InputError for what cannot be used, and for a full disk."""
+    with world(job) as comm, ExitStack() as held:
+        params = settled(job, params, params.iter)
+        device = device_of(params, comm)
+        watch = Watch(comm, card_of(device))
+        table, images = open_particles(params, device, comm)
+        density = read_reference(params.ref, images)
+        if len(table.particles) < FEWEST_PARTICLES:
+            raise InputError(f"{table.path}: {len(table.particles)} particles are too few; at least {FEWEST_PARTICLES}")
+        if len(table.particles) < FEW_PARTICLES:
+            print(
+                f"warning: {table.path}: {len(table.particles)} particles make no map worth its name", file=sys.stderr
+            )
+
+        def begin() -> RefineRun:
+            watch.mark("loading")
+            looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
+            watch.mark("looking at images")
+            return RefineRun(job, params, looked, (comm, watch), density)
+
+        carry_out(job, params, [params.particles, *table.particles.stacks], begin, comm)
+
+
+def read_reference(path: Path, images: ParticleImages) -> np.ndarray:
+    """The map (N, N, N) float32. Raises InputError where its box or pixel size is not the particles', or a voxel is
+    no number."""
+    from polarice.io.mrc import read_volume
+
+    density, pixel_A = read_volume(path)
+    box = images.preparation.box_px
+    if density.shape != (box,) * 3:
+        sides = " x ".join(map(str, density.shape[::-1]))
+        raise InputError(
+            f"--ref {path}: {sides} voxels, and the particles' box is {box} px; crop, pad or rescale the map"
+        )
+    if pixel_A and abs(pixel_A / images.pixel_size_A - 1) > SAME_PIXEL:
+        raise InputError(
+            f"--ref {path}: {pixel_A:.4g} A a voxel, and the particles' pixels are {images.pixel_size_A:.4g} A; rescale "
+            "the map, or correct what is wrong of the two"
+        )
+    if not np.isfinite(density).all():
+        raise InputError(f"--ref {path}: holds voxels that are not numbers; mask or mend the map")
+    if not density.std() > 0:
+        raise InputError(f"--ref {path}: every voxel is the same; give a map")
+    return density
+
+
+def halves_of(looked: Looked, seed: int) -> np.ndarray:
+    """(n,) int8 half set of every particle, -1 for those left out: the table's rlnRandomSubset, else drawn.
+
+    Raises InputError where the table's makes no two halves.
+    """
+    table, n = looked.table.table, len(looked.table.particles)
+    half_of = np.full(n, -1, np.int8)
+    if "rlnRandomSubset" in table:
+        given = table.numbers("rlnRandomSubset")[looked.rows]
+        if not np.isin(given, (1, 2)).all():
+            row = int(looked.rows[np.flatnonzero(~np.isin(given, (1, 2)))[0]])
+            raise InputError(f"{table.where}, row {row + 1}: _rlnRandomSubset is neither 1 nor 2; correct or remove it")
+        half_of[looked.rows] = given.astype(np.int8) - 1
+        sizes = [int((half_of == half).sum()) for half in (0, 1)]
+        if min(sizes) < max(sizes) / 10:
+            raise InputError(
+                f"{table.where}: _rlnRandomSubset puts {sizes[0]} particles into half 1 and {sizes[1]} into half 2; "
+                "remove the column to have them drawn"
+            )
+        return half_of
+    rng = np.random.default_rng([seed, 3])
+    half_of[looked.rows] = rng.permutation(np.arange(len(looked.rows)) % 2)
+    return half_of
+
+
+class RefineRun(ParticleRun["RefineResult", None]):
+    """refine3d at work."""
+
+    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch], density: np.ndarray) -> None:
+        self.density = density
+        self.schedule = _schedule(looked.images, params)
+        super().__init__(job, params, looked, ranks)
+
+    def images_of_iterations(self) -> list[int]:
+        return [len(self.looked.order)] * int(self.params.iter)
+
+    def beginning(self) -> RefineState:
+        from polarice.jobs.checkpoint3d import read_refinement
+
+        if self.done:
+            return read_refinement(self.params.o, self.done, self.images.device)
+        return first_state(self.looked, self.density, self.schedule, self.params)
+
+    def following(self, state: RefineState) -> int:
+        return state.number + 1
+
+    def results(self) -> Iterator[RefineResult]:
+        from polarice.align.fit import fit
+        from polarice.references.refinement import KeepProgress, RefineSettings, ViewExpectation
+
+        params, device = self.params, self.images.device
+        workers = workers_of(params, device)
+        settings = RefineSettings(
+            tau2_fudge=params.tau2_fudge,
+            join_shell=self._shell(params.low_resol_join_halves),
+            batch_bytes=batch_bytes(params, device, workers),
+            workers=workers,
+            room=room_of(params, device),
+        )
+        expect = ViewExpectation(self.images, self.looked.order, settings)
+        return fit(self.state, self.schedule, expect, KeepProgress(), params.seed)
+
+    def _shell(self, resolution_A: float) -> int:
+        return int(self.images.preparation.box_px * self.images.pixel_size_A / resolution_A)
+
+    def prepared(self, result: RefineResult) -> None:
+        return None
+
+    def write(self, result: RefineResult, prepared: None) -> Iteration:
+        from polarice.io.refine3d import write_half_maps
+        from polarice.jobs.checkpoint3d import write_refinement
+        from polarice.jobs.report import append_history
+
+        since = time.perf_counter()
+        iteration = iteration_of(result, self.images, self.rows)
+        root = self.params.o / f"run_it{result.state.number:03d}"
+        write_half_maps(root, result.state.model.densities.cpu().numpy(), self.images.pixel_size_A)
+        self._write_poses(root, result.state)
+        iteration = replace(iteration, seconds=iteration.seconds | {"writing": time.perf_counter() - since})
+        append_history(self.params.o, iteration)
+        write_refinement(self.params.o, result.state, iteration.model)
+        step = result.step
+        where = "local" if step.local else "global"
+        self.bar.write(
+            f"iteration {step.number}: {iteration.model.resolution_A[0]:.1f} A, order {step.order} {where}, "
+            f"{step.r_max} rings, mean probability {iteration.max_probability:.2f}, "
+            f"{sum(iteration.seconds.values()):.1f} s",
+            file=sys.stderr,
+        )
+        return iteration
+
+    def page(self, usage: Usage) -> Report:
+        raise NotImplementedError("a refinement has a page of its own")
+
+    def _report(self, usage: Usage, drawers: Any) -> None:
+        from polarice.io.mrc import write_volume
+        from polarice.io.refine3d import write_fsc, write_unfiltered
+        from polarice.jobs.report.refinement import write_page
+
+        write_usage(self.params.o, usage)
+        model, pixel_A, root = self.state.model, self.images.pixel_size_A, self.params.o / "run"
+        write_volume(f"{root}_class001.mrc", model.joined.cpu().numpy(), pixel_A)
+        write_unfiltered(root, model.unfiltered.cpu().numpy(), pixel_A)
+        write_fsc(Path(f"{root}_fsc.star"), model.fsc.cpu().numpy(), model.box_px * pixel_A)
+        self._write_poses(root, self.state)
+        page = write_page(self.params, self.looked, self.state, usage)
+        write_usage(self.params.o, self.watch.ended(usage))
+        print(self.conclusion(page))
+
+    def _write_poses(self, root: Path, state: RefineState) -> None:
+        """ROOT_data.star."""
+        from polarice.io.refine3d import write_poses
+        from polarice.references.directions import angles_of
+
+        progress, rows = state.carried, self.rows
+        rot_deg, tilt_deg = angles_of(progress.direction[rows])
+        views = {"rlnAngleRot": rot_deg, "rlnAngleTilt": tilt_deg, "rlnRandomSubset": progress.half_of[rows] + 1}
+        columns = views | self.columns
+        write_poses(Path(f"{root}_data.star"), self.looked.table, rows, state.assignment.take(rows), columns)
+
+    def conclusion(self, page: Path) -> str:
+        box_A = self.images.preparation.box_px * self.images.pixel_size_A
+        bad = self.looked.bad
+        left_out = f", {len(bad)} left out" if bad else ""
+        resolution_A = box_A / self.state.model.shell
+        return f"{len(self.rows)} particles{left_out}, {resolution_A:.1f} A where halves agree; report: {page}"
+
+
+def _schedule(images: ParticleImages, params: Any) -> RefineSchedule:
+    from polarice.references.refinement import RefineSchedule
+
+    box, pixel_A = images.preparation.box_px, images.pixel_size_A
+    limit = min(box // 2 - 1, last_ring(images, params))
+    return RefineSchedule(
+        box_px=box,
+        pixel_size_A=pixel_A,
+        diameter_A=2 * images.preparation.radius_px * pixel_A,
+        iterations=params.iter,
+        limit_shell=limit,
+        first_shell=max(1, min(limit, round(box * pixel_A / params.ini_high))),
+        local_order=params.auto_local_healpix_order,
+        offset_range_px=params.offset_range,
+        offset_step_px=params.offset_step,
+    )
+
+
+def first_state(looked: Looked, density: np.ndarray, schedule: RefineSchedule, params: Any) -> RefineState:
+    """Before the first iteration: both halves begin with the low-passed map, nothing is assigned."""
+    import torch
+
+    from polarice.align.fit import State
+    from polarice.references.halfmaps import HalfMaps
+    from polarice.references.refinement import Progress
+
+    images, n = looked.images, len(looked.table.particles)
+    preparation = images.preparation
+    model = HalfMaps.begun(
+        torch.from_numpy(density).to(images.device),
+        schedule.box_px * schedule.pixel_size_A / params.ini_high,
+        torch.from_numpy(looked.noise_power).to(images.device),
+        preparation.radius_px,
+        preparation.mask_fraction,
+    )
+    shift_px = looked.table.particles.pose.shift_px.copy()
+    unknown = replace(Pose2D.unknown(n), shift_px=shift_px)
+    nothing = Assignment(unknown, np.zeros(n), np.zeros(n, np.float32), np.zeros(n, np.int32))
+    progress = Progress(np.rint(shift_px), np.zeros((n, 3)), halves_of(looked, params.seed))
+    return State(0, model, nothing, progress)
+
+
+def iteration_of(result: RefineResult, images: ParticleImages, rows: np.ndarray) -> Iteration:
+    """What an iteration left behind, as of one class, about the particles `rows`."""
+    from polarice.references.fsc import ssnr_of
+
+    model, box, pixel_A = result.state.model, images.preparation.box_px, images.pixel_size_A
+    shells = box // 2 + 1
+    ssnr = ssnr_of(model.fsc)[None].cpu().numpy()
+    return Iteration(
+        number=result.state.number,
+        total=result.step.total,
+        model=ClassModel(
+            averages=model.joined.sum(dim=0)[None].cpu().numpy(),
+            weights=np.ones(1),
+            noise_power=model.noise_power.cpu().numpy(),
+            signal_power=np.zeros((1, shells)),
+            ssnr=ssnr,
+            resolution_A=np.array([box * pixel_A / model.shell]),
+            pixel_size_A=pixel_A,
+            shift_sigma_px=model.shift_sigma_px,
+        ),
+        assignment=result.state.assignment.take(rows),
+        resolution_limit_A=box * pixel_A / result.step.r_max,
+        psi_step_deg=360 / result.found.search.psi_count,
+        shift_range_px=result.step.shift_range_px,
+        shift_step_px=result.step.shift_step_px,
+        particles_used=len(result.found.used),
+        log_likelihood=result.found.log_likelihood,
+        max_probability=result.found.max_probability,
+        changed_class=result.changed[0],
+        changed_psi_deg=result.changed[1],
+        changed_shift_px=result.changed[2],
+        seconds=dict(result.clock.seconds),
+    )
