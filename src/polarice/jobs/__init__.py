@@ -24,6 +24,7 @@ JOBS: dict[str, str] = {
     "class2d": "polarice.jobs.class2d",
     "sml": "polarice.jobs.sml",
     "deep2d": "polarice.jobs.deep2d",
+    "initial3d": "polarice.jobs.initial3d",
     "refine3d": "polarice.jobs.refine3d",
     "simulate": "polarice.jobs.simulate",
     "run": "polarice.jobs.workflow",

@@ -19,7 +19,12 @@ class Params(ParticleInput):
     o: Path = option(Path("Refine3D"), "folder for the results")
     ref: Path | None = option(None, "map to begin with (.mrc), of the particles' box and pixel size")
     ini_high: float = option(60.0, "resolution that the map is low-passed to at first", unit="A", low=1)
-    iter: int = option(25, "number of iterations, at the most: refinement ends by itself", low=1, high=999)
+    iter: int | None = option(
+        None,
+        "iterations at the most, for refinement ends by itself; 25, or those of the run that goes on",
+        low=1,
+        high=999,
+    )
     tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
     low_resol_join_halves: float = option(
         40.0, "halves are one up to this resolution, so that they keep pose and hand", unit="A", low=1

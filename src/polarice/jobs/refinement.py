@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 SAME_PIXEL = 0.01  # relative difference of the map's pixel size from the particles' that is rounding
 FEWEST_PARTICLES = 20
+MOST_ITERATIONS = 25
 FEW_PARTICLES = 100
 
 
 def refine(job: str, params: Any) -> None:
     """Run or continue a refinement. Raises InputError for what cannot be used, and for a full disk."""
     with world(job) as comm, ExitStack() as held:
-        params = settled(job, params, params.iter)
+        params = settled(job, params, MOST_ITERATIONS)
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
@@ -67,13 +68,11 @@ def read_reference(path: Path, images: ParticleImages) -> np.ndarray:
     box = images.preparation.box_px
     if density.shape != (box,) * 3:
         sides = " x ".join(map(str, density.shape[::-1]))
-        raise InputError(
-            f"--ref {path}: {sides} voxels, and the particles' box is {box} px; crop, pad or rescale the map"
-        )
+        raise InputError(f"--ref {path}: {sides} voxels, the particles' box is {box} px; crop, pad or rescale the map")
     if pixel_A and abs(pixel_A / images.pixel_size_A - 1) > SAME_PIXEL:
         raise InputError(
-            f"--ref {path}: {pixel_A:.4g} A a voxel, and the particles' pixels are {images.pixel_size_A:.4g} A; rescale "
-            "the map, or correct what is wrong of the two"
+            f"--ref {path}: {pixel_A:.4g} A a voxel, and the particles' pixels are {images.pixel_size_A:.4g} A; "
+            "rescale the map, or correct what is wrong of the two"
         )
     if not np.isfinite(density).all():
         raise InputError(f"--ref {path}: holds voxels that are not numbers; mask or mend the map")

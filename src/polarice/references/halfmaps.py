@@ -2,8 +2,8 @@
 
     V_h = num_h / (den_h + den-bar / SSNR),   SSNR = T FSC / (1 - FSC)   shell by shell
 
-num and den are the sums of CTF-weighted fields and of CTF^2, spread on a Fourier grid (`slices`); FSC is that of the two
-maps without a prior, inside the sphere of the particle (Scheres 2012, J Struct Biol 180, 519).
+num and den are the sums of CTF-weighted fields and of CTF^2, spread on a Fourier grid (`slices`); FSC is that of the
+two maps without a prior, inside the sphere of the particle (Scheres 2012, J Struct Biol 180, 519).
 """
 
 from __future__ import annotations

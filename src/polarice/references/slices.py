@@ -24,7 +24,7 @@ from polarice.align.polar import PolarBasis
 PAD = 2
 POINTS_AT_ONCE = 1 << 21
 FEWEST_OF_SHELL = 1e-3  # share of its shell's mean that the weight of a point is taken to be at least
-MOST_PARTS = 4  # of the points, each with a grid of its own to be spread on
+POINTS_OF_PART, MOST_PARTS = 1 << 18, 4  # of the points, each with a grid of its own to be spread on
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class FourierGrid:
         rows = torch.from_numpy(np.ascontiguousarray(views[:, :2])).float().to(self.device)
         points = kx[None, ..., None] * rows[:, 0, None, None] + ky[None, ..., None] * rows[:, 1, None, None]
         flat = points.flatten(0, 2)
-        parts = min(MOST_PARTS, torch.get_num_threads()) if self.device.type == "cpu" else 1
+        many = min(MOST_PARTS, max(1, len(flat) // POINTS_OF_PART))  # not by the threads: bits do not depend on these
+        parts = many if self.device.type == "cpu" else 1
         each = math.ceil(len(flat) / parts)
         flat = torch.nn.functional.pad(flat, (0, 0, 0, each * parts - len(flat)))
         return flat.view(parts, 1, 1, each, 3), parts
@@ -166,8 +167,11 @@ class FourierGrid:
         return torch.nn.functional.pad(values.float(), (0, 1))[self.shell]
 
     def solved(self, numerator: Tensor, denominator: Tensor, ssnr: Tensor | None = None) -> Tensor:
-        """numerator / (denominator + prior), (re and im, *shape): the prior of a shell that holds ssnr (r_max + 1,) times the
-        noise is its mean denominator over that; without ssnr, none."""
+        """numerator / (denominator + prior), (re and im, *shape).
+
+        The prior of a shell that holds ssnr (r_max + 1,) times the noise is its mean denominator over that; without
+        ssnr, there is none.
+        """
         mean = self.shell_mean(denominator)
         least = self.over_shells(FEWEST_OF_SHELL * mean).clamp_min(1e-30)
         floored = torch.maximum(denominator, least)

@@ -11,7 +11,6 @@ directions. The sphere is gone over region by region, so that sums of all direct
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,7 +32,7 @@ from polarice.types import Assignment, Pose2D
 from polarice.workers import in_turn
 
 CELL_ORDERS = 1  # cells are coarser than the grid by so many HEALPix orders
-REGION_ORDER = 1  # 48 regions
+REGION_BYTES = 256 << 20  # of the sums of a region's directions, more or less
 REACH_STEPS = 2.5  # of the grid, beyond the image of a cell that lies farthest from its centre
 LEAST_WEIGHT = 1e-6  # of images, below which a direction is not put into the density
 
@@ -60,16 +59,24 @@ class _Region:
     groups: list[tuple[np.ndarray, np.ndarray | None]]  # rows, and which of `ids` they meet; None: all
 
 
-def regions_of(grid: ViewGrid, rows: np.ndarray, last: np.ndarray) -> list[_Region]:
-    """The work of a pass; last (n, 3) directions of all particles, by row."""
+def regions_of(
+    grid: ViewGrid, rows: np.ndarray, last: np.ndarray, direction_bytes: int, region_bytes: int = REGION_BYTES
+) -> list[_Region]:
+    """The work of a pass; last (n, 3) directions of all particles, by row.
+
+    Regions are as large as the sums of their directions, of so many bytes each, may be.
+    """
     if not grid.local:
         return [_Region(np.arange(len(grid.directions)), [(rows, None)])] if len(rows) else []
     centres = healpix(grid.order - CELL_ORDERS)
     cell_of = nearest(last[rows], centres)
-    region_of = nearest(centres, healpix(REGION_ORDER))
+    order = 0
+    while len(grid.directions) * direction_bytes > 12 * 4**order * region_bytes and order < grid.order - CELL_ORDERS:
+        order += 1
+    region_of = nearest(centres, healpix(order))
     margin = np.radians(REACH_STEPS * step_deg(grid.order))
     regions = []
-    for region in range(12 * 4**REGION_ORDER):
+    for region in range(12 * 4**order):
         groups: list[tuple[np.ndarray, np.ndarray]] = []
         for cell in np.flatnonzero(region_of == region):
             mine = rows[cell_of == cell]
@@ -147,66 +154,69 @@ class Pass:
         fill(store, self.images, basis, store.missing(kept, cut_px[kept]), cut_px, self.workers, clock)
         found = before.copied()
         total = _Total.empty(self.images, FourierGrid(basis.box_px, basis.r_max, basis.device))
-        noise = model.ring_noise(basis.r_max)
+        work = _Round(self, grid, model.ring_noise(basis.r_max), (before, found), cut_px, store, total, clock)
         for half, rows in enumerate(halves):
-            since = time.perf_counter()
-            transform = total.grid.transform(model.densities[half])
-            clock.add("slicing", since)
-            for region in regions_of(grid, rows, before.direction):
-                self._region(region, grid, (half, transform), noise, (before, found), cut_px, (store, total), clock)
+            with clock.counting("slicing"):
+                transform = total.grid.transform(model.densities[half])
+            for region in regions_of(grid, rows, before.direction, 8 * basis.n_q * basis.r_max):
+                work.on(region, half, transform)
         return found, total.sums()
 
-    def _region(
-        self,
-        region: _Region,
-        grid: ViewGrid,
-        of: tuple[int, Tensor],
-        noise: Tensor,
-        poses: tuple[Found, Found],
-        cut_px: np.ndarray,
-        held: tuple[PolarStore, _Total],
-        clock: Clock,
-    ) -> None:
-        """All images of a region."""
-        basis, (before, found), (store, total) = self.basis, poses, held
-        since = time.perf_counter()
-        directions = grid.directions[region.ids]
+
+@dataclass(frozen=True)
+class _Round:
+    """A pass at work."""
+
+    of: Pass
+    grid: ViewGrid
+    noise: Tensor  # (G, ring)
+    poses: tuple[Found, Found]  # before, and what is found
+    cut_px: np.ndarray
+    store: PolarStore
+    total: _Total
+    clock: Clock
+
+    def on(self, region: _Region, half: int, transform: Tensor) -> None:
+        """Compare the images of a region with slices of their half's map, and put their sums into it."""
+        basis, search, (before, found) = self.of.basis, self.of.search, self.poses
+        images, even = self.of.images, self.of.images.even_harmonics(basis)
+        directions = self.grid.directions[region.ids]
         views = views_along(directions)
-        field = total.grid.slices(of[1], basis, views)
-        even = self.images.even_harmonics(basis)
-        references = References.of_fields(basis, field, even, torch.zeros(len(field), device=basis.device))
-        clock.add("slicing", since)
-        sums = _DirectionSums.empty(self, len(field), min(even, (self.search.levels[-1].n_q + 1) // 2))
-        clocks = [Clock() for _ in range(self.workers)]
+        with self.clock.counting("slicing"):
+            field = self.total.grid.slices(transform, basis, views)
+            references = References.of_fields(basis, field, even, torch.zeros(len(field), device=basis.device))
+        sums = _DirectionSums.empty(self.of, len(field), min(even, (search.levels[-1].n_q + 1) // 2))
+        clocks = [Clock() for _ in range(self.of.workers)]
 
         def work(worker: int, item: tuple[np.ndarray, np.ndarray | None]) -> tuple[Posterior, Sums]:
             rows, ids = item
             with clocks[worker].counting("expectation"):
                 mine = references if ids is None else references.take(torch.from_numpy(ids).to(basis.device))
-                fields = self._fields(store, rows, cut_px)
-                polar = self.images.polar(basis, rows, fields, cut_px[rows], before.shift_px[rows])
-                return expect(basis, mine, polar, self.search, noise)
+                polar = images.polar(basis, rows, self._fields(rows), self.cut_px[rows], before.shift_px[rows])
+                return expect(basis, mine, polar, search, self.noise)
 
         batches = list(self._batches(region))
-        for (rows, ids), (posterior, some) in zip(batches, in_turn(batches, work, self.workers), strict=True):
+        for (rows, ids), (posterior, some) in zip(batches, in_turn(batches, work, self.of.workers), strict=True):
             found.put(rows, directions if ids is None else directions[ids], posterior)
             sums.include(some, ids)
-            self.images.progress(len(rows))
-        clock.share(clocks)
-        since = time.perf_counter()
-        total.include(of[0], sums, field, basis, views)
-        clock.add("insertion", since)
+            images.progress(len(rows))
+        self.clock.share(clocks)
+        with self.clock.counting("insertion"):
+            self.total.include(half, sums, field, basis, views)
 
     def _batches(self, region: _Region) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         for rows, ids in region.groups:
-            size = batch_size(self.basis, len(region.ids if ids is None else ids), self.search, self.batch_bytes)
+            count = len(region.ids if ids is None else ids)
+            size = batch_size(self.of.basis, count, self.of.search, self.of.batch_bytes)
             for start in range(0, len(rows), size):
                 yield rows[start : start + size], ids
 
-    def _fields(self, store: PolarStore, rows: np.ndarray, cut_px: np.ndarray) -> Tensor:
-        if not len(store.parted(rows)[1]):
-            return store.take(rows).to(self.basis.device)
-        return self.images.fields(self.basis, self.images.read(rows), cut_px[rows])
+    def _fields(self, rows: np.ndarray) -> Tensor:
+        """Fields of images, kept or made anew."""
+        basis = self.of.basis
+        if not len(self.store.parted(rows)[1]):
+            return self.store.take(rows).to(basis.device)
+        return self.of.images.fields(basis, self.of.images.read(rows), self.cut_px[rows])
 
 
 @dataclass(frozen=True)

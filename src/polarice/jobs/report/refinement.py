@@ -52,8 +52,8 @@ def write_page(params: Any, looked: Looked, state: RefineState, usage: Usage) ->
     left_out = [(str(row + 1), reason) for row, reason in sorted(looked.bad.items())[:1000]]
     plain = [(each.name, ("v", each.value), each.unit, ("h", each.help)) for each in parameters_of(params)]
     chapters = [
-        Chapter("Map", ("Above: central slices. Below: projections along the same axes. Look at the slices: streaks and "
-                        "noise that the particle does not have are over-fitting.",), numbers,
+        Chapter("Map", ("Above: central slices. Below: projections along the same axes. Look at the slices: streaks "
+                        "and noise that the particle does not have are over-fitting.",), numbers,
                 [Picture(pictures["map"], f"Both halves together, along {AXES}.")]),
         Chapter("Resolution", (f"Half sets of {halves[0]:,} and {halves[1]:,} particles, inside a soft sphere of the "
                                "particle's diameter, without a correction for the mask.",),

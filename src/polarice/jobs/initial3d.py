@@ -1,0 +1,189 @@
+"""`polarice initial3d`: a first map from the class averages of a finished run, and how far one can trust it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from polarice.jobs.params import argument, option
+from polarice.types import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from polarice.io.particles import ParticleTable
+    from polarice.references.abinitio import AbInitio, ClassImages
+
+SUMMARY = "make a first map from class averages, from several random starts, and tell how far these agree"
+FILES = ("report.html", "initial_model.mrc", "seeds.json", "run_data.star")
+SAME_DEG = 12.0  # seeds whose class views lie so near to each other have found one map
+FEWEST_PARTICLES = 5  # of a class that takes part
+
+
+@dataclass(frozen=True)
+class Params:
+    """The classes, and how many times to begin."""
+
+    classes: Path | None = argument("folder of a finished run of align2d or class2d", flags=("--i",))
+    o: Path = option(Path("InitialModel"), "folder for the results")
+    seeds: int = option(8, "number of random starts", low=1, high=1000)
+    iter: int = option(40, "iterations of each", low=5, high=1000)
+    particle_diameter: float | None = option(
+        None, "diameter of the particle; that of the classes' run", unit="A", low=1
+    )
+    seed: int = option(1, "seed of everything random", low=0, flags=("--random-seed",))
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What came of one random start."""
+
+    seed: int
+    found: AbInitio
+    seconds: float
+    apart_deg: float = 0.0  # median angle of the classes' views from the best start's, hand apart
+    mirrored: bool = False  # against the best start's
+
+    @property
+    def same(self) -> bool:
+        return self.apart_deg < SAME_DEG
+
+
+def run(params: Params) -> None:
+    """Begin several times, keep the best by likelihood. Raises InputError for what cannot be used."""
+    import time
+
+    from polarice.jobs.checkpoint import checkpoints, read_checkpoint
+    from polarice.jobs.outputs import Outputs
+    from polarice.jobs.params import as_dict, command_line
+    from polarice.jobs.provenance import write_job_json
+    from polarice.jobs.report.initial import write_page
+    from polarice.jobs.resources import device_of
+    from polarice.references.abinitio import FEWEST_CLASSES, ClassImages, agreement_deg, densities
+
+    assert params.classes is not None
+    folder, record = params.classes, _record(params.classes)
+    done = checkpoints(folder)
+    if not done:
+        raise InputError(f"{folder}: no iteration of align2d or class2d is in it; give the folder of a run")
+    device = device_of(params)
+    state = read_checkpoint(folder, done[-1], device)
+    diameter_A = params.particle_diameter or _diameter_of(record, folder, state.model.basis.box_px)
+    table = _table_of(folder, done[-1])
+    pixel_A = table.particles.optics[int(table.particles.optics_of[0])].pixel_size_A
+    least = FEWEST_PARTICLES / max(1, len(table.particles))
+    images = ClassImages.of(state.model, least)
+    if len(images.number) < FEWEST_CLASSES:
+        raise InputError(
+            f"{folder}: {len(images.number)} classes hold {FEWEST_PARTICLES} particles or more; a map wants at least "
+            f"{FEWEST_CLASSES}, better 50: classify again with more (class2d --k 60)"
+        )
+    outputs = Outputs("initial3d", params.o, FILES)
+    kept = outputs.require_free([folder / "job.json"])
+    params.o.mkdir(parents=True, exist_ok=True)
+    write_job_json(
+        params.o, "initial3d", as_dict(params), command_line("initial3d", params),
+        inputs=[folder / "job.json"], seed=params.seed, more={"outputs": kept} if kept else {},
+    )  # fmt: skip
+    starts: list[Start] = []
+    for seed in range(params.seed, params.seed + params.seeds):
+        since = time.perf_counter()
+        *_, found = densities(images, diameter_A / pixel_A, seed, params.iter)
+        starts.append(Start(seed, found, time.perf_counter() - since))
+        print(f"seed {seed}: log likelihood {found.log_likelihood:,.0f}, {starts[-1].seconds:.1f} s", flush=True)
+    starts.sort(key=lambda each: -each.found.log_likelihood)
+    best = starts[0].found
+    starts = [Start(each.seed, each.found, each.seconds, *agreement_deg(best, each.found)) for each in starts]
+    _write(params, starts, images, table, pixel_A)
+    page = write_page(params, starts, images, pixel_A)
+    agree = sum(each.same for each in starts)
+    print(f"{agree} of {len(starts)} starts found the map of the best one, hand apart; report: {page}")
+    if len(starts) > 1 and agree == 1:
+        print("warning: no other start found this map; do not trust it: more classes, or more particles, may help")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """job.json of the classes' run."""
+    from polarice.jobs.provenance import read_job_json
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give that of a finished run of align2d or class2d")
+    record = read_job_json(folder)
+    if record.get("job") not in ("align2d", "class2d"):
+        raise InputError(f"{folder}: is of {record.get('job')}; give the folder of a run of align2d or class2d")
+    return record
+
+
+def _diameter_of(record: dict[str, Any], folder: Path, box_px: int) -> float:
+    found = record["params"].get("particle_diameter")
+    if found is None:
+        raise InputError(f"{folder}: does not say how large the particle is; give --particle-diameter")
+    return float(found)
+
+
+def _table_of(folder: Path, number: int) -> ParticleTable:
+    from polarice.io.particles import read_particles
+
+    return read_particles(folder / f"run_it{number:03d}_data.star", need_ctf=False)
+
+
+def _write(params: Params, starts: list[Start], images: ClassImages, table: ParticleTable, pixel_A: float) -> None:
+    """The best map, the figures of all starts, and the particles' views as their classes' say."""
+    import json
+
+    from polarice.io.atomic import replacing
+    from polarice.io.mrc import write_volume
+
+    best = starts[0].found
+    write_volume(params.o / "initial_model.mrc", best.density.cpu().numpy(), pixel_A)
+    rows = [
+        {
+            "seed": each.seed, "log_likelihood": each.found.log_likelihood, "seconds": each.seconds,
+            "apart_deg": each.apart_deg, "mirrored": each.mirrored, "same_map": each.same,
+        }
+        for each in starts
+    ]  # fmt: skip
+    with replacing(params.o / "seeds.json", "w") as stream:
+        json.dump({"classes": len(images.number), "starts": rows}, stream, indent=2)
+    _write_particles(params.o / "run_data.star", best, images, table)
+
+
+def _write_particles(path: Path, best: AbInitio, images: ClassImages, table: ParticleTable) -> None:
+    """run_data.star: each particle at the view of its class; those of other classes are left out."""
+    import numpy as np
+
+    from polarice.io.particles import write_particles
+    from polarice.references.directions import angles_of
+
+    pose = table.particles.pose
+    place = np.full(int(pose.class_of.max(initial=-1)) + 1, -1)
+    known = images.number[images.number < len(place)]
+    place[known] = np.arange(len(images.number))[images.number < len(place)]
+    class_of = np.where(pose.class_of >= 0, place[pose.class_of], -1)
+    rows = np.flatnonzero(class_of >= 0)
+    mine = class_of[rows]
+    rot_deg, tilt_deg = (each[mine] for each in angles_of(best.direction))
+    psi_deg = -(pose.psi_deg[rows] + best.psi_deg[mine])
+    shift_px = _shifts(pose.shift_px[rows], pose.psi_deg[rows], best.shift_px[mine])
+    pixel_A = table.particles.optics[int(table.particles.optics_of[0])].pixel_size_A
+    columns = {
+        "rlnAngleRot": rot_deg,
+        "rlnAngleTilt": tilt_deg,
+        "rlnAnglePsi": psi_deg - 360 * np.ceil((psi_deg - 180) / 360),
+        "rlnOriginXAngst": -shift_px[:, 0] * pixel_A,
+        "rlnOriginYAngst": -shift_px[:, 1] * pixel_A,
+        "rlnClassNumber": np.ones(len(rows), np.int64),
+    }
+    write_particles(path, table, rows, columns)
+
+
+def _shifts(particle_px: np.ndarray, psi_deg: np.ndarray, class_px: np.ndarray) -> np.ndarray:
+    """(n, 2) shifts of particles from the map's slices: image = shift of (rotation of (the class, shifted itself))."""
+    import numpy as np
+
+    c, s = np.cos(np.radians(psi_deg)), np.sin(np.radians(psi_deg))
+    x, y = class_px.T
+    return particle_px + np.stack([c * x - s * y, s * x + c * y], axis=1)

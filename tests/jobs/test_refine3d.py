@@ -1,0 +1,192 @@
+"""initial3d and refine3d as a user runs them, on particles whose views are known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from jobs.runs import polarice as run
+from polarice.bench.folder import DATA
+from polarice.io.mrc import read_volume, write_volume
+from polarice.io.particles import read_particles, write_particles
+from polarice.io.star import read_star
+from polarice.jobs import simulate
+
+BOX, ANGPIX, N = 32, 11.0, 240
+REFINE = "refine3d p/particles.star --particle-diameter 300 --iter 4 --threads 2"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Particles of the bundled ribosome, their map, and a refinement of four iterations."""
+    folder = tmp_path_factory.mktemp("refine3d")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        simulate.run(
+            simulate.Params(
+                inputs=(DATA / "ribosome70S.mrc",), o=Path("p"), particles=N, box=BOX, angpix=ANGPIX, snr=0.3,
+                shift_sigma=0.5, seed=3, threads=2,
+            )
+        )  # fmt: skip
+        write_volume("ref.mrc", truth_map(), ANGPIX)
+        alone(f"{REFINE} --ref ref.mrc --o out")
+    return folder
+
+
+def alone(line: str) -> str:
+    """Run `polarice LINE` in a process of its own, where bits do not depend on what else lies in memory; its stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "polarice", *line.split()], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def truth_map() -> np.ndarray:
+    """The ribosome in the particles' box and pixels: its transform cut."""
+    density, pixel_A = read_volume(DATA / "ribosome70S.mrc")
+    wide = round(BOX * ANGPIX / pixel_A)
+    padded = np.zeros((wide,) * 3, np.float32)
+    start = wide // 2 - len(density) // 2
+    inside = [slice(max(0, start), max(0, start) + min(wide, len(density)))] * 3
+    cut = [slice(max(0, -start), max(0, -start) + min(wide, len(density)))] * 3
+    padded[tuple(inside)] = density[tuple(cut)]
+    transform = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(padded)))
+    middle = wide // 2
+    kept = [slice(middle - BOX // 2, middle + BOX // 2)] * 3
+    return np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(transform[tuple(kept)]))).real.astype(np.float32)
+
+
+def pose_error_deg(table: Path) -> float:
+    """Median angle between found and true rotations, after the rotation that fits best; both hands are not tried."""
+    with np.load("p/truth.npz") as truth:
+        true = Rotation.from_quat(truth["quat"]).as_matrix()
+    found = read_star(table).table("particles")
+    euler = np.stack([found.numbers(f"rlnAngle{name}") for name in ("Rot", "Tilt", "Psi")], axis=1)
+    matrices = Rotation.from_euler("ZYZ", euler, degrees=True).inv().as_matrix()
+    between = np.einsum("nji,njk->nik", matrices, true[: len(matrices)])
+    best = 180.0
+    for each in between[:40]:
+        angle = np.degrees(np.arccos(np.clip((np.einsum("ij,nij->n", each, between) - 1) / 2, -1, 1)))
+        best = min(best, float(np.median(angle)))
+    return best
+
+
+def test_refinement_finds_the_views_and_tells_the_resolution(made, monkeypatch):
+    monkeypatch.chdir(made)
+    history = [json.loads(line) for line in Path("out/history.jsonl").read_text().splitlines()]
+    assert [row["number"] for row in history] == [1, 2, 3, 4]
+    assert pose_error_deg(Path("out/run_data.star")) < 20  # in 15 degree steps; at random 120
+    assert history[-1]["resolution_A"] < 40
+    assert history[-1]["max_probability"] > 0.05
+    density, pixel_A = read_volume("out/run_class001.mrc")
+    assert density.shape == (BOX,) * 3 and pixel_A == pytest.approx(ANGPIX)
+    true = truth_map()
+    assert np.corrcoef(density.ravel(), true.ravel())[0, 1] > 0.8
+    table = read_star("out/run_data.star").table("particles")
+    assert sorted(np.unique(table.numbers("rlnRandomSubset"))) == [1, 2]
+    fsc = read_star("out/run_fsc.star").table("fsc").numbers("rlnGoldStandardFsc")
+    assert len(fsc) == BOX // 2 + 1 and fsc[1] > 0.9 and np.abs(fsc).max() <= 1
+    page = Path("out/report.html").read_text()
+    assert "halves agree" in page and page.count("data:image/png") == 4
+
+
+def test_halves_never_mix(made, monkeypatch):
+    """Half 1's map is the same whatever half 2's images are, beyond the shells that are joined."""
+    monkeypatch.chdir(made)
+    table = read_particles("p/particles.star")
+    subset = np.arange(N) % 2 + 1
+    write_particles("halves.star", table, columns={"rlnRandomSubset": subset})
+    shuffled = np.arange(N)
+    shuffled[1::2] = 1  # half 2 is one image over and over
+    names = table.table.text("rlnImageName")[shuffled]
+    write_particles("other.star", table, columns={"rlnRandomSubset": subset, "rlnImageName": names})
+    for name in ("halves", "other"):
+        line = f"refine3d {name}.star --ref ref.mrc --particle-diameter 300 --iter 1 --low-resol-join-halves 1000"
+        ended = run(f"{line} --seed 5 --o {name}_out --threads 1")
+        assert ended.code == 0, ended.err
+    one, other = (read_volume(f"{name}_out/run_half1_class001_unfil.mrc")[0] for name in ("halves", "other"))
+    its, theirs = (read_volume(f"{name}_out/run_half2_class001_unfil.mrc")[0] for name in ("halves", "other"))
+    scale = float((one * other).sum() / (one * one).sum())  # noise and grey scale are of both halves
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.99 and scale == pytest.approx(1, abs=0.2)
+    assert np.corrcoef(its.ravel(), theirs.ravel())[0, 1] < 0.9
+
+
+def test_a_run_that_goes_on_repeats_the_bits(made, monkeypatch):
+    monkeypatch.chdir(made)
+    shutil.copytree("out", "again")
+    for path in [*Path("again").glob("run_it00[34]_*"), *Path("again").glob("run_[chd]*"), Path("again/report.html")]:
+        path.unlink()
+    assert "going on after iteration 2 of 4" in alone("refine3d --continue again")
+    for name in ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_data.star"):
+        assert (Path("again") / name).read_bytes() == (Path("out") / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("small", "24 x 24 x 24 voxels, the particles' box is 32 px"),
+        ("coarse", "13 A a voxel, and the particles' pixels are 11 A"),
+        ("nan", "voxels that are not numbers"),
+        ("flat", "every voxel is the same"),
+    ],
+)
+def test_references_that_cannot_be_used(made, monkeypatch, ref, message):
+    monkeypatch.chdir(made)
+    density = truth_map()
+    if ref == "small":
+        density = density[:24, :24, :24]
+    if ref == "nan":
+        density[3, 3, 3] = np.nan
+    if ref == "flat":
+        density[:] = 1
+    write_volume(f"{ref}.mrc", density, 13.0 if ref == "coarse" else ANGPIX)
+    ended = run(f"{REFINE} --ref {ref}.mrc --o {ref}_out")
+    assert ended.code == 2 and message in ended.err
+    assert not Path(f"{ref}_out").exists()
+
+
+def test_half_sets_that_make_no_halves(made, monkeypatch):
+    monkeypatch.chdir(made)
+    table = read_particles("p/particles.star")
+    for name, subset, message in (
+        ("one", np.ones(N, int), "puts 240 particles into half 1 and 0 into half 2"),
+        ("three", np.arange(N) % 3 + 1, "row 3: _rlnRandomSubset is neither 1 nor 2"),
+    ):
+        write_particles(f"{name}.star", table, columns={"rlnRandomSubset": subset})
+        ended = run(f"refine3d {name}.star --ref ref.mrc --particle-diameter 300 --o {name}_out")
+        assert ended.code == 2 and message in ended.err
+    ended = run("refine3d p/particles.star --o none")
+    assert ended.code == 2 and "--ref: refine3d begins with a map" in ended.err
+
+
+def test_a_first_map_from_classes(made, monkeypatch):
+    """The likelier starts agree on the views of the classes, which are near the true ones up to hand."""
+    monkeypatch.chdir(made)
+    ended = run("class2d p/particles.star --o classes --k 16 --iter 12 --particle-diameter 300 --threads 2")
+    assert ended.code == 0, ended.err
+    ended = run("initial3d classes --o first --seeds 3 --iter 25 --threads 2")
+    assert ended.code == 0, ended.err
+    assert "of 3 starts found the map of the best one" in ended.out
+    told = json.loads(Path("first/seeds.json").read_text())
+    likelihoods = [each["log_likelihood"] for each in told["starts"]]
+    assert likelihoods == sorted(likelihoods, reverse=True)
+    assert told["starts"][0]["apart_deg"] == pytest.approx(0, abs=1e-3)
+    density, pixel_A = read_volume("first/initial_model.mrc")
+    assert density.shape == (BOX,) * 3 and pixel_A == pytest.approx(ANGPIX) and density.min() >= 0
+    assert Path("first/report.html").read_text().count("data:image/png") >= 9
+    ended = run("initial3d classes --o first --seeds 1 --iter 5")
+    assert ended.code == 0, ended.err  # its own folder may be made anew
+    few = run("class2d p/particles.star --o few --k 3 --iter 2 --particle-diameter 300")
+    assert few.code == 0, few.err
+    ended = run("initial3d few --o none3")
+    assert ended.code == 2 and "a map wants at least 8" in ended.err and not Path("none3").exists()
+    ended = run("initial3d p --o none4")
+    assert (ended.code == 2 and "job.json" in ended.err) or "is of simulate" in ended.err
