@@ -19,11 +19,16 @@ class Params(ParticleInput):
     o: Path = option(Path("Refine3D"), "folder for the results")
     ref: Path | None = option(None, "map to begin with (.mrc), of the particles' box and pixel size")
     ini_high: float = option(60.0, "resolution that the map is low-passed to at first", unit="A", low=1)
+    sym: str = option("C1", "point group of the particle, its axes where RELION has them: C1, D2, T, O, I ...")
     iter: int | None = option(
         None,
         "iterations at the most, for refinement ends by itself; 25, or those of the run that goes on",
         low=1,
         high=999,
+    )
+    firstiter_cc: bool = option(
+        True,
+        "in the first iteration each image counts at its best pose alone, so that round particles find a beginning",
     )
     tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
     low_resol_join_halves: float = option(

@@ -37,8 +37,11 @@ FEW_PARTICLES = 100
 
 def refine(job: str, params: Any) -> None:
     """Run or continue a refinement. Raises InputError for what cannot be used, and for a full disk."""
+    from polarice.references.symmetry import operators
+
     with world(job) as comm, ExitStack() as held:
         params = settled(job, params, MOST_ITERATIONS)
+        operators(params.sym)
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
@@ -130,6 +133,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
     def results(self) -> Iterator[RefineResult]:
         from polarice.align.fit import fit
         from polarice.references.refinement import KeepProgress, RefineSettings, ViewExpectation
+        from polarice.references.symmetry import operators
 
         params, device = self.params, self.images.device
         workers = workers_of(params, device)
@@ -139,6 +143,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
             batch_bytes=batch_bytes(params, device, workers),
             workers=workers,
             room=room_of(params, device),
+            group=operators(params.sym),
         )
         expect = ViewExpectation(self.images, self.looked.order, settings)
         return fit(self.state, self.schedule, expect, KeepProgress(), params.seed)
@@ -163,7 +168,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
         append_history(self.params.o, iteration)
         write_refinement(self.params.o, result.state, iteration.model)
         step = result.step
-        where = "local" if step.local else "global"
+        where = f"within {step.own_step_deg:.2g} deg" if step.own_step_deg else "local" if step.local else "global"
         self.bar.write(
             f"iteration {step.number}: {iteration.model.resolution_A[0]:.1f} A, order {step.order} {where}, "
             f"{step.r_max} rings, mean probability {iteration.max_probability:.2f}, "
@@ -224,6 +229,7 @@ def _schedule(images: ParticleImages, params: Any) -> RefineSchedule:
         local_order=params.auto_local_healpix_order,
         offset_range_px=params.offset_range,
         offset_step_px=params.offset_step,
+        first_best_alone=params.firstiter_cc,
     )
 
 

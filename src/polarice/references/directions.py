@@ -78,6 +78,15 @@ def nearest(points: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
+def around(directions: np.ndarray, step_deg: float) -> np.ndarray:
+    """(9 n, 3) each of the directions (n, 3) and eight around it, a step apart along two tangents: first all of one."""
+    frames = views_along(directions)
+    steps = np.tan(np.radians(step_deg)) * np.array([-1.0, 0.0, 1.0])
+    u, v = (each.ravel() for each in np.meshgrid(steps, steps))
+    found = directions[:, None] + u[:, None] * frames[:, None, 0] + v[:, None] * frames[:, None, 1]
+    return (found / np.linalg.norm(found, axis=2, keepdims=True)).reshape(-1, 3)
+
+
 def turned_at_random(directions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The same grid under a rotation drawn evenly from all there are."""
     from scipy.spatial.transform import Rotation

@@ -1,21 +1,21 @@
 """Refinement of a density by its half maps: what comes next, and the expectation as the driver asks for it.
 
-Directions become finer as the resolution rises (a step is to move the particle's edge by no more than it), and once
-more where nothing is gained; from an order on, images are searched around where they were. When the finest step is fine
-enough and nothing is gained any more, one last iteration goes to Nyquist.
+Directions become finer as the resolution rises (a step is to move the particle's edge by no more than it), and where
+nothing is gained; from an order on, images are searched around where they were, and when that grid is fine enough,
+among directions of their own between its points. When nothing is gained any more, one last iteration goes to Nyquist.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from polarice.align.classify import FARTHEST_FROM_CUT_PX
 from polarice.align.fit import Expected, State
+from polarice.align.fused import Kernel
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.prepare import MASK_EDGE_PX
@@ -26,6 +26,7 @@ from polarice.align.store import PolarStore, Room
 from polarice.references.directions import step_deg
 from polarice.references.halfmaps import HALVES, HalfMaps
 from polarice.references.slices import FourierGrid
+from polarice.references.symmetry import operators
 from polarice.references.views import Found, Pass, ViewGrid
 from polarice.types import Assignment
 
@@ -36,6 +37,7 @@ MORE_RINGS, RING_SHARE = 4, 1.15  # compared beyond the resolution
 FIRST_RINGS = 5  # beyond the reference's resolution, in the first iteration
 SCALE_IMAGES, SCALE_PASSES = 100, 3  # of each half, that the reference's grey scale is fitted to
 MOST_ORDER = 6
+BEST_ALONE = 0.05  # times the noise: best poses take all
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class RefineStep:
     shift_range_px: float
     shift_step_px: float
     last: bool = False
+    own_step_deg: float = 0.0  # not 0: each image meets directions of its own, so far around its last
+    best_alone: bool = False  # each image counts at its best pose alone
 
     @property
     def between_px(self) -> float:
@@ -90,6 +94,7 @@ class RefineSchedule:
     local_order: int = 4
     offset_range_px: float = 5.0
     offset_step_px: float = 1.0
+    first_best_alone: bool = True
 
     def next(self, state: RefineState) -> RefineStep | None:
         """The step that follows; None after the last."""
@@ -98,19 +103,28 @@ class RefineSchedule:
             return None
         if before is None:
             rings = min(self.limit_shell, self.first_shell + FIRST_RINGS)
-            return RefineStep(number, self.iterations, FIRST_ORDER, False, rings, *self._shifts(FIRST_ORDER, number))
+            shifts = self._shifts(FIRST_ORDER, number)
+            step = RefineStep(number, self.iterations, FIRST_ORDER, False, rings, *shifts)
+            return replace(step, best_alone=self.first_best_alone)
         shell = state.model.shell
-        order, settled = self._order(before.order, shell, state.carried.gained(shell).idle)
-        last = settled or number == self.iterations
+        idle = state.carried.gained(shell).idle
+        order, fine = self._order(before.order, shell, idle)
         rings = min(self.limit_shell, int(RING_SHARE * shell) + MORE_RINGS)
-        local = order >= self.local_order
         shifts = self._shifts(order, number if order == before.order else 0)
-        return RefineStep(
-            number, self.iterations, order, local, self.limit_shell if last else rings, *shifts, last=last
-        )
+        step = RefineStep(number, self.iterations, order, order >= self.local_order, rings, *shifts)
+        last = replace(step, r_max=self.limit_shell, last=True)
+        if number == self.iterations:
+            return last if not before.own_step_deg else replace(last, own_step_deg=before.own_step_deg)
+        if not step.local or not fine:
+            return step
+        if not before.own_step_deg:
+            return replace(step, own_step_deg=step_deg(order) / 2)  # between the grid's directions
+        if not idle:
+            return replace(step, own_step_deg=before.own_step_deg)
+        return replace(last, own_step_deg=before.own_step_deg / 2)
 
     def _order(self, before: int, shell: int, idle: int) -> tuple[int, bool]:
-        """The next order, and whether refinement has come to its end."""
+        """The next order, and whether the grid is as fine as it should become; one is kept while there is gain."""
         moved_deg = math.degrees(2 * self.box_px * self.pixel_size_A / shell / self.diameter_A)  # by the resolution
         wanted = FIRST_ORDER
         while step_deg(wanted) > COARSEST * moved_deg and wanted < MOST_ORDER:
@@ -119,8 +133,8 @@ class RefineSchedule:
             return before + 1, False
         if not idle:
             return before, False
-        fine = step_deg(before) <= FINEST * moved_deg or before == MOST_ORDER
-        return (before, idle > 1) if fine else (before + 1, False)
+        fine = before >= self.local_order and (step_deg(before) <= FINEST * moved_deg or before == MOST_ORDER)
+        return (before, True) if fine else (before + 1, False)
 
     def _shifts(self, order: int, again: int) -> tuple[float, float]:
         """Range and step, px: finer as directions are."""
@@ -142,7 +156,8 @@ class RefineSettings:
     workers: int = 1
     room: Room = Room()
     precision: Precision = "float32"
-    kernel: Any = "plain"
+    kernel: Kernel = "plain"
+    group: np.ndarray = field(default_factory=lambda: operators("C1"))  # (g, 3, 3)
 
 
 @dataclass(frozen=True)
@@ -169,12 +184,15 @@ class ViewExpectation:
         far = np.abs(shift_px - progress.cut_px).max(axis=1) > FARTHEST_FROM_CUT_PX
         cut_px = np.where(far[:, None], np.rint(shift_px), progress.cut_px)
         search = self._search(model, step, rng)
-        work = Pass(self.images, self._basis(step), search, settings.batch_bytes, settings.workers)
+        work = Pass(
+            self.images, self._basis(step), search, settings.batch_bytes, settings.workers, group=settings.group
+        )
         before = Found.of(state.assignment, progress.direction)
         if step.number == 1:
             model = self._scaled(model, work, step, halves, before, cut_px, rng)
-        grid = ViewGrid.drawn(step.order, step.local, rng)
-        found, sums = work.run(model, grid, halves, before, cut_px, self.store, clock)
+        work = replace(work, temperature=BEST_ALONE if step.best_alone else 1.0)
+        grids = self._grids(step, halves, before, rng)
+        found, sums = work.run(model, grids, halves, before, cut_px, self.store, clock)
 
         def maximize() -> HalfMaps:
             grid = FourierGrid(model.box_px, step.r_max, self.images.device)
@@ -182,6 +200,13 @@ class ViewExpectation:
 
         carried = replace(progress.gained(state.model.shell), cut_px=cut_px, direction=found.direction, step=step)
         return Refined(model, found.assignment(self.rows), carried, self.rows, sums, maximize, search)
+
+    def _grids(
+        self, step: RefineStep, halves: tuple[np.ndarray, ...], before: Found, rng: np.random.Generator
+    ) -> tuple[ViewGrid, ...]:
+        if step.own_step_deg:
+            return tuple(ViewGrid.around(before.direction, rows, step.order, step.own_step_deg) for rows in halves)
+        return (ViewGrid.drawn(step.order, step.local, rng, self.settings.group),) * HALVES
 
     def _basis(self, step: RefineStep) -> PolarBasis:
         preparation = self.images.preparation
@@ -212,8 +237,8 @@ class ViewExpectation:
         model = model.scaled(scale_by_power(model, self.images, np.concatenate(some), work.basis))
         store = PolarStore(np.sort(np.concatenate(some)), self.settings.room)
         for _ in range(SCALE_PASSES):
-            grid = ViewGrid.drawn(step.order, False, rng)
-            _, sums = work.run(model, grid, some, before, cut_px, store, Clock())
+            grid = ViewGrid.drawn(step.order, False, rng, work.group)
+            _, sums = work.run(model, (grid, grid), some, before, cut_px, store, Clock())
             model = model.scaled(sums.scale)
         return model
 

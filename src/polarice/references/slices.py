@@ -23,6 +23,8 @@ from polarice.align.polar import PolarBasis
 
 PAD = 2
 POINTS_AT_ONCE = 1 << 21
+SPREAD_AT_ONCE = 1 << 23  # each call has an empty grid made and added, which is to cost less than its points
+IDENTITY = np.eye(3)[None]
 FEWEST_OF_SHELL = 1e-3  # share of its shell's mean that the weight of a point is taken to be at least
 POINTS_OF_PART, MOST_PARTS = 1 << 18, 4  # of the points, each with a grid of its own to be spread on
 
@@ -104,18 +106,28 @@ class FourierGrid:
             torch.sub(real, imaginary, out=target[:, :, 1])
         return found.flatten(2)
 
-    def spread(self, numerator: Tensor, denominator: Tensor, basis: PolarBasis, views: np.ndarray) -> Tensor:
+    def spread(
+        self,
+        numerator: Tensor,
+        denominator: Tensor,
+        basis: PolarBasis,
+        views: np.ndarray,
+        group: np.ndarray = IDENTITY,
+    ) -> Tensor:
         """(re, im and denominator, *shape) float32 sums of fields (view, ring, angle) put where slices would be taken.
 
         Only on the half sphere that the near half circles are on: `whole` adds what mirrors it. The denominator is the
-        same on both halves of the circle.
+        same on both halves of the circle. group (g, 3, 3): rotations under which the density is the same; all mates of
+        a view get its fields.
         """
         total = numerator.new_zeros(3, *self.shape)
         near, far = numerator.unflatten(2, (2, -1)).unbind(dim=2)
         even = denominator[..., : basis.n_theta // 2]
-        for block in self._blocks(basis, len(views)):
-            points, parts = self._points(basis, views[block])
+        for block in self._blocks(basis, len(views), SPREAD_AT_ONCE // len(group)):
+            mates = np.einsum("vij,gjk->gvik", views[block], group).reshape(-1, 3, 3)
+            points, parts = self._points(basis, mates)
             fields = torch.stack([near[block] + far[block], near[block] - far[block], 2 * even[block]]).flatten(1) / 2
+            fields = fields.repeat(1, len(group))
             padded = torch.nn.functional.pad(fields, (0, points.shape[3] * parts - fields.shape[1]))
             each = padded.view(3, parts, 1, 1, -1).transpose(0, 1).contiguous()
             empty = total.new_zeros(()).expand(parts, 3, *self.shape)
@@ -132,8 +144,8 @@ class FourierGrid:
         both = spread + opposite
         return both[:2], both[2]
 
-    def _blocks(self, basis: PolarBasis, views: int) -> list[slice]:
-        size = max(1, POINTS_AT_ONCE // (basis.r_max * basis.n_theta // 2))
+    def _blocks(self, basis: PolarBasis, views: int, at_once: int = POINTS_AT_ONCE) -> list[slice]:
+        size = max(1, at_once // (basis.r_max * basis.n_theta // 2))
         return [slice(start, min(views, start + size)) for start in range(0, views, size)]
 
     def _points(self, basis: PolarBasis, views: np.ndarray) -> tuple[Tensor, int]:

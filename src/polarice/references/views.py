@@ -3,6 +3,7 @@
     global    every image meets every direction
     local     images are sorted into cells of the sphere by their last direction; those of a cell meet the directions
               near it, in one dense product
+    own       every image meets nine directions of its own, its last and those a step around it
 
 A grid of directions is common to all images, so that what belongs to one direction is summed as an average of 2D
 classification is, and put into the density's transform once: what per-image back-projection gives, at the cost of the
@@ -12,7 +13,7 @@ directions. The sphere is gone over region by region, so that sums of all direct
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,15 +26,17 @@ from polarice.align.search import Search
 from polarice.align.store import PolarStore
 from polarice.align.sums import Sums
 from polarice.align.sweep import batch_size, fill
-from polarice.references.directions import healpix, nearest, step_deg, turned_at_random, views_along
+from polarice.references.directions import around, healpix, nearest, step_deg, turned_at_random, views_along
 from polarice.references.halfmaps import HALVES, HalfMaps, VolumeSums
 from polarice.references.slices import FourierGrid
+from polarice.references.symmetry import in_one_unit, operators
 from polarice.types import Assignment, Pose2D
 from polarice.workers import in_turn
 
 CELL_ORDERS = 1  # cells are coarser than the grid by so many HEALPix orders
 REGION_BYTES = 256 << 20  # of the sums of a region's directions, more or less
 REACH_STEPS = 2.5  # of the grid, beyond the image of a cell that lies farthest from its centre
+OWN = 9  # directions of an image's own
 LEAST_WEIGHT = 1e-6  # of images, below which a direction is not put into the density
 
 
@@ -44,11 +47,20 @@ class ViewGrid:
     order: int  # HEALPix
     local: bool
     directions: np.ndarray  # (D, 3)
+    own: bool = False  # nine for each particle, one after another
 
     @staticmethod
-    def drawn(order: int, local: bool, rng: np.random.Generator) -> ViewGrid:
-        """The grid under a random rotation."""
-        return ViewGrid(order, local, turned_at_random(healpix(order), rng))
+    def around(last: np.ndarray, rows: np.ndarray, order: int, step_deg: float) -> ViewGrid:
+        """Nine directions for each of `rows`, around their last (n, 3), a step apart."""
+        return ViewGrid(order, True, around(last[rows], step_deg), own=True)
+
+    @staticmethod
+    def drawn(order: int, local: bool, rng: np.random.Generator, group: np.ndarray | None = None) -> ViewGrid:
+        """The grid under a random rotation; of a global one, those in one unit of a point group."""
+        directions = turned_at_random(healpix(order), rng)
+        if group is not None and not local:
+            directions = directions[in_one_unit(directions, group)]
+        return ViewGrid(order, local, directions)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ def regions_of(
 
     Regions are as large as the sums of their directions, of so many bytes each, may be.
     """
+    if grid.own:
+        return _own_regions(rows, max(1, region_bytes // (OWN * direction_bytes)))
     if not grid.local:
         return [_Region(np.arange(len(grid.directions)), [(rows, None)])] if len(rows) else []
     centres = healpix(grid.order - CELL_ORDERS)
@@ -87,6 +101,18 @@ def regions_of(
         if groups:
             ids = np.unique(np.concatenate([near for _, near in groups]))
             regions.append(_Region(ids, [(mine, np.searchsorted(ids, near)) for mine, near in groups]))
+    return regions
+
+
+def _own_regions(rows: np.ndarray, at_once: int) -> list[_Region]:
+    """Images that meet directions of their own, some at a time."""
+    regions = []
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        groups: list[tuple[np.ndarray, np.ndarray | None]] = [
+            (some[i : i + 1], np.arange(OWN * i, OWN * (i + 1))) for i in range(len(some))
+        ]
+        regions.append(_Region(np.arange(OWN * start, OWN * (start + len(some))), groups))
     return regions
 
 
@@ -135,11 +161,15 @@ class Pass:
     search: Search
     batch_bytes: int
     workers: int = 1
+    temperature: float = 1.0  # times the noise that images are compared with; well below 1, best poses take all
+    group: np.ndarray = field(
+        default_factory=lambda: operators("C1")
+    )  # (g, 3, 3) rotations: the density stays the same
 
     def run(
         self,
         model: HalfMaps,
-        grid: ViewGrid,
+        grids: tuple[ViewGrid, ...],
         halves: tuple[np.ndarray, ...],
         before: Found,
         cut_px: np.ndarray,
@@ -153,14 +183,16 @@ class Pass:
         kept, _ = store.parted(np.concatenate(halves))
         fill(store, self.images, basis, store.missing(kept, cut_px[kept]), cut_px, self.workers, clock)
         found = before.copied()
-        total = _Total.empty(self.images, FourierGrid(basis.box_px, basis.r_max, basis.device))
-        work = _Round(self, grid, model.ring_noise(basis.r_max), (before, found), cut_px, store, total, clock)
+        total = _Total.empty(self.images, FourierGrid(basis.box_px, basis.r_max, basis.device), self.group)
+        work = _Round(
+            self, grids, self.temperature * model.ring_noise(basis.r_max), (before, found), cut_px, store, total, clock
+        )
         for half, rows in enumerate(halves):
             with clock.counting("slicing"):
                 transform = total.grid.transform(model.densities[half])
-            for region in regions_of(grid, rows, before.direction, 8 * basis.n_q * basis.r_max):
+            for region in regions_of(grids[half], rows, before.direction, 8 * basis.n_q * basis.r_max):
                 work.on(region, half, transform)
-        return found, total.sums()
+        return found, total.sums(self.temperature)
 
 
 @dataclass(frozen=True)
@@ -168,7 +200,7 @@ class _Round:
     """A pass at work."""
 
     of: Pass
-    grid: ViewGrid
+    grids: tuple[ViewGrid, ...]  # of each half
     noise: Tensor  # (G, ring)
     poses: tuple[Found, Found]  # before, and what is found
     cut_px: np.ndarray
@@ -180,7 +212,7 @@ class _Round:
         """Compare the images of a region with slices of their half's map, and put their sums into it."""
         basis, search, (before, found) = self.of.basis, self.of.search, self.poses
         images, even = self.of.images, self.of.images.even_harmonics(basis)
-        directions = self.grid.directions[region.ids]
+        directions = self.grids[half].directions[region.ids]
         views = views_along(directions)
         with self.clock.counting("slicing"):
             field = self.total.grid.slices(transform, basis, views)
@@ -256,9 +288,10 @@ class _Total:
     cross: Tensor
     power: Tensor
     rest: dict[str, Tensor]
+    group: np.ndarray
 
     @staticmethod
-    def empty(images: ParticleImages, grid: FourierGrid) -> _Total:
+    def empty(images: ParticleImages, grid: FourierGrid, group: np.ndarray) -> _Total:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=grid.device)
 
@@ -269,7 +302,7 @@ class _Total:
             "max_probability": zeros(),
         }  # fmt: skip
         cubes = torch.zeros(HALVES, 3, *grid.shape, device=grid.device)
-        return _Total(grid, cubes, zeros(rings), zeros(rings), rest)
+        return _Total(grid, cubes, zeros(rings), zeros(rings), rest, group)
 
     def include(self, half: int, sums: _DirectionSums, field: Tensor, basis: PolarBasis, views: np.ndarray) -> None:
         """Put the sums of some directions, of which the references were `field`, where they belong."""
@@ -286,8 +319,11 @@ class _Total:
         weight = basis.weight.double() * basis.n_theta
         self.cross += (old * numerator).sum(dim=(0, 2), dtype=torch.float64) / weight
         self.power += (old.square() * denominator).sum(dim=(0, 2), dtype=torch.float64) / weight
-        self.cubes[half] += self.grid.spread(numerator, denominator, basis, views[used.cpu().numpy()])
+        seen = views[used.cpu().numpy()]
+        self.cubes[half] += self.grid.spread(numerator, denominator, basis, seen, self.group)
 
-    def sums(self) -> VolumeSums:
+    def sums(self, temperature: float) -> VolumeSums:
+        """In units of the noise itself."""
         numerators, denominators = zip(*map(self.grid.whole, self.cubes), strict=True)
-        return VolumeSums(torch.stack(numerators), torch.stack(denominators), self.cross, self.power, **self.rest)
+        cubes = (temperature * torch.stack(numerators), temperature * torch.stack(denominators))
+        return VolumeSums(*cubes, temperature * self.cross, temperature * self.power, **self.rest)
