@@ -19,6 +19,7 @@ from polarice.io.particles import read_particles, write_particles
 from polarice.io.star import read_star
 from polarice.jobs import simulate
 
+MPIRUN = Path(sys.prefix) / "bin/mpirun"
 BOX, ANGPIX, N = 32, 11.0, 240
 REFINE = "refine3d p/particles.star --particle-diameter 300 --iter 4 --threads 2"
 
@@ -127,6 +128,41 @@ def test_a_run_that_goes_on_repeats_the_bits(made, monkeypatch):
     assert "going on after iteration 2 of 4" in alone("refine3d --continue again")
     for name in ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_data.star"):
         assert (Path("again") / name).read_bytes() == (Path("out") / name).read_bytes(), name
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun (the package mpich) is installed here")
+def test_two_ranks_make_the_map_of_one(made, monkeypatch):
+    monkeypatch.chdir(made)
+    words = f"{REFINE} --ref ref.mrc --o ranks".replace("--threads 2", "--threads 1").split()
+    done = subprocess.run(
+        [MPIRUN, "-n", "2", sys.executable, "-m", "polarice", *words], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (read_volume(f"{name}/run_class001.mrc")[0] for name in ("out", "ranks"))
+    assert np.abs(one - two).max() < 1e-3 * np.abs(one).max()
+    assert json.loads(Path("ranks/usage.json").read_text())["ranks"] == 2
+
+
+def test_a_map_from_known_angles(made, monkeypatch):
+    """The truth's angles give the map, and halves agree farther than after refinement; without halves, that is told."""
+    monkeypatch.chdir(made)
+    table = read_particles("p/truth.star")
+    write_particles("known.star", table, columns={"rlnRandomSubset": np.arange(N) % 2 + 1})
+    ended = run("reconstruct known.star --o known --particle-diameter 300")
+    assert ended.code == 0 and "halves agree up to" in ended.out, ended.err
+    density, true = read_volume("known/run_class001.mrc")[0], truth_map()
+    assert np.corrcoef(density.ravel(), true.ravel())[0, 1] > 0.9
+    fsc = read_star("known/run_fsc.star").table("fsc").numbers("rlnGoldStandardFsc")
+    assert (fsc[1:10] > 0.5).all()
+    ended = run("reconstruct p/truth.star --o whole --sym D2")
+    assert ended.code == 0 and "nothing is known of its resolution" in ended.out
+    density = read_volume("whole/run_class001.mrc")[0]
+    turned = np.roll(density[:, ::-1, ::-1], (1, 1), axis=(1, 2))  # two-fold about z through pixel N // 2
+    assert np.corrcoef(turned[1:, 1:, 1:].ravel(), density[1:, 1:, 1:].ravel())[0, 1] > 0.999
+    ended = run("reconstruct p/particles.star --o none5")
+    assert ended.code == 2 and "has no _rlnAngleRot, _rlnAngleTilt" in ended.err and not Path("none5").exists()
+    ended = run("reconstruct known.star --o none6 --sym X")
+    assert ended.code == 2 and "no such point group" in ended.err and not Path("none6").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ JOBS: dict[str, str] = {
     "deep2d": "polarice.jobs.deep2d",
     "initial3d": "polarice.jobs.initial3d",
     "refine3d": "polarice.jobs.refine3d",
+    "reconstruct": "polarice.jobs.reconstruct",
     "simulate": "polarice.jobs.simulate",
     "run": "polarice.jobs.workflow",
     "demo": "polarice.jobs.demo",

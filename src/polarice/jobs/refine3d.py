@@ -11,6 +11,8 @@ from polarice.types import InputError
 
 SUMMARY = "refine a map from particles: two half sets, global and then local search, resolution by their FSC"
 
+RANKS = True  # mpirun may start several
+
 
 @dataclass(frozen=True)
 class Params(ParticleInput):

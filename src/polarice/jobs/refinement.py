@@ -40,7 +40,7 @@ def refine(job: str, params: Any) -> None:
     from polarice.references.symmetry import operators
 
     with world(job) as comm, ExitStack() as held:
-        params = settled(job, params, MOST_ITERATIONS)
+        params = comm.once(lambda: settled(job, params, MOST_ITERATIONS))
         operators(params.sym)
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
@@ -142,10 +142,10 @@ class RefineRun(ParticleRun["RefineResult", None]):
             join_shell=self._shell(params.low_resol_join_halves),
             batch_bytes=batch_bytes(params, device, workers),
             workers=workers,
-            room=room_of(params, device),
+            room=room_of(params, device, len(self.comm.node_ranks)),
             group=operators(params.sym),
         )
-        expect = ViewExpectation(self.images, self.looked.order, settings)
+        expect = ViewExpectation(self.images, self.looked.order, settings, self.comm)
         return fit(self.state, self.schedule, expect, KeepProgress(), params.seed)
 
     def _shell(self, resolution_A: float) -> int:
@@ -181,6 +181,12 @@ class RefineRun(ParticleRun["RefineResult", None]):
         raise NotImplementedError("a refinement has a page of its own")
 
     def _report(self, usage: Usage, drawers: Any) -> None:
+        page = self.comm.once(lambda: self._finish(usage))
+        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
+        print(self.conclusion(page))
+
+    def _finish(self, usage: Usage) -> Path:
+        """The maps, the poses and the page; the page's path."""
         from polarice.io.mrc import write_volume
         from polarice.io.refine3d import write_fsc, write_unfiltered
         from polarice.jobs.report.refinement import write_page
@@ -191,9 +197,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
         write_unfiltered(root, model.unfiltered.cpu().numpy(), pixel_A)
         write_fsc(Path(f"{root}_fsc.star"), model.fsc.cpu().numpy(), model.box_px * pixel_A)
         self._write_poses(root, self.state)
-        page = write_page(self.params, self.looked, self.state, usage)
-        write_usage(self.params.o, self.watch.ended(usage))
-        print(self.conclusion(page))
+        return write_page(self.params, self.looked, self.state, usage)
 
     def _write_poses(self, root: Path, state: RefineState) -> None:
         """ROOT_data.star."""

@@ -24,7 +24,7 @@ from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
 from polarice.align.sums import Sums
 from polarice.references.averages import Averages
-from polarice.references.directions import healpix, turned_at_random, views_along
+from polarice.references.directions import angles_of, healpix, posed_views, turned_at_random, views_along
 from polarice.references.fsc import soft_sphere
 from polarice.references.slices import FourierGrid
 
@@ -190,12 +190,7 @@ def agreement_deg(one: AbInitio, other: AbInitio) -> tuple[float, bool]:
 
 def _rotations(of: AbInitio, mirrored: bool) -> np.ndarray:
     """(class, 3, 3) matrices A(rot, tilt, psi) of the classes' views, in the density or in its mirror image (z)."""
-    views = views_along(of.direction)
-    psi = np.radians(-of.psi_deg)
-    c, s = np.cos(psi), np.sin(psi)
-    plane = np.zeros((len(psi), 3, 3))
-    plane[:, 0, 0], plane[:, 0, 1], plane[:, 1, 0], plane[:, 1, 1], plane[:, 2, 2] = c, s, -s, c, 1
-    found = plane @ views
+    found = posed_views(*angles_of(of.direction), -of.psi_deg)
     mirror = np.diag([1.0, 1.0, -1.0])
     return mirror @ found @ mirror if mirrored else found
 

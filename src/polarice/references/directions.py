@@ -69,6 +69,14 @@ def views(rot_deg: np.ndarray, tilt_deg: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.array(rows), 2, 0)
 
 
+def posed_views(rot_deg: np.ndarray, tilt_deg: np.ndarray, psi_deg: np.ndarray) -> np.ndarray:
+    """(n, 3, 3) float64 matrices A(rot, tilt, psi) of RELION's angles."""
+    c, s = np.cos(np.radians(psi_deg)), np.sin(np.radians(psi_deg))
+    nothing, one = np.zeros_like(c), np.ones_like(c)
+    plane = np.moveaxis(np.array([[c, s, nothing], [-s, c, nothing], [nothing, nothing, one]]), 2, 0)
+    return plane @ views(rot_deg, tilt_deg)
+
+
 def nearest(points: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """(n,) which of the directions (m, 3) lies nearest to each of the points (n, 3)."""
     found = [

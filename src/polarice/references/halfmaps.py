@@ -22,6 +22,19 @@ HALVES = 2
 
 
 @dataclass(frozen=True)
+class ReferencePowers:
+    """How strong references are in the images, and by themselves; as in `VolumeSums`."""
+
+    cross: Tensor
+    power: Tensor
+
+    @property
+    def scale(self) -> float:
+        """By how much references would have to be larger to explain the images best, poses as they are."""
+        return float(self.cross.sum() / self.power.sum().clamp_min(1e-30))
+
+
+@dataclass(frozen=True)
 class VolumeSums:
     """What a pass over the particles of both halves adds up to; rings r = 1 .. r_max, G optics groups."""
 
@@ -41,9 +54,8 @@ class VolumeSums:
         return float(self.group_count.sum())
 
     @property
-    def scale(self) -> float:
-        """By how much references would have to be larger to explain the images best, poses as they are."""
-        return float(self.cross.sum() / self.power.sum().clamp_min(1e-30))
+    def powers(self) -> ReferencePowers:
+        return ReferencePowers(self.cross, self.power)
 
 
 @dataclass(frozen=True)

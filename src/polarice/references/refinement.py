@@ -23,6 +23,7 @@ from polarice.align.products import Precision
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
 from polarice.align.store import PolarStore, Room
+from polarice.cluster import SERIAL, Comm, part
 from polarice.references.directions import step_deg
 from polarice.references.halfmaps import HALVES, HalfMaps
 from polarice.references.slices import FourierGrid
@@ -119,8 +120,6 @@ class RefineSchedule:
             return step
         if not before.own_step_deg:
             return replace(step, own_step_deg=step_deg(order) / 2)  # between the grid's directions
-        if not idle:
-            return replace(step, own_step_deg=before.own_step_deg)
         return replace(last, own_step_deg=before.own_step_deg / 2)
 
     def _order(self, before: int, shell: int, idle: int) -> tuple[int, bool]:
@@ -170,16 +169,17 @@ class Refined(Expected[HalfMaps, Progress]):
 class ViewExpectation:
     """Compares each half's particles with slices of its map, and keeps their polar fields between iterations."""
 
-    def __init__(self, images: ParticleImages, rows: np.ndarray, settings: RefineSettings) -> None:
-        """rows: the particles to use, in the order of the disk."""
-        self.images, self.rows, self.settings = images, rows, settings
-        self.store = PolarStore(rows, settings.room)
+    def __init__(self, images: ParticleImages, rows: np.ndarray, settings: RefineSettings, comm: Comm = SERIAL) -> None:
+        """rows: the particles to use, of all ranks, in the order of the disk."""
+        self.images, self.rows, self.settings, self.comm = images, rows, settings, comm
+        self.own = rows[part(images.particles.stack_of[rows], comm.rank, comm.size)]  # this rank's
+        self.store = PolarStore(self.own, settings.room)
 
     def __call__(
         self, state: RefineState, model: HalfMaps, step: RefineStep, rng: np.random.Generator, clock: Clock
     ) -> Refined:
         progress, settings = state.carried, self.settings
-        halves = tuple(self.rows[progress.half_of[self.rows] == half] for half in range(HALVES))
+        halves = tuple(self.own[progress.half_of[self.own] == half] for half in range(HALVES))
         shift_px = state.pose.shift_px
         far = np.abs(shift_px - progress.cut_px).max(axis=1) > FARTHEST_FROM_CUT_PX
         cut_px = np.where(far[:, None], np.rint(shift_px), progress.cut_px)
@@ -189,10 +189,14 @@ class ViewExpectation:
         )
         before = Found.of(state.assignment, progress.direction)
         if step.number == 1:
-            model = self._scaled(model, work, step, halves, before, cut_px, rng)
+            model = self._scaled(model, work, step, progress.half_of, before, cut_px, rng)
         work = replace(work, temperature=BEST_ALONE if step.best_alone else 1.0)
         grids = self._grids(step, halves, before, rng)
         found, sums = work.run(model, grids, halves, before, cut_px, self.store, clock)
+        if self.comm.size > 1:
+            with clock.counting("communication"):
+                sums = self.comm.sum(sums)
+                found = found.put_all(self.rows, self.comm.join(found.of_rows(self.own)))
 
         def maximize() -> HalfMaps:
             grid = FourierGrid(model.box_px, step.r_max, self.images.device)
@@ -227,19 +231,22 @@ class ViewExpectation:
         model: HalfMaps,
         work: Pass,
         step: RefineStep,
-        halves: tuple[np.ndarray, ...],
+        half_of: np.ndarray,
         before: Found,
         cut_px: np.ndarray,
         rng: np.random.Generator,
     ) -> HalfMaps:
         """The maps in the images' grey scale: by their power at first, then by how well they explain some images."""
-        some = tuple(rows[:: max(1, len(rows) // SCALE_IMAGES)][:SCALE_IMAGES] for rows in halves)
-        model = model.scaled(scale_by_power(model, self.images, np.concatenate(some), work.basis))
+        every = (self.rows[half_of[self.rows] == half] for half in range(HALVES))
+        chosen = [rows[:: max(1, len(rows) // SCALE_IMAGES)][:SCALE_IMAGES] for rows in every]
+        some = tuple(rows[np.isin(rows, self.own)] for rows in chosen)
+        rows = np.concatenate(chosen)
+        model = model.scaled(self.comm.once(lambda: scale_by_power(model, self.images, rows, work.basis)))
         store = PolarStore(np.sort(np.concatenate(some)), self.settings.room)
         for _ in range(SCALE_PASSES):
             grid = ViewGrid.drawn(step.order, False, rng, work.group)
             _, sums = work.run(model, (grid, grid), some, before, cut_px, store, Clock())
-            model = model.scaled(sums.scale)
+            model = model.scaled(self.comm.sum(sums.powers).scale)
         return model
 
 

@@ -144,13 +144,18 @@ class FourierGrid:
         both = spread + opposite
         return both[:2], both[2]
 
+    def empty(self) -> Tensor:
+        """What `spread` gives of no views."""
+        return torch.zeros(3, *self.shape, device=self.device)
+
     def _blocks(self, basis: PolarBasis, views: int, at_once: int = POINTS_AT_ONCE) -> list[slice]:
         size = max(1, at_once // (basis.r_max * basis.n_theta // 2))
         return [slice(start, min(views, start + size)) for start in range(0, views, size)]
 
     def _points(self, basis: PolarBasis, views: np.ndarray) -> tuple[Tensor, int]:
         """(part, 1, 1, point, 3) x, y, z of the half circles' samples, -1 to 1 over the grid, in so many parts."""
-        kx, ky = (k[:, : basis.n_theta // 2].float() * (PAD / self.reach) for k in basis.frequency)
+        unit = PAD / self.reach * self.box_px / basis.box_px  # the basis may be of a larger box, with rings between
+        kx, ky = (k[:, : basis.n_theta // 2].float() * unit for k in basis.frequency)
         rows = torch.from_numpy(np.ascontiguousarray(views[:, :2])).float().to(self.device)
         points = kx[None, ..., None] * rows[:, 0, None, None] + ky[None, ..., None] * rows[:, 1, None, None]
         flat = points.flatten(0, 2)

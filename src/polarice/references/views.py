@@ -140,6 +140,17 @@ class Found:
         pose = Pose2D(class_of, self.psi_deg, self.shift_px)
         return Assignment(pose, self.log_likelihood, self.max_probability, self.significant)
 
+    def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Every array, of some rows."""
+        return tuple(value[rows] for value in vars(self).values())
+
+    def put_all(self, rows: np.ndarray, values: tuple[np.ndarray, ...]) -> Found:
+        """The same with what `of_rows` gave of some rows."""
+        found = self.copied()
+        for array, some in zip(vars(found).values(), values, strict=True):
+            array[rows] = some
+        return found
+
     def copied(self) -> Found:
         return Found(**{name: value.copy() for name, value in vars(self).items()})
 

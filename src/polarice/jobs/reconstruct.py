@@ -1,0 +1,161 @@
+"""`polarice reconstruct`: a map from particles whose angles are known, whoever found them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from polarice.jobs.params import argument, option
+from polarice.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from polarice.align.images import ParticleImages
+    from polarice.io.particles import ParticleTable
+    from polarice.references.slices import FourierGrid
+
+SUMMARY = "make a map, and half maps, from particles whose angles are known"
+FILES = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_fsc.star")
+BATCH = 256
+ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+
+
+@dataclass(frozen=True)
+class Params:
+    """The table, and how far to go."""
+
+    particles: Path = argument("particles.star with rlnAngleRot, Tilt and Psi", flags=("--i",))
+    o: Path = option(Path("Reconstruct"), "folder for the results")
+    sym: str = option("C1", "point group of the particle, its axes where RELION has them: C1, D2, T, O, I ...")
+    maxres: float | None = option(None, "go up to this resolution; Nyquist", unit="A", low=0.1)
+    particle_diameter: float | None = option(
+        None, "diameter of the sphere that half maps are compared in; 0.8 of the box", unit="A", low=1
+    )
+    tau2_fudge: float = option(
+        1.0, "strength of the data against the prior, where there are halves", low=0.01, high=100
+    )
+    ctf: bool = option(True, "correct for the contrast transfer function")
+    image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
+    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.01, high=100)
+    unsigned: bool = option(False, "MRC mode 0 holds unsigned bytes, as before 2014")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
+
+
+def run(params: Params) -> None:
+    """Reconstruct. Raises InputError for what cannot be used."""
+    from polarice.io.mrc import write_volume
+    from polarice.io.refine3d import write_fsc, write_unfiltered
+    from polarice.jobs.alone import alone
+    from polarice.jobs.outputs import Outputs
+    from polarice.jobs.params import as_dict, command_line
+    from polarice.jobs.provenance import write_job_json
+    from polarice.jobs.resources import device_of
+    from polarice.references.fsc import correlation, resolved_shell, soft_sphere, ssnr_of
+    from polarice.references.slices import FourierGrid
+    from polarice.references.symmetry import operators
+
+    group = operators(params.sym)
+    device = device_of(params)
+    table, images = _opened(params, device)
+    angles, half_of = _angles(table), _halves(table)
+    box, pixel_A = images.preparation.box_px, images.pixel_size_A
+    limit = box // 2 - 1 if params.maxres is None else max(3, min(box // 2 - 1, int(box * pixel_A / params.maxres)))
+    outputs = Outputs("reconstruct", params.o, FILES)
+    kept = outputs.require_free([params.particles])
+    params.o.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        held.enter_context(alone(params.o))
+        write_job_json(
+            params.o, "reconstruct", as_dict(params), command_line("reconstruct", params),
+            inputs=[params.particles, *table.particles.stacks], seed=0, more={"outputs": kept} if kept else {},
+        )  # fmt: skip
+        grid = FourierGrid(box, limit, device)
+        halves = [np.flatnonzero(half_of == half) for half in range(2)]
+        sums = [_spread(images, grid, rows, angles, group) for rows in halves]
+        both = sums[0] + sums[1]
+        if len(halves[1]):
+            unfiltered = [grid.density(grid.solved(*grid.whole(each))) for each in sums]
+            sphere = soft_sphere(box, images.preparation.radius_px, 5.0, device)
+            fsc = correlation(unfiltered[0] * sphere, unfiltered[1] * sphere)
+            ssnr = 2 * params.tau2_fudge * ssnr_of(fsc[: limit + 1])
+            density = grid.density(grid.solved(*grid.whole(both), ssnr))
+            write_unfiltered(params.o / "run", np.stack([each.cpu().numpy() for each in unfiltered]), pixel_A)
+            write_fsc(params.o / "run_fsc.star", fsc.cpu().numpy(), box * pixel_A)
+            told = f"halves agree up to {box * pixel_A / resolved_shell(fsc):.1f} A"
+        else:
+            density = grid.density(grid.solved(*grid.whole(both)))
+            told = "no rlnRandomSubset, so nothing is known of its resolution"
+        write_volume(params.o / "run_class001.mrc", density.cpu().numpy(), pixel_A)
+    print(f"{params.o / 'run_class001.mrc'}: {len(table.particles)} particles; {told}")
+
+
+def _opened(params: Params, device: torch.device) -> tuple[ParticleTable, ParticleImages]:
+    from polarice.align.images import ParticleImages
+    from polarice.align.prepare import Preparation
+    from polarice.io.particles import StackSource, read_ahead, read_particles
+
+    table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
+    particles = table.particles
+    source = StackSource(particles, params.unsigned, params.particles)
+    source.check()
+    optics = particles.optics[int(particles.optics_of[0])]
+    box_A = source.box_px * optics.pixel_size_A
+    radius_px = (params.particle_diameter or 0.8 * box_A) / optics.pixel_size_A / 2
+    preparation = Preparation(source.box_px, radius_px, normalise=False)
+    return table, ParticleImages(particles, source, preparation, device, read_ahead, params.ctf)
+
+
+def _angles(table: ParticleTable) -> np.ndarray:
+    """(n, 3) rot, tilt, psi in degrees."""
+    missing = [label for label in ANGLES if label not in table.table]
+    if missing:
+        raise InputError(f"{table.table.where} has no {', '.join('_' + label for label in missing)}; refine first")
+    return np.stack([table.table.finite(label, 1e6) for label in ANGLES], axis=1)
+
+
+def _halves(table: ParticleTable) -> np.ndarray:
+    """(n,) 0 or 1 by rlnRandomSubset; all 0 where there is none."""
+    if "rlnRandomSubset" not in table.table:
+        return np.zeros(len(table.particles), np.int8)
+    given = table.table.numbers("rlnRandomSubset")
+    wrong = np.flatnonzero(~np.isin(given, (1, 2)))
+    if len(wrong):
+        raise InputError(
+            f"{table.table.where}, row {wrong[0] + 1}: _rlnRandomSubset is neither 1 nor 2; correct or remove it"
+        )
+    return given.astype(np.int8) - 1
+
+
+def _spread(
+    images: ParticleImages, grid: FourierGrid, rows: np.ndarray, angles: np.ndarray, group: np.ndarray
+) -> torch.Tensor:
+    """(re, im and denominator, *shape) sums of some particles, each at its own angles; images are not masked.
+
+    Images are padded twofold, so that there are rings at every half Fourier pixel: with whole ones alone, points of the
+    grid between two rings would hardly be reached.
+    """
+    import torch
+
+    from polarice.align.polar import PolarBasis
+    from polarice.references.directions import posed_views
+
+    box = grid.box_px
+    basis = PolarBasis(2 * box, box / 2, 2 * grid.r_max, 0.0, grid.device)
+    total = grid.empty()
+    shift_px = images.particles.pose.shift_px
+    before = box - box // 2
+    for some, pixels in images.batches(rows, BATCH):
+        plain = pixels - pixels.mean(dim=(1, 2), keepdim=True)
+        wide = torch.nn.functional.pad(plain, (before, box - before, before, box - before))
+        nowhere = np.zeros((len(some), 2))
+        polar = images.polar(basis, some, 2 * basis.sample(wide), nowhere, shift_px[some])
+        weight = basis.weight[:, None]
+        numerator, denominator = polar.field * polar.ctf * weight, polar.ctf.square() * weight
+        total += grid.spread(numerator, denominator, basis, posed_views(*angles[some].T), group)
+    return total
