@@ -199,6 +199,8 @@ def test_half_sets_that_make_no_halves(made, monkeypatch):
         write_particles(f"{name}.star", table, columns={"rlnRandomSubset": subset})
         ended = run(f"refine3d {name}.star --ref ref.mrc --particle-diameter 300 --o {name}_out")
         assert ended.code == 2 and message in ended.err
+    ended = run("refine3d p/particles.star --ref ref.mrc --memory 0.01 --o none")
+    assert ended.code == 2 and "the transforms of two half maps of 32 px take up to" in ended.err
     ended = run("refine3d p/particles.star --o none")
     assert ended.code == 2 and "--ref: refine3d begins with a map" in ended.err
 

@@ -15,7 +15,7 @@ import numpy as np
 from polarice.cluster import Comm, world
 from polarice.jobs.intake import Looked, last_ring, look_at_images, open_particles, with_copies
 from polarice.jobs.particle_run import ParticleRun
-from polarice.jobs.resources import batch_bytes, card_of, device_of, room_of, workers_of
+from polarice.jobs.resources import batch_bytes, card_of, device_of, memory_bytes, room_of, workers_of
 from polarice.jobs.running import carry_out, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SAME_PIXEL = 0.01  # relative difference of the map's pixel size from the particles' that is rounding
 FEWEST_PARTICLES = 20
+BYTES_A_POINT = 64  # of a transform's grid: sums of two halves, and what is made of them
 MOST_ITERATIONS = 25
 FEW_PARTICLES = 100
 
@@ -53,6 +54,8 @@ def refine(job: str, params: Any) -> None:
                 f"warning: {table.path}: {len(table.particles)} particles make no map worth its name", file=sys.stderr
             )
 
+        _require_room(params, images)
+
         def begin() -> RefineRun:
             watch.mark("loading")
             looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
@@ -60,6 +63,21 @@ def refine(job: str, params: Any) -> None:
             return RefineRun(job, params, looked, (comm, watch), density)
 
         carry_out(job, params, [params.particles, *table.particles.stacks], begin, comm)
+
+
+def _require_room(params: Any, images: ParticleImages) -> None:
+    """Raise InputError where the grids of both halves have no room."""
+    from polarice.references.slices import FourierGrid
+
+    limit = min(images.preparation.box_px // 2 - 1, last_ring(images, params))
+    points = FourierGrid(images.preparation.box_px, limit).shape[0] ** 3
+    wanted, there = BYTES_A_POINT * points, memory_bytes(params, images.device)
+    if wanted > there:
+        raise InputError(
+            f"the transforms of two half maps of {images.preparation.box_px} px take up to {wanted / (1 << 30):.3g} "
+            f"GiB, and there are {there / (1 << 30):.3g}; compare up to a coarser resolution (--strict-highres-exp), or "
+            "scale the particles down (polarice extract --scale)"
+        )
 
 
 def read_reference(path: Path, images: ParticleImages) -> np.ndarray:
