@@ -73,10 +73,11 @@ def _require_room(params: Any, images: ParticleImages) -> None:
     points = FourierGrid(images.preparation.box_px, limit).shape[0] ** 3
     wanted, there = BYTES_A_POINT * points, memory_bytes(params, images.device)
     if wanted > there:
+        box = images.preparation.box_px
         raise InputError(
-            f"the transforms of two half maps of {images.preparation.box_px} px take up to {wanted / (1 << 30):.3g} "
-            f"GiB, and there are {there / (1 << 30):.3g}; compare up to a coarser resolution (--strict-highres-exp), or "
-            "scale the particles down (polarice extract --scale)"
+            f"the transforms of two half maps of {box} px take up to {wanted / (1 << 30):.3g} GiB, and there are "
+            f"{there / (1 << 30):.3g}; compare up to a coarser resolution (--strict-highres-exp), or scale the particles "
+            "down (polarice extract --scale)"
         )
 
 
