@@ -76,7 +76,7 @@ def _require_room(params: Any, images: ParticleImages) -> None:
         box = images.preparation.box_px
         raise InputError(
             f"the transforms of two half maps of {box} px take up to {wanted / (1 << 30):.3g} GiB, and there are "
-            f"{there / (1 << 30):.3g}; compare up to a coarser resolution (--strict-highres-exp), or scale the particles "
+            f"{there / (1 << 30):.3g}; compare to a coarser resolution (--strict-highres-exp), or scale the particles "
             "down (polarice extract --scale)"
         )
 
