@@ -102,7 +102,7 @@ def typed(tmp_path_factory):
         shutil.copy(ROOT / "src/polarice/data/ribosome70S.mrc", "map.mrc")
         _session(folder)
         for _, name, *words in commands(ROOT / "README.md", "polarice"):
-            if name in ("bench", "cluster", "status", "initial3d", "refine3d"):
+            if name in ("bench", "cluster", "status", "initial3d", "refine3d", "reconstruct"):
                 # minutes of work, a scheduler's, or more particles than are here: their own tests have them
                 continue
             if name == "run":

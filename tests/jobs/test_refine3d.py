@@ -155,7 +155,7 @@ def test_a_map_from_known_angles(made, monkeypatch):
     fsc = read_star("known/run_fsc.star").table("fsc").numbers("rlnGoldStandardFsc")
     assert (fsc[1:10] > 0.5).all()
     ended = run("reconstruct p/truth.star --o whole --sym D2")
-    assert ended.code == 0 and "nothing is known of its resolution" in ended.out
+    assert ended.code == 0 and "nothing is known of the map's resolution" in ended.out
     density = read_volume("whole/run_class001.mrc")[0]
     turned = np.roll(density[:, ::-1, ::-1], (1, 1), axis=(1, 2))  # two-fold about z through pixel N // 2
     assert np.corrcoef(turned[1:, 1:, 1:].ravel(), density[1:, 1:, 1:].ravel())[0, 1] > 0.999
@@ -228,3 +228,49 @@ def test_a_first_map_from_classes(made, monkeypatch):
     assert ended.code == 2 and "a map wants at least 8" in ended.err and not Path("none3").exists()
     ended = run("initial3d p --o none4")
     assert (ended.code == 2 and "job.json" in ended.err) or "is of simulate" in ended.err
+
+
+def test_nothing_that_is_not_its_own_is_written_over(made, monkeypatch):
+    """A map of the same name that is the reference or a stranger's, and its own half maps of a table before."""
+    monkeypatch.chdir(made)
+    Path("mine").mkdir()
+    shutil.copy("ref.mrc", "mine/run_class001.mrc")
+    before = Path("mine/run_class001.mrc").read_bytes()
+    ended = run(f"{REFINE} --ref mine/run_class001.mrc --o mine")
+    assert ended.code == 2 and "run_class001.mrc" in ended.err
+    assert Path("mine/run_class001.mrc").read_bytes() == before
+    write_particles("halved.star", read_particles("p/truth.star"), columns={"rlnRandomSubset": np.arange(N) % 2 + 1})
+    for table, there in (("halved.star", True), ("p/truth.star", False)):
+        ended = run(f"reconstruct {table} --o twice")
+        assert ended.code == 0, ended.err
+        assert Path("twice/run_half1_class001_unfil.mrc").exists() == there
+
+
+def test_what_one_bad_image_does_to_a_map_from_known_angles(made, monkeypatch):
+    """It is left out and told; and half 2 alone is one set."""
+    from polarice.io.mrc import open_stack, write_stack
+
+    monkeypatch.chdir(made)
+    images = np.array(open_stack("p/particles.mrcs")[:])
+    images[5, 3, 3] = np.nan
+    write_stack("bad.mrcs", images, ANGPIX)
+    names = [f"{i + 1:06d}@bad.mrcs" for i in range(N)]
+    table = read_particles("p/truth.star")
+    write_particles("bad.star", table, columns={"rlnImageName": names, "rlnRandomSubset": np.arange(N) % 2 + 1})
+    ended = run("reconstruct bad.star --o bad --maxres 60")
+    assert ended.code == 0 and "left out: row 6 of bad.star" in ended.err and f"{N - 1} particles" in ended.out
+    assert np.isfinite(read_volume("bad/run_class001.mrc")[0]).all()
+    fsc = read_star("bad/run_fsc.star").table("fsc").numbers("rlnGoldStandardFsc")
+    assert (fsc[int(BOX * ANGPIX / 60) + 1 :] == 0).all()
+    write_particles("second.star", table, columns={"rlnRandomSubset": np.full(N, 2)})
+    ended = run("reconstruct second.star --o second")
+    assert ended.code == 0 and "all of one half" in ended.out
+    whole, second = (read_volume(f"{name}/run_class001.mrc")[0] for name in ("whole", "second"))
+    assert 0.2 < second.std() / whole.std() < 5
+
+
+def test_a_run_that_used_up_its_iterations_takes_more(made, monkeypatch):
+    monkeypatch.chdir(made)
+    alone(f"{REFINE} --ref ref.mrc --o more".replace("--iter 4", "--iter 1"))
+    told = alone("refine3d --continue more --iter 2")
+    assert "going on after iteration 1 of 2" in told and "iteration 2:" in told

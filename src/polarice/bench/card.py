@@ -77,7 +77,7 @@ def run(params: Params) -> None:
 
     threads = params.threads or cores()
     where = machine(Place(threads, params.device))
-    make_folder(params.o, empty=False)
+    make_folder(params.o, empty=True)
     told: dict[str, Any] = {
         "command": command_line("bench card", params),
         "parameters": as_dict(params),

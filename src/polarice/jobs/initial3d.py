@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 SUMMARY = "make a first map from class averages, from several random starts, and tell how far these agree"
 FILES = ("report.html", "initial_model.mrc", "seeds.json", "run_data.star")
 SAME_DEG = 12.0  # seeds whose class views lie so near to each other have found one map
+DIAMETER_OF_BOX = 0.8  # where nothing is said, as class2d takes it
+FEWEST_PIXELS = 8  # across the particle
 FEWEST_PARTICLES = 5  # of a class that takes part
 
 
@@ -25,7 +28,7 @@ FEWEST_PARTICLES = 5  # of a class that takes part
 class Params:
     """The classes, and how many times to begin."""
 
-    classes: Path | None = argument("folder of a finished run of align2d or class2d", flags=("--i",))
+    classes: Path = argument("folder of a finished run of align2d or class2d", flags=("--i",))
     o: Path = option(Path("InitialModel"), "folder for the results")
     seeds: int = option(8, "number of random starts", low=1, high=1000)
     iter: int = option(40, "iterations of each", low=5, high=1000)
@@ -54,26 +57,28 @@ class Start:
 
 def run(params: Params) -> None:
     """Begin several times, keep the best by likelihood. Raises InputError for what cannot be used."""
-    import time
-
     from polarice.jobs.checkpoint import checkpoints, read_checkpoint
-    from polarice.jobs.outputs import Outputs
+    from polarice.jobs.outputs import claimed
     from polarice.jobs.params import as_dict, command_line
     from polarice.jobs.provenance import write_job_json
     from polarice.jobs.report.initial import write_page
     from polarice.jobs.resources import device_of
-    from polarice.references.abinitio import FEWEST_CLASSES, ClassImages, agreement_deg, densities
+    from polarice.references.abinitio import FEWEST_CLASSES, ClassImages
 
-    assert params.classes is not None
     folder, record = params.classes, _record(params.classes)
     done = checkpoints(folder)
     if not done:
         raise InputError(f"{folder}: no iteration of align2d or class2d is in it; give the folder of a run")
     device = device_of(params)
     state = read_checkpoint(folder, done[-1], device)
-    diameter_A = params.particle_diameter or _diameter_of(record, folder, state.model.basis.box_px)
     table = _table_of(folder, done[-1])
     pixel_A = table.particles.optics[int(table.particles.optics_of[0])].pixel_size_A
+    box_A = state.model.basis.box_px * pixel_A
+    diameter_A = params.particle_diameter or _diameter_of(record, folder) or DIAMETER_OF_BOX * box_A
+    if not FEWEST_PIXELS * pixel_A <= diameter_A <= box_A:
+        raise InputError(
+            f"--particle-diameter {diameter_A:g}: the classes' box is {box_A:.0f} A wide; give the particle's diameter"
+        )
     least = FEWEST_PARTICLES / max(1, len(table.particles))
     images = ClassImages.of(state.model, least)
     if len(images.number) < FEWEST_CLASSES:
@@ -81,28 +86,36 @@ def run(params: Params) -> None:
             f"{folder}: {len(images.number)} classes hold {FEWEST_PARTICLES} particles or more; a map wants at least "
             f"{FEWEST_CLASSES}, better 50: classify again with more (class2d --k 60)"
         )
-    outputs = Outputs("initial3d", params.o, FILES)
-    kept = outputs.require_free([folder / "job.json"])
-    params.o.mkdir(parents=True, exist_ok=True)
-    write_job_json(
-        params.o, "initial3d", as_dict(params), command_line("initial3d", params),
-        inputs=[folder / "job.json"], seed=params.seed, more={"outputs": kept} if kept else {},
-    )  # fmt: skip
-    starts: list[Start] = []
-    for seed in range(params.seed, params.seed + params.seeds):
-        since = time.perf_counter()
-        *_, found = densities(images, diameter_A / pixel_A, seed, params.iter)
-        starts.append(Start(seed, found, time.perf_counter() - since))
-        print(f"seed {seed}: log likelihood {found.log_likelihood:,.0f}, {starts[-1].seconds:.1f} s", flush=True)
-    starts.sort(key=lambda each: -each.found.log_likelihood)
-    best = starts[0].found
-    starts = [Start(each.seed, each.found, each.seconds, *agreement_deg(best, each.found)) for each in starts]
-    _write(params, starts, images, table, pixel_A)
-    page = write_page(params, starts, images, pixel_A)
+    with ExitStack() as held:
+        kept = claimed("initial3d", params.o, FILES, [folder / "job.json"], held)
+        write_job_json(
+            params.o, "initial3d", as_dict(params), command_line("initial3d", params),
+            inputs=[folder / "job.json"], seed=params.seed, more={"outputs": kept},
+        )  # fmt: skip
+        starts = _starts(params, images, diameter_A / pixel_A)
+        _write(params, starts, images, table, pixel_A)
+        page = write_page(params, starts, images, pixel_A)
     agree = sum(each.same for each in starts)
     print(f"{agree} of {len(starts)} starts found the map of the best one, hand apart; report: {page}")
     if len(starts) > 1 and agree == 1:
         print("warning: no other start found this map; do not trust it: more classes, or more particles, may help")
+
+
+def _starts(params: Params, images: ClassImages, diameter_px: float) -> list[Start]:
+    """Every start, the likeliest first, and how far each is from that."""
+    import time
+
+    from polarice.references.abinitio import agreement_deg, densities
+
+    starts: list[Start] = []
+    for seed in range(params.seed, params.seed + params.seeds):
+        since = time.perf_counter()
+        *_, found = densities(images, diameter_px, seed, params.iter)
+        starts.append(Start(seed, found, time.perf_counter() - since))
+        print(f"seed {seed}: log likelihood {found.log_likelihood:,.0f}, {starts[-1].seconds:.1f} s", flush=True)
+    starts.sort(key=lambda each: -each.found.log_likelihood)
+    best = starts[0].found
+    return [Start(each.seed, each.found, each.seconds, *agreement_deg(best, each.found)) for each in starts]
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -117,11 +130,13 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _diameter_of(record: dict[str, Any], folder: Path, box_px: int) -> float:
-    found = record["params"].get("particle_diameter")
-    if found is None:
-        raise InputError(f"{folder}: does not say how large the particle is; give --particle-diameter")
-    return float(found)
+def _diameter_of(record: dict[str, Any], folder: Path) -> float | None:
+    """What the classes' run was told; None where it took its own."""
+    given = record.get("params")
+    found = given.get("particle_diameter") if isinstance(given, dict) else None
+    if found is not None and not isinstance(found, int | float):
+        raise InputError(f"{folder / 'job.json'}: particle_diameter is no number; give --particle-diameter")
+    return found
 
 
 def _table_of(folder: Path, number: int) -> ParticleTable:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,3 +144,23 @@ def files_of(path: str | os.PathLike[str] | None) -> list[str]:
     if not os.path.isdir(path):
         return [str(path)]
     return [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+
+
+def claimed(
+    job: str, folder: Path, files: tuple[str, ...], inputs: Iterable[str | os.PathLike[str] | None], held: ExitStack
+) -> dict[str, Any]:
+    """The record of outputs for job.json of a job that makes these files in its folder, which is made, kept from other
+    processes until `held` is closed, and swept of the job's own results. InputError as `Outputs.require_free`, and
+    where the folder cannot be made; then nothing is left of it."""
+    from polarice.jobs.alone import alone
+
+    outputs, new = Outputs(job, folder, files), not os.path.lexists(folder)
+    kept = outputs.require_free(inputs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder ({error.strerror}); {_ANOTHER}") from error
+    held.enter_context(alone(folder))
+    kept = kept if new else outputs.require_free(inputs)  # another process may have come between
+    outputs.sweep()
+    return kept

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from polarice.jobs.intake import ParticleInput
 from polarice.jobs.params import argument, option
 from polarice.types import InputError
 
@@ -49,66 +50,76 @@ class Params:
 
 def run(params: Params) -> None:
     """Reconstruct. Raises InputError for what cannot be used."""
-    from polarice.io.mrc import write_volume
-    from polarice.io.refine3d import write_fsc, write_unfiltered
-    from polarice.jobs.alone import alone
-    from polarice.jobs.outputs import Outputs
+    from polarice.align.portions import is_out_of_memory
+    from polarice.jobs.intake import look_at_images, open_particles
+    from polarice.jobs.outputs import claimed
     from polarice.jobs.params import as_dict, command_line
     from polarice.jobs.provenance import write_job_json
+    from polarice.jobs.refinement import require_room_of_halves
     from polarice.jobs.resources import device_of
-    from polarice.references.fsc import correlation, resolved_shell, soft_sphere, ssnr_of
-    from polarice.references.slices import FourierGrid
     from polarice.references.symmetry import operators
 
-    group = operators(params.sym)
+    group, given = operators(params.sym), _given(params)
     device = device_of(params)
-    table, images = _opened(params, device)
+    table, images = open_particles(given, device)
     angles, half_of = _angles(table), _halves(table)
-    box, pixel_A = images.preparation.box_px, images.pixel_size_A
-    limit = box // 2 - 1 if params.maxres is None else max(3, min(box // 2 - 1, int(box * pixel_A / params.maxres)))
-    outputs = Outputs("reconstruct", params.o, FILES)
-    kept = outputs.require_free([params.particles])
-    params.o.mkdir(parents=True, exist_ok=True)
+    require_room_of_halves(given, images)
     with ExitStack() as held:
-        held.enter_context(alone(params.o))
+        inputs: list[str | Path] = [params.particles, *table.particles.stacks]
+        kept = claimed("reconstruct", params.o, FILES, inputs, held)
+        looked = look_at_images(table, images, given)
         write_job_json(
             params.o, "reconstruct", as_dict(params), command_line("reconstruct", params),
-            inputs=[params.particles, *table.particles.stacks], seed=0, more={"outputs": kept} if kept else {},
+            inputs=inputs, seed=0, more={"outputs": kept},
         )  # fmt: skip
-        grid = FourierGrid(box, limit, device)
-        halves = [np.flatnonzero(half_of == half) for half in range(2)]
-        sums = [_spread(images, grid, rows, angles, group) for rows in halves]
-        both = sums[0] + sums[1]
-        if len(halves[1]):
-            unfiltered = [grid.density(grid.solved(*grid.whole(each))) for each in sums]
-            sphere = soft_sphere(box, images.preparation.radius_px, 5.0, device)
-            fsc = correlation(unfiltered[0] * sphere, unfiltered[1] * sphere)
-            ssnr = 2 * params.tau2_fudge * ssnr_of(fsc[: limit + 1])
-            density = grid.density(grid.solved(*grid.whole(both), ssnr))
-            write_unfiltered(params.o / "run", np.stack([each.cpu().numpy() for each in unfiltered]), pixel_A)
-            write_fsc(params.o / "run_fsc.star", fsc.cpu().numpy(), box * pixel_A)
-            told = f"halves agree up to {box * pixel_A / resolved_shell(fsc):.1f} A"
-        else:
-            density = grid.density(grid.solved(*grid.whole(both)))
-            told = "no rlnRandomSubset, so nothing is known of its resolution"
-        write_volume(params.o / "run_class001.mrc", density.cpu().numpy(), pixel_A)
-    print(f"{params.o / 'run_class001.mrc'}: {len(table.particles)} particles; {told}")
+        halves = [looked.rows[half_of[looked.rows] == half] for half in range(2)]
+        try:
+            told = _write(params, looked.images, halves, angles, group)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError("out of memory; go up to a coarser resolution (--maxres)") from error
+    print(f"{params.o / FILES[0]}: {len(looked.rows)} particles; {told}")
 
 
-def _opened(params: Params, device: torch.device) -> tuple[ParticleTable, ParticleImages]:
-    from polarice.align.images import ParticleImages
-    from polarice.align.prepare import Preparation
-    from polarice.io.particles import StackSource, read_ahead, read_particles
+def _given(params: Params) -> ParticleInput:
+    """What of the parameters is about the particles, as all jobs take it."""
+    same = ("particles", "o", "particle_diameter", "ctf", "image_dir", "angpix", "unsigned", "device", "threads")
+    shared = {name: getattr(params, name) for name in same}
+    return ParticleInput(**shared, norm=False, strict_highres_exp=params.maxres)
 
-    table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
-    particles = table.particles
-    source = StackSource(particles, params.unsigned, params.particles)
-    source.check()
-    optics = particles.optics[int(particles.optics_of[0])]
-    box_A = source.box_px * optics.pixel_size_A
-    radius_px = (params.particle_diameter or 0.8 * box_A) / optics.pixel_size_A / 2
-    preparation = Preparation(source.box_px, radius_px, normalise=False)
-    return table, ParticleImages(particles, source, preparation, device, read_ahead, params.ctf)
+
+def _write(
+    params: Params, images: ParticleImages, halves: list[np.ndarray], angles: np.ndarray, group: np.ndarray
+) -> str:
+    """Make the maps and write them; what is to be said of them."""
+    from polarice.io.mrc import write_volume
+    from polarice.io.refine3d import write_fsc, write_unfiltered
+    from polarice.jobs.intake import last_ring
+    from polarice.references.fsc import correlation, resolved_shell, soft_sphere, ssnr_of
+    from polarice.references.slices import FourierGrid
+
+    box, pixel_A = images.preparation.box_px, images.pixel_size_A
+    limit = min(box // 2 - 1, last_ring(images, _given(params)))
+    grid = FourierGrid(box, limit, images.device)
+    sums = [_spread(images, grid, rows, angles, group) for rows in halves]
+    both = sums[0] + sums[1]
+    if not all(map(len, halves)):
+        density = grid.density(grid.solved(*grid.whole(both)))
+        write_volume(params.o / FILES[0], density.cpu().numpy(), pixel_A)
+        for name in FILES[1:]:  # of a table before this one
+            (params.o / name).unlink(missing_ok=True)
+        return "all of one half (rlnRandomSubset), so nothing is known of the map's resolution"
+    unfiltered = [grid.density(grid.solved(*grid.whole(each))) for each in sums]
+    sphere = soft_sphere(box, images.preparation.radius_px, 5.0, images.device)
+    fsc = correlation(unfiltered[0] * sphere, unfiltered[1] * sphere)
+    fsc[limit + 1 :] = 0
+    ssnr = 2 * params.tau2_fudge * ssnr_of(fsc[: limit + 1])
+    density = grid.density(grid.solved(*grid.whole(both), ssnr))
+    write_volume(params.o / FILES[0], density.cpu().numpy(), pixel_A)
+    write_unfiltered(params.o / "run", np.stack([each.cpu().numpy() for each in unfiltered]), pixel_A)
+    write_fsc(params.o / "run_fsc.star", fsc.cpu().numpy(), box * pixel_A)
+    return f"halves agree up to {box * pixel_A / min(limit, resolved_shell(fsc)):.1f} A"
 
 
 def _angles(table: ParticleTable) -> np.ndarray:

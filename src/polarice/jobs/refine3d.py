@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polarice.jobs.intake import ParticleInput
@@ -47,4 +47,4 @@ def run(params: Params) -> None:
 
     if params.ref is None and params.continue_ is None:
         raise InputError("--ref: refine3d begins with a map; give one (.mrc), or make one with polarice initial3d")
-    refine("refine3d", params)
+    refine("refine3d", replace(params, sym=params.sym.strip().upper()))

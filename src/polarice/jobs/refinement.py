@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SAME_PIXEL = 0.01  # relative difference of the map's pixel size from the particles' that is rounding
 FEWEST_PARTICLES = 20
-BYTES_A_POINT = 64  # of a transform's grid: sums of two halves, and what is made of them
+BYTES_A_POINT = 160  # of a transform's grid: sums of two halves, and what is made of them, as measured
 MOST_ITERATIONS = 25
 FEW_PARTICLES = 100
 
@@ -46,7 +46,8 @@ def refine(job: str, params: Any) -> None:
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
-        density = read_reference(params.ref, images)
+        if params.continue_ is None:
+            read_reference(params.ref, images)  # what is wrong with it is told before images are looked at
         if len(table.particles) < FEWEST_PARTICLES:
             raise InputError(f"{table.path}: {len(table.particles)} particles are too few; at least {FEWEST_PARTICLES}")
         if len(table.particles) < FEW_PARTICLES:
@@ -54,24 +55,28 @@ def refine(job: str, params: Any) -> None:
                 f"warning: {table.path}: {len(table.particles)} particles make no map worth its name", file=sys.stderr
             )
 
-        _require_room(params, images)
+        require_room_of_halves(params, images)
 
         def begin() -> RefineRun:
             watch.mark("loading")
             looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
             watch.mark("looking at images")
-            return RefineRun(job, params, looked, (comm, watch), density)
+            return RefineRun(job, params, looked, (comm, watch))
 
         carry_out(job, params, [params.particles, *table.particles.stacks], begin, comm)
 
 
-def _require_room(params: Any, images: ParticleImages) -> None:
-    """Raise InputError where the grids of both halves have no room."""
+def _held_bytes(params: Any, images: ParticleImages) -> int:
+    """Memory for the transforms of both halves, on the last ring."""
     from polarice.references.slices import FourierGrid
 
     limit = min(images.preparation.box_px // 2 - 1, last_ring(images, params))
-    points = FourierGrid(images.preparation.box_px, limit).shape[0] ** 3
-    wanted, there = BYTES_A_POINT * points, memory_bytes(params, images.device)
+    return BYTES_A_POINT * FourierGrid(images.preparation.box_px, limit).shape[0] ** 3
+
+
+def require_room_of_halves(params: Any, images: ParticleImages) -> None:
+    """Raise InputError where the grids of both halves have no room."""
+    wanted, there = _held_bytes(params, images), memory_bytes(params, images.device)
     if wanted > there:
         box = images.preparation.box_px
         raise InputError(
@@ -131,8 +136,7 @@ def halves_of(looked: Looked, seed: int) -> np.ndarray:
 class RefineRun(ParticleRun["RefineResult", None]):
     """refine3d at work."""
 
-    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch], density: np.ndarray) -> None:
-        self.density = density
+    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
         self.schedule = _schedule(looked.images, params)
         super().__init__(job, params, looked, ranks)
 
@@ -143,8 +147,13 @@ class RefineRun(ParticleRun["RefineResult", None]):
         from polarice.jobs.checkpoint3d import read_refinement
 
         if self.done:
-            return read_refinement(self.params.o, self.done, self.images.device)
-        return first_state(self.looked, self.density, self.schedule, self.params)
+            state = read_refinement(self.params.o, self.done, self.images.device)
+            if state.carried.step is not None and state.carried.step.last:
+                print(
+                    f"{self.params.o}: refinement has come to its end; nothing but the report is made", file=sys.stderr
+                )
+            return state
+        return first_state(self.looked, read_reference(self.params.ref, self.images), self.schedule, self.params)
 
     def following(self, state: RefineState) -> int:
         return state.number + 1
@@ -161,7 +170,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
             join_shell=self._shell(params.low_resol_join_halves),
             batch_bytes=batch_bytes(params, device, workers),
             workers=workers,
-            room=room_of(params, device, len(self.comm.node_ranks)),
+            room=room_of(params, device, len(self.comm.node_ranks), _held_bytes(params, self.images)),
             group=operators(params.sym),
         )
         expect = ViewExpectation(self.images, self.looked.order, settings, self.comm)

@@ -28,6 +28,11 @@ ANEW = ("iter", "device", "threads", "memory", "scratch", "copy_to", "price", "p
 _ITERATION = re.compile(r"run_it(\d{3,})_")
 _REPORT = "report.html"
 FILES = (_REPORT, "history.jsonl", USAGE_NAME, *state.FILES)  # of a run, beside those of its iterations
+FINAL = {  # of a run that ends with maps
+    "refine3d": (
+        "run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_fsc.star",
+    )
+}  # fmt: skip
 _OUTPUT = re.compile(r"report_.*\.png|class\d{3,}(\.star)?|run_data\.star|align2d|sml")  # of some
 _LEFT_OVER = re.compile(r"\.(.+)\.tmp-\d+")  # of a file that a kill cut off
 
@@ -57,7 +62,9 @@ def require_free(job: str, folder: Path, inputs: Iterable[Any] = ()) -> dict[str
         raise InputError(f"{folder}: holds a run already; {another}{remedy}")
     if ours is not None and ours != job:
         raise InputError(f"{folder}: holds the results of a job ({ours}); {another}")
-    return Outputs(job, folder, FILES, loose=tuple(filter(_OUTPUT.fullmatch, names))).require_free(inputs)
+    return Outputs(
+        job, folder, (*FILES, *FINAL.get(job, ())), loose=tuple(filter(_OUTPUT.fullmatch, names))
+    ).require_free(inputs)
 
 
 def _job_of(folder: Path) -> str | None:
@@ -257,7 +264,8 @@ def rewind(params: Any) -> int:
     from polarice.jobs.report import rewind_history
 
     done = last_checkpoint(params)
-    if done == params.iter and done not in complete_iterations(params.o):  # maps leave files now and then only
+    lacking = _job_of(params.o) not in FINAL and done not in complete_iterations(params.o)
+    if done == params.iter and lacking:  # manifolds leave RELION's files now and then only
         done = last_checkpoint(params, below=done)
     if done:
         require_readable(params.o, done)

@@ -52,7 +52,7 @@ class RefineStep:
     r_max: int
     shift_range_px: float
     shift_step_px: float
-    last: bool = False
+    last: bool = False  # refinement has come to its end
     own_step_deg: float = 0.0  # not 0: each image meets directions of its own, so far around its last
     best_alone: bool = False  # each image counts at its best pose alone
 
@@ -114,8 +114,8 @@ class RefineSchedule:
         shifts = self._shifts(order, number if order == before.order else 0)
         step = RefineStep(number, self.iterations, order, order >= self.local_order, rings, *shifts)
         last = replace(step, r_max=self.limit_shell, last=True)
-        if number == self.iterations:
-            return last if not before.own_step_deg else replace(last, own_step_deg=before.own_step_deg)
+        if number == self.iterations:  # a run that is given more goes on from here
+            return replace(last, last=False, own_step_deg=before.own_step_deg)
         if not step.local or not fine:
             return step
         if not before.own_step_deg:
