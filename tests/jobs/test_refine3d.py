@@ -274,3 +274,35 @@ def test_a_run_that_used_up_its_iterations_takes_more(made, monkeypatch):
     alone(f"{REFINE} --ref ref.mrc --o more".replace("--iter 4", "--iter 1"))
     told = alone("refine3d --continue more --iter 2")
     assert "going on after iteration 1 of 2" in told and "iteration 2:" in told
+
+
+def test_a_workflow_goes_on_to_the_map(made, monkeypatch):
+    monkeypatch.chdir(made)
+    Path("flow.toml").write_text(
+        """
+        threads = 2
+        [[step]]
+        name = "averages"
+        job = "class2d"
+        particles = "p/particles.star"
+        k = 12
+        iter = 6
+        particle_diameter = 300
+        [[step]]
+        job = "initial3d"
+        classes = "{averages}"
+        seeds = 1
+        iter = 6
+        [[step]]
+        job = "refine3d"
+        particles = "p/particles.star"
+        ref = "{initial3d}/initial_model.mrc"
+        particle_diameter = 300
+        iter = 1
+        """
+    )
+    ended = run("run flow.toml")
+    assert ended.code == 0, ended.err
+    assert Path("refine3d/run_class001.mrc").exists()
+    ended = run("run flow.toml")
+    assert ended.out.count("done before, nothing has changed") == 3, ended.out + ended.err
