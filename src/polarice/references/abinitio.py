@@ -28,7 +28,7 @@ from polarice.references.directions import angles_of, healpix, posed_views, turn
 from polarice.references.fsc import soft_sphere
 from polarice.references.slices import FourierGrid
 
-PERIODS = (4.0, 12.0)  # across the particle, on the last ring: at first and at the end
+PERIODS = (4.0, 14.0)  # across the particle, on the last ring: at first and at the end
 HOTTEST = 31.0  # times the noise, at first
 ORDERS = (2, 3)  # HEALPix, at first and in the last LAST_SHARE of the iterations
 LAST_SHARE = 0.3
