@@ -110,5 +110,14 @@ class Sums(Additive):
         return float(self.group_count.sum())
 
 
+def on_circle(numerator: Tensor, denominator: Tensor, n_theta: int) -> tuple[Tensor, Tensor]:
+    """Fields, each (reference, ring, angle) and times the ring's weight, of sums by harmonic: numerator (q, ring,
+    reference), denominator (even q, ring, reference)."""
+    even = denominator.permute(2, 1, 0)
+    harmonics = even.new_zeros(*even.shape[:2], 2 * even.shape[2] - 1)
+    harmonics[..., ::2] = even
+    return torch.fft.irfft(numerator.permute(2, 1, 0), n=n_theta), torch.fft.irfft(harmonics, n=n_theta)
+
+
 def _doubled(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)

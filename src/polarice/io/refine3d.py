@@ -58,7 +58,7 @@ def write_fsc(path: Path, fsc: np.ndarray, box_A: float) -> None:
     columns = {
         "rlnSpectralIndex": shell,
         "rlnResolution": shell / box_A,
-        "rlnAngstromResolution": box_A / np.maximum(shell, 1e-3),
+        "rlnAngstromResolution": np.where(shell > 0, box_A / np.maximum(shell, 1), 999.0),
         "rlnGoldStandardFsc": fsc,
     }
     write_star(path, [Block("fsc", table=Table.of(columns))])

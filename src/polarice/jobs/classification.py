@@ -24,7 +24,7 @@ from polarice.jobs.intake import (
     with_copies,
 )
 from polarice.jobs.params import option
-from polarice.jobs.particle_run import ParticleRun
+from polarice.jobs.particle_run import ParticleRun, figures_of_pass
 from polarice.jobs.resources import (
     batch_bytes,
     card_of,
@@ -333,7 +333,6 @@ def iteration_of(result: ClassResult, images: ParticleImages, rows: np.ndarray) 
 
     resolution_A = box * pixel_A / model.resolution_px().cpu().numpy()
     return Iteration(
-        number=result.state.number,
         total=result.step.total,
         model=ClassModel(
             averages=(model.images() * mask).cpu().numpy(),
@@ -351,13 +350,7 @@ def iteration_of(result: ClassResult, images: ParticleImages, rows: np.ndarray) 
         shift_range_px=result.step.shift_range_px,
         shift_step_px=result.step.shift_step_px,
         particles_used=len(result.found.used),
-        log_likelihood=result.found.log_likelihood,
-        max_probability=result.found.max_probability,
-        changed_class=result.changed[0],
-        changed_psi_deg=result.changed[1],
-        changed_shift_px=result.changed[2],
-        reseeded=result.reseeded,
-        seconds=dict(result.clock.seconds),
+        **figures_of_pass(result),
     )
 
 

@@ -97,8 +97,11 @@ def run(params: Params) -> None:
         page = write_page(params, starts, images, pixel_A)
     agree = sum(each.same for each in starts)
     print(f"{agree} of {len(starts)} starts found the map of the best one, hand apart; report: {page}")
-    if len(starts) > 1 and agree == 1:
-        print("warning: no other start found this map; do not trust it: more classes, or more particles, may help")
+    if 2 * agree <= len(starts) > 1:
+        print(
+            f"warning: {len(starts) - agree} of {len(starts)} starts found other maps; do not trust this one: more "
+            "classes, or more particles, may help"
+        )
 
 
 def _starts(params: Params, images: ClassImages, diameter_px: float) -> list[Start]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from polarice.cluster import world
 from polarice.jobs.intake import Looked, look_at_images, open_particles, relion_settings, with_copies
-from polarice.jobs.particle_run import ParticleRun
+from polarice.jobs.particle_run import ParticleRun, figures_of_pass
 from polarice.jobs.resources import card_of, device_of, give_back_freed_memory
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch
@@ -292,7 +292,6 @@ def iteration_of(result: ManifoldResult, model: ClassModel, looked: Looked, tota
     rows, found = looked.rows, result.state.assignment
     basis = result.state.model.basis
     return Iteration(
-        number=result.state.number,
         total=total,
         model=replace(model, pixel_size_A=looked.images.pixel_size_A),
         assignment=Assignment(
@@ -303,12 +302,7 @@ def iteration_of(result: ManifoldResult, model: ClassModel, looked: Looked, tota
         shift_range_px=0.0,
         shift_step_px=0.0,
         particles_used=len(rows),
-        log_likelihood=result.found.log_likelihood,
-        max_probability=result.found.max_probability,
-        changed_class=result.changed[0],
-        changed_psi_deg=result.changed[1],
-        changed_shift_px=result.changed[2],
-        seconds=dict(result.clock.seconds),
+        **figures_of_pass(result),
     )
 
 

@@ -23,6 +23,21 @@ R = TypeVar("R", bound="IterationResult[Any, Any, Any, Any]")
 P = TypeVar("P")  # what all ranks make together for rank 0 to write
 
 
+def figures_of_pass(result: IterationResult[Any, Any, Any, Any]) -> dict[str, Any]:
+    """What of an Iteration is told alike for every model, by the names of its fields."""
+    changed_class, changed_psi_deg, changed_shift_px = result.changed
+    return {
+        "number": result.state.number,
+        "log_likelihood": result.found.log_likelihood,
+        "max_probability": result.found.max_probability,
+        "changed_class": changed_class,
+        "changed_psi_deg": changed_psi_deg,
+        "changed_shift_px": changed_shift_px,
+        "reseeded": result.reseeded,
+        "seconds": dict(result.clock.seconds),
+    }
+
+
 class ParticleRun(ABC, Generic[R, P]):
     """What has been read, where the job stands, what it has written. Subclasses know the model."""
 

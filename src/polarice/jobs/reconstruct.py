@@ -55,14 +55,14 @@ def run(params: Params) -> None:
     from polarice.jobs.outputs import claimed
     from polarice.jobs.params import as_dict, command_line
     from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.refinement import require_room_of_halves
+    from polarice.jobs.refinement import given_halves, require_room_of_halves
     from polarice.jobs.resources import device_of
     from polarice.references.symmetry import operators
 
     group, given = operators(params.sym), _given(params)
     device = device_of(params)
     table, images = open_particles(given, device)
-    angles, half_of = _angles(table), _halves(table)
+    angles, half_of = _angles(table), given_halves(table)
     require_room_of_halves(given, images)
     with ExitStack() as held:
         inputs: list[str | Path] = [params.particles, *table.particles.stacks]
@@ -72,7 +72,7 @@ def run(params: Params) -> None:
             params.o, "reconstruct", as_dict(params), command_line("reconstruct", params),
             inputs=inputs, seed=0, more={"outputs": kept},
         )  # fmt: skip
-        halves = [looked.rows[half_of[looked.rows] == half] for half in range(2)]
+        halves = [looked.rows] if half_of is None else [looked.rows[half_of[looked.rows] == half] for half in range(2)]
         try:
             told = _write(params, looked.images, halves, angles, group)
         except (MemoryError, RuntimeError) as error:
@@ -103,13 +103,14 @@ def _write(
     limit = min(box // 2 - 1, last_ring(images, _given(params)))
     grid = FourierGrid(box, limit, images.device)
     sums = [_spread(images, grid, rows, angles, group) for rows in halves]
-    both = sums[0] + sums[1]
-    if not all(map(len, halves)):
+    both = sum(sums[1:], sums[0])
+    if len(halves) == 1 or not all(map(len, halves)):
         density = grid.density(grid.solved(*grid.whole(both)))
         write_volume(params.o / FILES[0], density.cpu().numpy(), pixel_A)
         for name in FILES[1:]:  # of a table before this one
             (params.o / name).unlink(missing_ok=True)
-        return "all of one half (rlnRandomSubset), so nothing is known of the map's resolution"
+        why = "no half sets (rlnRandomSubset)" if len(halves) == 1 else "all of one half set"
+        return f"{why}, so nothing is known of the map's resolution"
     unfiltered = [grid.density(grid.solved(*grid.whole(each))) for each in sums]
     sphere = soft_sphere(box, images.preparation.radius_px, 5.0, images.device)
     fsc = correlation(unfiltered[0] * sphere, unfiltered[1] * sphere)
@@ -128,19 +129,6 @@ def _angles(table: ParticleTable) -> np.ndarray:
     if missing:
         raise InputError(f"{table.table.where} has no {', '.join('_' + label for label in missing)}; refine first")
     return np.stack([table.table.finite(label, 1e6) for label in ANGLES], axis=1)
-
-
-def _halves(table: ParticleTable) -> np.ndarray:
-    """(n,) 0 or 1 by rlnRandomSubset; all 0 where there is none."""
-    if "rlnRandomSubset" not in table.table:
-        return np.zeros(len(table.particles), np.int8)
-    given = table.table.numbers("rlnRandomSubset")
-    wrong = np.flatnonzero(~np.isin(given, (1, 2)))
-    if len(wrong):
-        raise InputError(
-            f"{table.table.where}, row {wrong[0] + 1}: _rlnRandomSubset is neither 1 nor 2; correct or remove it"
-        )
-    return given.astype(np.int8) - 1
 
 
 def _spread(

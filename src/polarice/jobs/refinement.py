@@ -14,7 +14,7 @@ import numpy as np
 
 from polarice.cluster import Comm, world
 from polarice.jobs.intake import Looked, last_ring, look_at_images, open_particles, with_copies
-from polarice.jobs.particle_run import ParticleRun
+from polarice.jobs.particle_run import ParticleRun, figures_of_pass
 from polarice.jobs.resources import batch_bytes, card_of, device_of, memory_bytes, room_of, workers_of
 from polarice.jobs.running import carry_out, settled
 from polarice.jobs.usage import Usage, Watch, write_usage
@@ -23,6 +23,7 @@ from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 if TYPE_CHECKING:
     from polarice.align.fit import IterationResult
     from polarice.align.images import ParticleImages
+    from polarice.io.particles import ParticleTable
     from polarice.jobs.report import Report
     from polarice.references.halfmaps import HalfMaps
     from polarice.references.refinement import Progress, Refined, RefineSchedule, RefineState, RefineStep
@@ -108,23 +109,31 @@ def read_reference(path: Path, images: ParticleImages) -> np.ndarray:
     return density
 
 
+def given_halves(table: ParticleTable) -> np.ndarray | None:
+    """(n,) int8 0 or 1 by rlnRandomSubset, None where there is none. Raises InputError for other numbers."""
+    if "rlnRandomSubset" not in table.table:
+        return None
+    given = table.table.numbers("rlnRandomSubset")
+    wrong = np.flatnonzero(~np.isin(given, (1, 2)))
+    if len(wrong):
+        where = f"{table.table.where}, row {wrong[0] + 1}"
+        raise InputError(f"{where}: _rlnRandomSubset is neither 1 nor 2; correct or remove it")
+    return given.astype(np.int8) - 1
+
+
 def halves_of(looked: Looked, seed: int) -> np.ndarray:
     """(n,) int8 half set of every particle, -1 for those left out: the table's rlnRandomSubset, else drawn.
 
     Raises InputError where the table's makes no two halves.
     """
-    table, n = looked.table.table, len(looked.table.particles)
-    half_of = np.full(n, -1, np.int8)
-    if "rlnRandomSubset" in table:
-        given = table.numbers("rlnRandomSubset")[looked.rows]
-        if not np.isin(given, (1, 2)).all():
-            row = int(looked.rows[np.flatnonzero(~np.isin(given, (1, 2)))[0]])
-            raise InputError(f"{table.where}, row {row + 1}: _rlnRandomSubset is neither 1 nor 2; correct or remove it")
-        half_of[looked.rows] = given.astype(np.int8) - 1
+    half_of = np.full(len(looked.table.particles), -1, np.int8)
+    if (given := given_halves(looked.table)) is not None:
+        half_of[looked.rows] = given[looked.rows]
         sizes = [int((half_of == half).sum()) for half in (0, 1)]
         if min(sizes) < max(sizes) / 10:
+            one, two = sizes
             raise InputError(
-                f"{table.where}: _rlnRandomSubset puts {sizes[0]} particles into half 1 and {sizes[1]} into half 2; "
+                f"{looked.table.table.where}: _rlnRandomSubset puts {one} particles into half 1 and {two} into half 2; "
                 "remove the column to have them drawn"
             )
         return half_of
@@ -297,7 +306,6 @@ def iteration_of(result: RefineResult, images: ParticleImages, rows: np.ndarray)
     shells = box // 2 + 1
     ssnr = ssnr_of(model.fsc)[None].cpu().numpy()
     return Iteration(
-        number=result.state.number,
         total=result.step.total,
         model=ClassModel(
             averages=model.joined.sum(dim=0)[None].cpu().numpy(),
@@ -315,10 +323,5 @@ def iteration_of(result: RefineResult, images: ParticleImages, rows: np.ndarray)
         shift_range_px=result.step.shift_range_px,
         shift_step_px=result.step.shift_step_px,
         particles_used=len(result.found.used),
-        log_likelihood=result.found.log_likelihood,
-        max_probability=result.found.max_probability,
-        changed_class=result.changed[0],
-        changed_psi_deg=result.changed[1],
-        changed_shift_px=result.changed[2],
-        seconds=dict(result.clock.seconds),
+        **figures_of_pass(result),
     )

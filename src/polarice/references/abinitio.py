@@ -22,11 +22,12 @@ from polarice.align.polar import PolarBasis
 from polarice.align.prepare import MASK_EDGE_PX
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
-from polarice.align.sums import Sums
+from polarice.align.sums import Sums, on_circle
 from polarice.references.averages import Averages
 from polarice.references.directions import angles_of, healpix, posed_views, turned_at_random, views_along
 from polarice.references.fsc import soft_sphere
 from polarice.references.slices import FourierGrid
+from polarice.references.views import LEAST_WEIGHT
 
 PERIODS = (4.0, 14.0)  # across the particle, on the last ring: at first and at the end
 HOTTEST = 31.0  # times the noise, at first
@@ -164,12 +165,9 @@ def _compared(
 
 def _solved(grid: FourierGrid, basis: PolarBasis, sums: Sums, views: np.ndarray) -> Tensor:
     """The density that sums by direction speak for."""
-    used = (sums.class_weight > 1e-6).nonzero()[:, 0]
-    numerator = torch.fft.irfft(sums.numerator.index_select(2, used).permute(2, 1, 0), n=basis.n_theta).float()
-    even = sums.denominator.index_select(2, used).permute(2, 1, 0)
-    harmonics = even.new_zeros(*even.shape[:2], 2 * even.shape[2] - 1)
-    harmonics[..., ::2] = even
-    denominator = torch.fft.irfft(harmonics, n=basis.n_theta).float()
+    used = (sums.class_weight > LEAST_WEIGHT).nonzero()[:, 0]
+    chosen = (sums.numerator.index_select(2, used), sums.denominator.index_select(2, used))
+    numerator, denominator = (each.float() for each in on_circle(*chosen, basis.n_theta))
     return _density(grid, *grid.whole(grid.spread(numerator, denominator, basis, views[used.cpu().numpy()])))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from polarice.align.expect import References
 from polarice.align.model import Prior
 from polarice.align.polar import PolarBasis
-from polarice.align.sums import Sums
+from polarice.align.sums import Sums, on_circle
 from polarice.references.noise import noise_left
 from polarice.references.snr import resolved_px, smooth_ssnr
 
@@ -183,12 +183,8 @@ def _shift_sigma_px(sums: Sums) -> float:
 def _fields(basis: PolarBasis, sums: Sums) -> tuple[Tensor, Tensor]:
     """Numerator and denominator over the circle, without the quadrature's w_r: each (K, ring, angle) float64."""
     weight = basis.weight.double()[:, None]
-    numerator = torch.fft.irfft(sums.numerator.permute(2, 1, 0), n=basis.n_theta) / weight
-    even = sums.denominator.permute(2, 1, 0)
-    harmonics = even.new_zeros(*even.shape[:2], 2 * even.shape[2] - 1)
-    harmonics[..., ::2] = even
-    denominator = torch.fft.irfft(harmonics, n=basis.n_theta) / weight
-    return numerator, denominator.clamp_min(0)
+    numerator, denominator = on_circle(sums.numerator, sums.denominator, basis.n_theta)
+    return numerator / weight, (denominator / weight).clamp_min(0)
 
 
 def _signal_to_noise(numerator: Tensor, denominator: Tensor, mask_fraction: float) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.search import Search
 from polarice.align.store import PolarStore
-from polarice.align.sums import Sums
+from polarice.align.sums import Sums, on_circle
 from polarice.align.sweep import batch_size, fill
 from polarice.references.directions import around, healpix, nearest, step_deg, turned_at_random, views_along
 from polarice.references.halfmaps import HALVES, HalfMaps, VolumeSums
@@ -321,11 +321,9 @@ class _Total:
             for name, value in self.rest.items():
                 value += getattr(each, name)
         used = (sums.weight > LEAST_WEIGHT).nonzero()[:, 0]
-        numerator = torch.fft.irfft(sums.numerator.index_select(2, used).permute(2, 1, 0), n=basis.n_theta)
-        even = sums.denominator.index_select(2, used).permute(2, 1, 0)
-        harmonics = even.new_zeros(*even.shape[:2], 2 * even.shape[2] - 1)
-        harmonics[..., ::2] = even
-        denominator = torch.fft.irfft(harmonics, n=basis.n_theta).clamp_min_(0)
+        chosen = (sums.numerator.index_select(2, used), sums.denominator.index_select(2, used))
+        numerator, denominator = on_circle(*chosen, basis.n_theta)
+        denominator.clamp_min_(0)
         old = field.index_select(0, used)
         weight = basis.weight.double() * basis.n_theta
         self.cross += (old * numerator).sum(dim=(0, 2), dtype=torch.float64) / weight
