@@ -24,7 +24,7 @@ from polarice.jobs.intake import (
     with_copies,
 )
 from polarice.jobs.params import option
-from polarice.jobs.particle_run import ParticleRun, figures_of_pass
+from polarice.jobs.particle_run import ClassReportRun, figures_of_pass
 from polarice.jobs.resources import (
     batch_bytes,
     card_of,
@@ -149,7 +149,7 @@ def _basis(images: ParticleImages, r_max: int, slack_px: float) -> PolarBasis:
     return PolarBasis(preparation.box_px, radius_px, r_max, slack_px, images.device)
 
 
-class ClassRun(ParticleRun["ClassResult", None]):
+class ClassRun(ClassReportRun["ClassResult", None]):
     """align2d and class2d at work."""
 
     def __init__(self, job: str, params: Any, looked: Looked, growing_batches: bool, ranks: tuple[Comm, Watch]) -> None:

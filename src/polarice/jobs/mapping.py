@@ -14,7 +14,7 @@ import numpy as np
 
 from polarice.cluster import world
 from polarice.jobs.intake import Looked, look_at_images, open_particles, relion_settings, with_copies
-from polarice.jobs.particle_run import ParticleRun, figures_of_pass
+from polarice.jobs.particle_run import ClassReportRun, figures_of_pass
 from polarice.jobs.resources import card_of, device_of, give_back_freed_memory
 from polarice.jobs.running import carry_out, page_of, settled
 from polarice.jobs.usage import Usage, Watch
@@ -83,7 +83,7 @@ def warn_of_few(n: int, k: int) -> None:
         )
 
 
-class ManifoldRun(ParticleRun["ManifoldResult", "Pictures | None"]):
+class ManifoldRun(ClassReportRun["ManifoldResult", "Pictures | None"]):
     """sml at work."""
 
     posed: PosedImages | None = None  # while iterations are made

@@ -18,6 +18,7 @@ from polarice.types import Iteration
 if TYPE_CHECKING:
     from polarice.align.fit import IterationResult, State
     from polarice.jobs.report import Report
+    from polarice.jobs.report.drawers import Drawers
 
 R = TypeVar("R", bound="IterationResult[Any, Any, Any, Any]")
 P = TypeVar("P")  # what all ranks make together for rank 0 to write
@@ -82,8 +83,8 @@ class ParticleRun(ABC, Generic[R, P]):
         """Put one iteration on disk: files, its line of the history, and last the checkpoint."""
 
     @abstractmethod
-    def page(self, usage: Usage) -> Report:
-        """The report on the last iteration."""
+    def report(self, usage: Usage, drawers: Drawers) -> Path:
+        """Write the report on the last iteration, all ranks together; the page's path."""
 
     @abstractmethod
     def conclusion(self, page: Path) -> str:
@@ -128,13 +129,21 @@ class ParticleRun(ABC, Generic[R, P]):
     def _write(self, result: R, prepared: P) -> None:
         self.last = self.write(result, prepared)
 
-    def _report(self, usage: Usage, drawers: Any) -> None:
-        from polarice.jobs.report import write_report
-
-        def page() -> Report:
-            write_usage(self.params.o, usage)
-            return self.page(usage)
-
-        path = write_report(self.params.o, self.comm.once(page), self.comm, drawers)
+    def _report(self, usage: Usage, drawers: Drawers) -> None:
+        self.comm.once(lambda: write_usage(self.params.o, usage))
+        path = self.report(usage, drawers)
         self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
         print(self.conclusion(path))
+
+
+class ClassReportRun(ParticleRun[R, P]):
+    """One whose report is that of classes."""
+
+    @abstractmethod
+    def page(self, usage: Usage) -> Report:
+        """What the report on the last iteration shows."""
+
+    def report(self, usage: Usage, drawers: Drawers) -> Path:
+        from polarice.jobs.report import write_report
+
+        return write_report(self.params.o, self.comm.once(lambda: self.page(usage)), self.comm, drawers)

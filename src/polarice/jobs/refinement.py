@@ -17,14 +17,13 @@ from polarice.jobs.intake import Looked, last_ring, look_at_images, open_particl
 from polarice.jobs.particle_run import ParticleRun, figures_of_pass
 from polarice.jobs.resources import batch_bytes, card_of, device_of, memory_bytes, room_of, workers_of
 from polarice.jobs.running import carry_out, settled
-from polarice.jobs.usage import Usage, Watch, write_usage
+from polarice.jobs.usage import Usage, Watch
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
 if TYPE_CHECKING:
     from polarice.align.fit import IterationResult
     from polarice.align.images import ParticleImages
     from polarice.io.particles import ParticleTable
-    from polarice.jobs.report import Report
     from polarice.references.halfmaps import HalfMaps
     from polarice.references.refinement import Progress, Refined, RefineSchedule, RefineState, RefineStep
 
@@ -214,13 +213,8 @@ class RefineRun(ParticleRun["RefineResult", None]):
         )
         return iteration
 
-    def page(self, usage: Usage) -> Report:
-        raise NotImplementedError("a refinement has a page of its own")
-
-    def _report(self, usage: Usage, drawers: Any) -> None:
-        page = self.comm.once(lambda: self._finish(usage))
-        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
-        print(self.conclusion(page))
+    def report(self, usage: Usage, drawers: Any) -> Path:
+        return self.comm.once(lambda: self._finish(usage))
 
     def _finish(self, usage: Usage) -> Path:
         """The maps, the poses and the page; the page's path."""
@@ -228,7 +222,6 @@ class RefineRun(ParticleRun["RefineResult", None]):
         from polarice.io.refine3d import write_fsc, write_unfiltered
         from polarice.jobs.report.refinement import write_page
 
-        write_usage(self.params.o, usage)
         model, pixel_A, root = self.state.model, self.images.pixel_size_A, self.params.o / "run"
         write_volume(f"{root}_class001.mrc", model.joined.cpu().numpy(), pixel_A)
         write_unfiltered(root, model.unfiltered.cpu().numpy(), pixel_A)

@@ -28,7 +28,7 @@ from polarice.references.directions import step_deg
 from polarice.references.halfmaps import HALVES, HalfMaps
 from polarice.references.slices import FourierGrid
 from polarice.references.symmetry import operators
-from polarice.references.views import Found, Pass, ViewGrid
+from polarice.references.views import Found, Halves, Pass, ViewGrid
 from polarice.types import Assignment
 
 FIRST_ORDER = 2  # 15 degrees
@@ -179,7 +179,7 @@ class ViewExpectation:
         self, state: RefineState, model: HalfMaps, step: RefineStep, rng: np.random.Generator, clock: Clock
     ) -> Refined:
         progress, settings = state.carried, self.settings
-        halves = tuple(self.own[progress.half_of[self.own] == half] for half in range(HALVES))
+        rows = tuple(self.own[progress.half_of[self.own] == half] for half in range(HALVES))
         shift_px = state.pose.shift_px
         far = np.abs(shift_px - progress.cut_px).max(axis=1) > FARTHEST_FROM_CUT_PX
         cut_px = np.where(far[:, None], np.rint(shift_px), progress.cut_px)
@@ -187,12 +187,11 @@ class ViewExpectation:
         work = Pass(
             self.images, self._basis(step), search, settings.batch_bytes, settings.workers, group=settings.group
         )
-        before = Found.of(state.assignment, progress.direction)
+        halves = Halves(rows, Found.of(state.assignment, progress.direction), cut_px, self.store)
         if step.number == 1:
-            model = self._scaled(model, work, step, progress.half_of, before, cut_px, rng)
+            model = self._scaled(model, work, progress.half_of, halves, rng)
         work = replace(work, temperature=BEST_ALONE if step.best_alone else 1.0)
-        grids = self._grids(step, halves, before, rng)
-        found, sums = work.run(model, grids, halves, before, cut_px, self.store, clock)
+        found, sums = work.run(model, self._grids(step, halves, rng), halves, clock)
         if self.comm.size > 1:
             with clock.counting("communication"):
                 sums = self.comm.sum(sums)
@@ -205,11 +204,11 @@ class ViewExpectation:
         carried = replace(progress.gained(state.model.shell), cut_px=cut_px, direction=found.direction, step=step)
         return Refined(model, found.assignment(self.rows), carried, self.rows, sums, maximize, search)
 
-    def _grids(
-        self, step: RefineStep, halves: tuple[np.ndarray, ...], before: Found, rng: np.random.Generator
-    ) -> tuple[ViewGrid, ...]:
+    def _grids(self, step: RefineStep, halves: Halves, rng: np.random.Generator) -> tuple[ViewGrid, ...]:
+        """The directions that each half's particles meet."""
         if step.own_step_deg:
-            return tuple(ViewGrid.around(before.direction, rows, step.order, step.own_step_deg) for rows in halves)
+            last = halves.before.direction
+            return tuple(ViewGrid.around(last, rows, step.order, step.own_step_deg) for rows in halves.rows)
         return (ViewGrid.drawn(step.order, step.local, rng, self.settings.group),) * HALVES
 
     def _basis(self, step: RefineStep) -> PolarBasis:
@@ -230,10 +229,8 @@ class ViewExpectation:
         self,
         model: HalfMaps,
         work: Pass,
-        step: RefineStep,
         half_of: np.ndarray,
-        before: Found,
-        cut_px: np.ndarray,
+        halves: Halves,
         rng: np.random.Generator,
     ) -> HalfMaps:
         """The maps in the images' grey scale: by their power at first, then by how well they explain some images."""
@@ -242,10 +239,10 @@ class ViewExpectation:
         some = tuple(rows[np.isin(rows, self.own)] for rows in chosen)
         rows = np.concatenate(chosen)
         model = model.scaled(self.comm.once(lambda: scale_by_power(model, self.images, rows, work.basis)))
-        store = PolarStore(np.sort(np.concatenate(some)), self.settings.room)
+        few = replace(halves, rows=some, store=PolarStore(np.sort(np.concatenate(some)), self.settings.room))
         for _ in range(SCALE_PASSES):
-            grid = ViewGrid.drawn(step.order, False, rng, work.group)
-            _, sums = work.run(model, (grid, grid), some, before, cut_px, store, Clock())
+            grid = ViewGrid.drawn(FIRST_ORDER, False, rng, work.group)
+            _, sums = work.run(model, (grid, grid), few, Clock())
             model = model.scaled(self.comm.sum(sums.powers).scale)
         return model
 

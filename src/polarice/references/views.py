@@ -164,6 +164,16 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """The particles of both halves as a pass finds them."""
+
+    rows: tuple[np.ndarray, ...]  # of each half
+    before: Found
+    cut_px: np.ndarray  # (n, 2) where images are cut
+    store: PolarStore
+
+
+@dataclass(frozen=True)
 class Pass:
     """A pass over the images of both halves."""
 
@@ -181,27 +191,22 @@ class Pass:
         self,
         model: HalfMaps,
         grids: tuple[ViewGrid, ...],
-        halves: tuple[np.ndarray, ...],
-        before: Found,
-        cut_px: np.ndarray,
-        store: PolarStore,
+        halves: Halves,
         clock: Clock,
     ) -> tuple[Found, VolumeSums]:
-        """New poses of the rows in `halves`, and their sums; images are cut around cut_px (n, 2)."""
-        basis = self.basis
+        """New poses of the particles, and their sums; grids: of each half."""
+        basis, store, cut_px = self.basis, halves.store, halves.cut_px
         basis.prepare()
         store.suit(basis)
-        kept, _ = store.parted(np.concatenate(halves))
+        kept, _ = store.parted(np.concatenate(halves.rows))
         fill(store, self.images, basis, store.missing(kept, cut_px[kept]), cut_px, self.workers, clock)
-        found = before.copied()
+        found = halves.before.copied()
         total = _Total.empty(self.images, FourierGrid(basis.box_px, basis.r_max, basis.device), self.group)
-        work = _Round(
-            self, grids, self.temperature * model.ring_noise(basis.r_max), (before, found), cut_px, store, total, clock
-        )
-        for half, rows in enumerate(halves):
+        work = _Round(self, grids, self.temperature * model.ring_noise(basis.r_max), halves, found, total, clock)
+        for half, rows in enumerate(halves.rows):
             with clock.counting("slicing"):
                 transform = total.grid.transform(model.densities[half])
-            for region in regions_of(grids[half], rows, before.direction, 8 * basis.n_q * basis.r_max):
+            for region in regions_of(grids[half], rows, halves.before.direction, 8 * basis.n_q * basis.r_max):
                 work.on(region, half, transform)
         return found, total.sums(self.temperature)
 
@@ -213,15 +218,14 @@ class _Round:
     of: Pass
     grids: tuple[ViewGrid, ...]  # of each half
     noise: Tensor  # (G, ring)
-    poses: tuple[Found, Found]  # before, and what is found
-    cut_px: np.ndarray
-    store: PolarStore
+    halves: Halves
+    found: Found
     total: _Total
     clock: Clock
 
     def on(self, region: _Region, half: int, transform: Tensor) -> None:
         """Compare the images of a region with slices of their half's map, and put their sums into it."""
-        basis, search, (before, found) = self.of.basis, self.of.search, self.poses
+        basis, search, halves = self.of.basis, self.of.search, self.halves
         images, even = self.of.images, self.of.images.even_harmonics(basis)
         directions = self.grids[half].directions[region.ids]
         views = views_along(directions)
@@ -235,12 +239,12 @@ class _Round:
             rows, ids = item
             with clocks[worker].counting("expectation"):
                 mine = references if ids is None else references.take(torch.from_numpy(ids).to(basis.device))
-                polar = images.polar(basis, rows, self._fields(rows), self.cut_px[rows], before.shift_px[rows])
+                polar = images.polar(basis, rows, self._fields(rows), halves.cut_px[rows], halves.before.shift_px[rows])
                 return expect(basis, mine, polar, search, self.noise)
 
         batches = list(self._batches(region))
         for (rows, ids), (posterior, some) in zip(batches, in_turn(batches, work, self.of.workers), strict=True):
-            found.put(rows, directions if ids is None else directions[ids], posterior)
+            self.found.put(rows, directions if ids is None else directions[ids], posterior)
             sums.include(some, ids)
             images.progress(len(rows))
         self.clock.share(clocks)
@@ -257,9 +261,9 @@ class _Round:
     def _fields(self, rows: np.ndarray) -> Tensor:
         """Fields of images, kept or made anew."""
         basis = self.of.basis
-        if not len(self.store.parted(rows)[1]):
-            return self.store.take(rows).to(basis.device)
-        return self.of.images.fields(basis, self.of.images.read(rows), self.cut_px[rows])
+        if not len(self.halves.store.parted(rows)[1]):
+            return self.halves.store.take(rows).to(basis.device)
+        return self.of.images.fields(basis, self.of.images.read(rows), self.halves.cut_px[rows])
 
 
 @dataclass(frozen=True)
