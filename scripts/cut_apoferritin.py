@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from polarice.ctf.estimate import Fit, estimate
-from polarice.ctf.spectrum import spectrum_of
-from polarice.extract.boxes import inside
-from polarice.extract.images import Recipe, images_of
+from polarice.contrast_transfer.estimate import Fit, estimate
+from polarice.contrast_transfer.spectrum import spectrum_of
+from polarice.extraction.boxes import inside
+from polarice.extraction.images import Recipe, images_of
 from polarice.io.coordinates import read_coordinates
 from polarice.io.mrc import open_stack, write_stack
 from polarice.io.star import Block, Table, write_star

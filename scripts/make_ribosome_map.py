@@ -11,7 +11,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from polarice.simulate.volume import species_of_model
+from polarice.simulation.volume import species_of_model
 
 PRODUCT = Path(__file__).parents[1] / "src/polarice/data/ribosome70S.mrc"
 BOX_PX, PIXEL_SIZE_A = 64, 4.8  # 307 A: the ribosome is 299 A across

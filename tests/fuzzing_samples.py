@@ -288,7 +288,7 @@ def _read_picture(folder: Path) -> Any:
 
 
 def _read_map(folder: Path) -> Any:
-    from polarice.simulate.volume import species_of_map
+    from polarice.simulation.volume import species_of_map
 
     found = species_of_map(folder / "map.mrc")
     assert np.isfinite(found.density).all() and 0 < found.pixel_size_A <= LARGEST, "density or pixel size is no number"
@@ -400,7 +400,7 @@ def _cif(folder: Path) -> None:
 
 def _read_model(name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
-        from polarice.simulate.volume import species_of_model
+        from polarice.simulation.volume import species_of_model
 
         found = species_of_model(folder / name, 3.0)
         assert found.density.any(), "no density"

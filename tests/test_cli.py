@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,21 +17,41 @@ import pytest
 
 from polarice import cli
 from polarice.jobs import JOBS, load
-from polarice.jobs.params import argument, as_dict, check, command_line, from_dict, option, options_of
+from polarice.jobs.params import (
+    Parameters,
+    argument,
+    as_dict,
+    check,
+    command_line,
+    from_dict,
+    option,
+    options_of,
+    output,
+    resources_of,
+)
 from polarice.types import InputError
+
+MAY_BE_NONE = {"price", "white_dust", "black_dust"}  # nothing is done then
+WHERE = {"o", "device", "threads", "workers", "memory", "scratch", "copy_to", "price", "profile", "time_limit"}
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     particles: Path = argument("table of particles", flags=("--i",))
-    o: Path = option(Path("Class2D"), "output folder")
-    k: int = option(100, "number of classes", low=1, high=1000, flags=("-k", "--K"))
-    particle_diameter: float | None = option(None, "diameter at 50 % of the density", unit="A", low=0)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    o: Path = output("Class2D")
+    k: int = option(100, "number of classes", low=1, high=1000, flags=("-k", "--K"), level="essential")
+    particle_diameter: float | None = option(
+        None, "diameter at 50 % of the density", unit="A", low=0, derived="80 % of the box", section="images"
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute", resource=True)
     ctf: bool = option(True, "correct for the CTF")
     continue_: Path | None = option(None, "go on from here")
     defocus: tuple[float, float] = option((1.0, 2.5), "range of defocus", unit="um", low=0.1)
-    kinds: tuple[str, ...] = option(("a",), "kinds", choices=("a", "b"))
+    kinds: tuple[str, ...] = option(("a",), "kinds", choices=("a", "b"), needs=("ctf", False))
+
+    def faults(self):
+        if self.defocus[0] > self.defocus[1]:
+            yield "--defocus: the first is the smaller one"
 
 
 @pytest.fixture
@@ -84,10 +106,11 @@ def test_relions_spellings_are_taken(ran, words):
         ("toy p.star --particle-diameter -3", "--particle-diameter -3: must be at least 0 A"),
         ("toy p.star --particle-diameter nan", "--particle-diameter nan: must be at least 0 A"),
         ("toy p.star --defocus 1 0", "--defocus 0: must be at least 0.1 um"),
-        ("toy p.star --k many", "invalid int value: 'many'"),
-        ("toy p.star --device gpu", "invalid choice: 'gpu'"),
+        ("toy p.star --k many", "--k many: must be a whole number"),
+        ("toy p.star --device gpu", "--device gpu: must be one of auto, cpu, cuda"),
+        ("toy p.star --defocus 3 1", "--defocus: the first is the smaller one"),
         ("toy p.star --partikle-diameter 3", "no such option: --partikle-diameter (did you mean --particle-diameter?)"),
-        ("toy p.star q.star", "one word too many: q.star"),
+        ("toy p.star q.star", "unexpected argument: q.star"),
         ("toy", "required: particles"),
         ("tooy", "no such command: tooy (did you mean toy?)"),
     ],
@@ -129,9 +152,38 @@ def test_a_defect_keeps_its_traceback(ran, monkeypatch):
 def test_help_tells_unit_default_and_bounds(ran, capsys):
     assert leave(["toy", "--help"]) == 0
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "--particle-diameter A diameter at 50 % of the density (default from the data; at least 0 A)" in said
-    assert "number of classes (default 100; 1 to 1000)" in said
-    assert "range of defocus (default 1 2.5 um; at least 0.1 um)" in said
+    assert "--particle-diameter A diameter at 50 % of the density (default: 80 % of the box; at least 0 A)" in said
+    assert "number of classes (default: 100; 1 to 1000)" in said
+    assert "range of defocus (default: 1 2.5 um; at least 0.1 um)" in said
+    headings = [
+        said.index(each)
+        for each in ("essential: PARTICLES", "images: --part", "more options: --ctf", "how fast: --dev")
+    ]
+    assert headings == sorted(headings)
+
+
+def test_all_that_is_wrong_is_told_at_once(ran, capsys):
+    assert leave(["toy", "--k", "many", "--partikle-diameter=3", "--defocus", "1", "x", "--what"]) == 2
+    said = capsys.readouterr().err
+    told = [
+        "required: particles",
+        "--k many: must be",
+        "no such option: --partikle",
+        "--defocus x: must",
+        "option: --what",
+    ]
+    assert all(each in said for each in told) and said.count("\n") == 1
+    assert leave(["toy", "p.star", "--k", "0", "--particle-diameter", "-1"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "polarice toy: error: ", "  --k 0: must be 1 to 1000", "  --particle-diameter -1: must be at least 0 A"
+    ]  # fmt: skip
+
+
+def test_an_option_without_effect_is_told(ran, capsys):
+    assert cli.main(["toy", "p.star", "--kinds", "b"]) == 0
+    assert capsys.readouterr().err == "polarice toy: note: --kinds has no effect without --ctf False\n"
+    assert cli.main(["toy", "p.star", "--kinds", "b", "--no-ctf"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_command_line_and_dictionary_give_the_same_parameters_again(ran):
@@ -153,7 +205,32 @@ def test_every_job_states_itself():
                 default = each.default if isinstance(each.default, tuple) else (each.default,)
                 assert all(isinstance(item, each.kind) or item is None for item in default), f"{name} {each.flag}"
         positional = {each.field: Path("x") for each in options_of(job.Params) if each.positional}
-        check(job.Params(**positional))  # defaults lie within their own bounds
+        faults = list(job.Params(**positional).faults())  # defaults lie within their own bounds
+        with pytest.raises(InputError, match=re.escape(faults[0])) if faults else nullcontext():
+            check(job.Params(**positional))
+            assert not faults
+
+
+def test_every_default_that_is_found_elsewhere_says_where():
+    for name in cli.COMMANDS:
+        for each in options_of(cli.load(name).Params):
+            if each.default is None and each.kind in (int, float) and each.field not in MAY_BE_NONE:
+                assert each.derived, f"{name} {each.flag}"
+
+
+def test_what_says_where_and_how_fast_is_known_of_every_job():
+    """One list, for restarts and workflows alike: options of these names say nothing about results."""
+    for name in JOBS:
+        owner = load(name).Params
+        known = {each.field for each in options_of(owner)}
+        assert known & WHERE == resources_of(owner), name
+
+
+def test_every_example_is_a_command(capsys):
+    for name in JOBS:
+        words = shlex.split(load(name).EXAMPLE)
+        assert words[: 1 + len(name.split())] == ["polarice", *name.split()]
+        check(cli.parse(name, load(name).Params, words[2:]))
 
 
 def python(*words, **more):

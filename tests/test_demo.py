@@ -19,7 +19,7 @@ from polarice.io.particles import pose_columns
 from polarice.io.star import Block, Table, write_star
 from polarice.jobs.demo import score_of
 from polarice.jobs.report.montage import strip
-from polarice.simulate.score import Score, least_view_deg, score
+from polarice.simulation.score import Score, least_view_deg, score
 from polarice.types import Pose2D
 
 REFEREE = Path(__file__).parents[1] / "../shared/referee/score_class2d.py"

@@ -12,8 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src/polarice"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 GROUND = {"types", "cluster"}
-BELOW_STAGES = GROUND | {"fourier", "ctf", "simulate", "workers"}  # a stage reads no files
-STAGES = {"motion", "pick", "extract", "align"}
+BELOW_STAGES = GROUND | {"fourier", "contrast_transfer", "simulation", "workers"}  # a stage reads no files
+STAGES = {"motion_correction", "picking", "extraction", "align"}
 MODELS = {"references", "postprocess"}
 # room: the rooms it may import, besides itself
 TABLE = {
@@ -22,19 +22,20 @@ TABLE = {
     "fourier": {"types"},
     "workers": set(),
     "io": {"types"},
-    "ctf": GROUND | {"fourier", "io"},
-    "simulate": GROUND | {"fourier", "io", "ctf"},
+    "contrast_transfer": GROUND | {"fourier", "io"},
+    "simulation": GROUND | {"fourier", "io", "contrast_transfer"},
     **{stage: BELOW_STAGES for stage in STAGES},
     **{model: BELOW_STAGES | STAGES | {"io"} for model in MODELS},
     "jobs": BELOW_STAGES | STAGES | MODELS | {"io", "project"},
     "project": GROUND | {"io"},
+    "api": {"jobs", "project", "types", "io", "cluster"},
     "cli": {"jobs", "project", "types", "cluster"},
     "web": {"jobs", "project", "types"},
     "bench": {"jobs", "project", "types", "io", "cluster"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"api"},
 }
-OWNERS = {"mpi4py": {"cluster"}, "gemmi": {"io", "simulate"}}  # who may import these packages at all
+OWNERS = {"mpi4py": {"cluster"}, "gemmi": {"io", "simulation"}}  # who may import these packages at all
 WITHOUT_TORCH = {"types", "io", "cli", "bench"}
 LIGHT = {"jobs", "cli", "bench", "types", "io"}
 KERNELS = {"fused_kernel"}  # a card's kernel takes addresses and sizes one by one
@@ -47,7 +48,7 @@ def room_of(module: Path) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Dotted names of everything imported, `from polarice import ctf` as polarice.ctf."""
+    """Dotted names of everything imported, `from polarice import api` as polarice.api."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("scipy")
 from scipy.spatial.transform import Rotation
 
-from polarice.ctf import ctf_image
+from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_grid, shell_mean, shell_of
-from polarice.simulate import (
+from polarice.simulation import (
     Junk,
     Microscope,
     NoiseModel,
@@ -21,7 +21,7 @@ from polarice.simulate import (
     quat_of_euler,
     simulate,
 )
-from polarice.simulate.score import adjusted_rand_index, purity, rank_correlation
+from polarice.simulation.score import adjusted_rand_index, purity, rank_correlation
 from polarice.types import InputError
 
 NO_CTF = Microscope(ctf=False)
@@ -254,7 +254,7 @@ def test_what_cannot_be_simulated_is_named(changes, message):
 
 
 def test_what_does_not_fit_is_cut_not_wrapped():
-    from polarice.simulate.volume import fit_to_box, share_outside
+    from polarice.simulation.volume import fit_to_box, share_outside
 
     species = Blobs(35).species(64, 4.0)
     assert share_outside(species, 256) < 1e-9

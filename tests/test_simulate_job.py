@@ -15,7 +15,7 @@ from polarice.io.mrc import open_stack, read_header, read_volume, write_volume
 from polarice.io.particles import StackSource, read_particles
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.jobs.simulate import Params, run, simulation_of
-from polarice.simulate import Species, euler_of_quat, simulate, species_of_map, species_of_model
+from polarice.simulation import Species, euler_of_quat, simulate, species_of_map, species_of_model
 from polarice.types import InputError
 from programs import relion
 

@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from polarice import __version__
 from polarice.cluster import launched
 from polarice.jobs import JOBS, run
-from polarice.jobs.params import Option, check, options_of
+from polarice.jobs.params import Option, P, Parameters, check, options_of, value_of, without_effect
 from polarice.types import InputError
 
 BENCHES = {
@@ -33,6 +33,7 @@ BENCHES = {
 }
 CLUSTERS = {f"cluster {name}": f"polarice.jobs.batch.{name}" for name in ("slurm", "pbs", "local")}
 COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS)
+LEVELS = ("essential", "expert", "machine")  # in the order of help
 GROUPS = {  # commands of two words
     "bench": "time Polarice beside other programs, its engine alone, its maps, or several ranks; kill these",
     "cluster": "write a batch script for a job, for Slurm, PBS or this machine, and submit it",
@@ -99,6 +100,8 @@ def _dispatch(words: list[str]) -> int:
     job = load(name)
     params = parse(name, job.Params, words[len(name.split()) :])
     check(params)
+    for text in without_effect(params):
+        print(f"polarice {name}: note: {text}", file=sys.stderr)
     if (launch := launched()) and not getattr(job, "RANKS", False):
         raise InputError(f"works in one process, and {launch.size} were started; start it without mpirun or srun")
     if name.startswith("cluster ") and params.job[0] in JOBS:  # what would end hours later is said now
@@ -129,54 +132,90 @@ def overview(summaries: Mapping[str, str]) -> str:
     )
 
 
-def parse(name: str, params_class: Any, words: Sequence[str]) -> Any:
-    """The Params that `words` ask for; prints help or a message and leaves by SystemExit as argparse does."""
+def parse(name: str, params_class: type[P], words: Sequence[str]) -> P:
+    """The Params that `words` ask for; prints help, or all that is wrong, and leaves by SystemExit as argparse does."""
     parser = build_parser(name, params_class)
     namespace, strange = parser.parse_known_args(_dashed(words))
-    if strange and not strange[0].startswith("-"):
-        parser.error(f"one word too many: {strange[0]}")
-    if strange:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        parser.error(f"no such option: {strange[0]}{_meant(strange[0].split('=')[0], known)}")
-    given = vars(namespace)
-    for each in options_of(params_class):
-        if each.positional and each.flags:
-            named = given.pop(f"{each.field} by flag", None)
-            value = given[each.field] if named is None else named
-            if value in (None, []) and not each.optional and each.unless not in given:
-                parser.error(f"the following arguments are required: {each.flag}")
-            given[each.field] = value
-    return params_class(**{field: tuple(v) if isinstance(v, list) else v for field, v in given.items()})
-
-
-def build_parser(name: str, params_class: Any) -> argparse.ArgumentParser:
-    """The argparse parser of job `name`; options that were not given do not appear in its namespace."""
-    parser = _Parser(prog=f"polarice {name}", description=f"{load(name).SUMMARY}.", allow_abbrev=False)
+    given, faults = vars(namespace), list(_strange(strange, parser))
     for each in options_of(params_class):
         if each.positional:
-            _add_positional(parser, each)
+            named = given.pop(f"{each.field} by flag", None)
+            given[each.field] = given[each.field] if named is None else named
+            if given[each.field] in (None, []) and not each.optional and each.unless not in given:
+                faults.append(f"the following arguments are required: {each.flag}")
+        if each.kind is bool or given.get(each.field) is None:
+            continue
+        try:
+            given[each.field] = value_of(each, given[each.field])
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        parser.error("; ".join(faults))
+    return params_class(**given)
+
+
+def _strange(words: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
+    """What is wrong with words that no option takes."""
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    if words and not words[0].startswith("-"):
+        yield f"unexpected argument: {words[0]}"
+    for word in (each for each in words if each.startswith("-")):
+        yield f"no such option: {word}{_meant(word.split('=')[0], known)}"
+
+
+def build_parser(name: str, params_class: type[Parameters]) -> argparse.ArgumentParser:
+    """The argparse parser of job `name`, its options grouped by level and section; values stay text.
+
+    Options that were not given do not appear in its namespace.
+    """
+    job = load(name)
+    example = f"example:\n  {job.EXAMPLE}" if hasattr(job, "EXAMPLE") else None
+    parser = _Parser(
+        prog=f"polarice {name}", description=f"{job.SUMMARY}.", epilog=example, allow_abbrev=False,
+        formatter_class=_HelpFormatter, usage=_usage(name, options_of(params_class)), add_help=False,
+    )  # fmt: skip
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for each in sorted(options_of(params_class), key=lambda option: LEVELS.index(option.level)):
+        title = heading_of(each)
+        group = groups.setdefault(title, groups.get(title) or parser.add_argument_group(title))
+        if each.positional:
+            _add_positional(group, each)
         else:
-            _add_option(parser, each)
+            _add_option(group, each)
+    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="print this text and end")
     return parser
 
 
-def _add_positional(parser: argparse.ArgumentParser, option: Option) -> None:
+def heading_of(option: Option) -> str:
+    """The heading that an option stands under, in help and documentation."""
+    if option.level == "essential":
+        return "essential"
+    if option.level == "machine":
+        return "where and how fast"
+    return option.section or "more options"
+
+
+def _usage(name: str, options: Sequence[Option]) -> str:
+    words = [_shown(each) for each in options if each.positional]
+    return " ".join(["polarice", name, *words, "[options]"])
+
+
+def _add_positional(group: argparse._ArgumentGroup, option: Option) -> None:
     nargs: Any = {1: None, None: "+"}.get(option.count, option.count)
     if option.flags:  # may stand behind a flag instead
         nargs = "?" if option.count == 1 else "*"
-        parser.add_argument(
+        group.add_argument(
             *option.flags,
             dest=f"{option.field} by flag",
-            type=option.kind,
             nargs=None if option.count == 1 else "+",
             metavar=option.flag.upper(),
             help=argparse.SUPPRESS,
         )
     text = _escape(describe(option))
-    parser.add_argument(option.field, type=option.kind, nargs=nargs, metavar=option.flag.upper(), help=text)
+    group.add_argument(option.field, nargs=nargs, metavar=option.flag.upper(), help=text)
 
 
-def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
     flags = sorted({*option.flags, option.flag}, key=lambda flag: (len(flag) > 2, flag != option.flag))
     shared: dict[str, Any] = {
         "dest": option.field,
@@ -184,22 +223,19 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         "help": _escape(describe(option)),
     }
     if option.kind is bool:
-        parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **shared)
+        group.add_argument(*flags, action=argparse.BooleanOptionalAction, **shared)
         return
     metavar = option.unit or {int: "N", float: "X", Path: "PATH", str: "TEXT"}[option.kind]
     shared["nargs"] = {1: None, None: "+"}.get(option.count, option.count)
-    if option.choices and option.count == 1:
-        shared["choices"] = option.choices
-    else:
-        shared["metavar"] = f"{{{','.join(option.choices)}}}" if option.choices else metavar
+    shared["metavar"] = f"{{{','.join(option.choices)}}}" if option.choices else metavar
     if option.count is None:
         shared["action"] = _Several
-    parser.add_argument(*flags, type=_several(option) if option.count is None else option.kind, **shared)
+    group.add_argument(*flags, **shared)
 
 
 def describe(option: Option) -> str:
     """Help, default, unit and bounds of an option in one line."""
-    notes = [] if option.positional else [f"default {default_text(option)}"]
+    notes = [] if option.positional else [f"default: {default_text(option)}"]
     if option.bounds:
         notes.append(f"{option.bounds} {option.unit}".strip())
     return f"{option.help} ({'; '.join(notes)})" if notes else option.help
@@ -207,13 +243,13 @@ def describe(option: Option) -> str:
 
 def default_text(option: Option) -> str:
     """The default as help and documentation show it."""
-    if option.default is None:
-        return "none" if option.kind in (str, Path) else "from the data"
+    if option.default in (None, ()):
+        return option.derived or "none"
     if isinstance(option.default, bool):
         return "yes" if option.default else "no"
     items = option.default if isinstance(option.default, tuple) else (option.default,)
-    text = " ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items) or "none"
-    return f"{text} {option.unit}".strip()
+    text = " ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+    return f"{text} {option.unit}".strip() if text else option.derived or "none"
 
 
 def markdown() -> str:
@@ -221,11 +257,12 @@ def markdown() -> str:
     lines = ["# Commands", "", "Made from the jobs' parameters by `make docs`; the tests hold it to them.", ""]
     for name in COMMANDS:
         job = load(name)
-        options = options_of(job.Params)
-        words = [_shown(each) for each in options if each.positional]
-        usage = " ".join(["polarice", name, *words, "[options]"])
-        lines += [f"## polarice {name}", "", f"{job.SUMMARY}.", "", f"    {usage}", ""]
-        lines += ["| option | default | bounds | meaning |", "|---|---|---|---|", *map(_markdown_row, options), ""]
+        options = sorted(options_of(job.Params), key=lambda option: LEVELS.index(option.level))
+        lines += [f"## polarice {name}", "", f"{job.SUMMARY}.", "", f"    {_usage(name, options)}", ""]
+        lines += [f"Example: `{job.EXAMPLE}`", ""] if hasattr(job, "EXAMPLE") else []
+        for heading in dict.fromkeys(map(heading_of, options)):
+            rows = [_markdown_row(each) for each in options if heading_of(each) == heading]
+            lines += [f"| {heading} | default | bounds | meaning |", "|---|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
@@ -251,25 +288,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help explains)\n")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's, with room for the flags."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
 class _Several(argparse.Action):
     """A list: values side by side, numbers and choices also joined by commas, or each behind the flag again."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *items])
-
-
-def _several(option: Option) -> Callable[[str], Any]:
-    """What turns a word into a list of numbers or choices; other kinds are left as they are."""
-    kind = option.kind
-    if kind not in (int, float) and not option.choices:
-        return kind
-
-    def several(text: str) -> list[Any]:
-        return [kind(item) for item in text.split(",")]
-
-    several.__name__ = kind.__name__  # argparse names it in its message
-    return several
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *values])
 
 
 def _escape(text: str) -> str:

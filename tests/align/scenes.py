@@ -15,7 +15,7 @@ from polarice.align.images import ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.search import Search
 from polarice.align.sums import Sums
-from polarice.ctf import ctf
+from polarice.contrast_transfer import ctf
 from polarice.fourier import centred_fft2, centred_ifft2
 
 PIXEL_SIZE_A = 3.0

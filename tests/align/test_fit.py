@@ -15,7 +15,7 @@ from polarice.align.images import ParticleImages
 from polarice.align.policy import ClassPolicy
 from polarice.align.schedule import Schedule, Step
 from polarice.align.survey import survey
-from polarice.ctf import ctf_image
+from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.jobs.classification import first_state
 from polarice.references.averages import Averages

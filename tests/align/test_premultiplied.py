@@ -11,7 +11,7 @@ from align.scenes import Scene, engine_log_weights, run, scene
 from align.test_oracle import oracle_log_weights
 from polarice.align.images import ParticleImages
 from polarice.align.survey import survey
-from polarice.ctf import ctf_image
+from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from polarice.simulate.movies import MovieSimulation, drifting
+from polarice.simulation.movies import MovieSimulation, drifting
 
 SHAPE, FRAMES, PIXEL_A = (360, 400), 10, 2.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from align.phantoms import Blobs, ctf_parameters, optics
-from polarice.ctf import ctf_image
+from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.io.mrc import write_stack
 from polarice.io.particles import pose_columns

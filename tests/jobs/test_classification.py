@@ -20,7 +20,7 @@ from polarice.jobs import class2d
 from polarice.jobs.checkpoint import read_checkpoint
 from polarice.jobs.params import from_dict
 from polarice.jobs.report import read_history
-from polarice.simulate.score import purity
+from polarice.simulation.score import purity
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=0.3)
 CLASSES = 8

@@ -10,7 +10,7 @@ import pytest
 from jobs.runs import STOPPED_BY_CRASH, assert_same_files, crash, polarice
 from jobs.sets import ParticleSet
 from polarice.io.star import read_star
-from polarice.simulate.score import purity
+from polarice.simulation.score import purity
 
 SET = ParticleSet(n=160, box_px=24, noise_sd=0.3)
 RUN = "deep2d particles.star --k 3x4 --iter 4 --align-k 4 --align-iter 3 --particle-diameter 50 --threads 1"

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctf.rings import micrograph
+from contrast_transfer.rings import micrograph
 from jobs.micrograph_tables import HEAD, table_text
 from jobs.runs import polarice
-from pick.test_search import places, scene
+from picking.test_search import places, scene
 from polarice.fourier import centred_fft2
 from polarice.io.coordinates import Coordinates, read_coordinates, write_coordinates
 from polarice.io.mrc import open_stack, read_header, write_image, write_stack

@@ -18,7 +18,7 @@ from polarice.io.micrographs import read_micrographs
 from polarice.io.motion import read_motion
 from polarice.io.mrc import write_image
 from polarice.io.star import read_star
-from polarice.simulate.movies import rms_error_px
+from polarice.simulation.movies import rms_error_px
 
 tifffile = pytest.importorskip("tifffile")
 relion = pytest.mark.skipif(shutil.which("relion_run_motioncorr") is None, reason="needs relion_run_motioncorr")

@@ -10,7 +10,7 @@ import pytest
 from align.phantoms import ctf_parameters, optics
 from jobs.runs import polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
-from polarice.ctf import ctf_image
+from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.io.mrc import open_stack, write_stack
 from polarice.io.star import Block, Table, read_star, write_star

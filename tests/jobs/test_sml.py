@@ -17,7 +17,7 @@ from polarice.io.particles import pose_columns
 from polarice.io.star import read_star
 from polarice.jobs.report import read_history
 from polarice.jobs.report.latent import GAP_PX, LINE_GAP_PX, LINE_MARGIN_PX, map_sheet, occupancy
-from polarice.simulate.score import purity
+from polarice.simulation.score import purity
 from polarice.types import Pose2D
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=1.0)

@@ -19,7 +19,7 @@ from polarice.io.mrc import write_stack
 from polarice.io.star import read_star
 from polarice.jobs import patterns, workflow
 from polarice.jobs.params import argument, option
-from polarice.simulate.score import purity
+from polarice.simulation.score import purity
 from polarice.types import InputError
 
 

@@ -12,7 +12,7 @@ from align.scenes import PIXEL_SIZE_A
 from polarice.align import oracle
 from polarice.align.images import ParticleImages
 from polarice.align.polar import PolarBasis
-from polarice.ctf import ctf, ctf_image
+from polarice.contrast_transfer import ctf, ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.references.aligned import AlignedImages, power_vectors
 from polarice.references.latent import LatentGrid

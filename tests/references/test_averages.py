@@ -17,7 +17,7 @@ from polarice.align.policy import centred
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
 from polarice.align.sums import Sums
-from polarice.ctf import ctf_image
+from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.references.averages import Averages
 from polarice.references.snr import resolved_px

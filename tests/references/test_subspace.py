@@ -16,7 +16,7 @@ from polarice.references.growth import pca_start
 from polarice.references.manifold import ManifoldPrior
 from polarice.references.nodes import expect_nodes, expect_thin, gathered, log_weights
 from polarice.references.starts import from_pca
-from polarice.simulate.score import adjusted_rand_index
+from polarice.simulation.score import adjusted_rand_index
 from references.maps import PosedSet, climbed, expected, on_arc, posed_set, problem
 
 FIXED = ManifoldPrior(learn_tau2=False, evenness=1.5)

@@ -20,7 +20,7 @@ from polarice.align.polar import PolarBasis
 from polarice.align.premultiplied import divided
 from polarice.align.prepare import Preparation
 from polarice.align.transfer import near, sent
-from polarice.ctf import ctf, wavelength_A
+from polarice.contrast_transfer import ctf, wavelength_A
 from polarice.types import CTFParameters, ImageSource, Particles
 
 Item = TypeVar("Item")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polarice.ctf import ctf, envelope
+from polarice.contrast_transfer import ctf, envelope
 from polarice.types import CTFParameters, Optics
 
 LEAST_SINE = 0.05  # of the CTF's sine: what has leaked to its zeros (from windowing, rounding) grows 20-fold at most

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
 from polarice.bench.measure import last_lines
 from polarice.bench.results import markdown, number
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "tests, agreement with the processor, and times of the engine and of whole jobs on one card, in one call"
@@ -29,11 +29,11 @@ LAST_LINES = 30
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """What is run, and how large it is."""
 
-    o: Path = option(Path("bench_card"), "folder for card.json, card.md, particles, runs and logs")
-    parts: tuple[str, ...] = option((), "run these alone, in their order; all", choices=PARTS)
+    o: Path = output("bench_card", "folder for card.json, card.md, particles, runs and logs")
+    parts: tuple[str, ...] = option((), "run these parts only", derived="all", choices=PARTS)
     particles: int = option(57_001, "simulated particles of align2d, class2d and sml", low=30, high=10_000_000)
     box: int = option(160, "their box", unit="px", low=16, high=1024)
     k: int = option(300, "number of classes of align2d and class2d", low=1, high=100_000, flags=("-k", "--K"))
@@ -47,10 +47,14 @@ class Params:
     )
     kernel: tuple[str, ...] = option(("plain", "fused"), "of bench engine", choices=("auto", "plain", "fused"))
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
-    memory: float | None = option(None, "what align2d and sml may take; as they choose", unit="GiB", low=0.01)
+    memory: float | None = option(
+        None, "memory that align2d and sml may take", derived="as they choose", unit="GiB", low=0.01
+    )
     limit: float = option(240.0, "a part that takes longer is ended", unit="s", low=1)
     device: Literal["auto", "cpu", "cuda"] = option("cuda", "where to compute; cpu tries the call without a card")
-    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
+    threads: int | None = option(
+        None, "CPU threads", derived="all cores", resource=True, low=1, high=1024, flags=("--j",)
+    )
     seed: int = option(1, "seed of everything random", low=0)
 
 
@@ -73,10 +77,11 @@ class Ended:
 
 def run(params: Params) -> None:
     """Run part after part and write what is known after each. Raises InputError where the device is not there."""
-    from polarice.jobs.timing import Place, cores, machine
+    from polarice.jobs.resources import Computing
+    from polarice.jobs.timing import cores, machine
 
     threads = params.threads or cores()
-    where = machine(Place(threads, params.device))
+    where = machine(Computing(threads=threads, device=params.device))
     make_folder(params.o, empty=True)
     told: dict[str, Any] = {
         "command": command_line("bench card", params),

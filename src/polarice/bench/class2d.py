@@ -12,7 +12,7 @@ from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, w
 from polarice.bench.measure import last_lines, measure
 from polarice.bench.programs import Program, Task
 from polarice.bench.results import HEAD, Result, cells, markdown, notes, reached, rows
-from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.jobs.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SHIFTS = 13  # of the expectation whose products are counted
@@ -22,11 +22,11 @@ DIAMETER_OF_BOX = 0.8  # of a given table
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """The particles, and who takes part."""
 
     table: Path | None = argument("particles.star of RELION; without it, particles are simulated", flags=("--i",))
-    o: Path = option(Path("bench"), "folder for bench.json, bench.md, bench.png and the runs")
+    o: Path = output("bench", "folder for bench.json, bench.md, bench.png and the runs")
     particles: int = option(2000, "number of simulated particles", low=30, high=10_000_000)
     box: int = option(128, "box of the simulated particles", unit="px", low=16, high=1024)
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
@@ -36,17 +36,19 @@ class Params:
         (), "further runs of Polarice, with so many iterations each, to find what the others' quality takes", low=1
     )
     particle_diameter: float | None = option(
-        None, "diameter of the particle's mask; the ribosome's, or 0.8 of the table's box", unit="A", low=1
+        None, "particle diameter", derived="the ribosome's, or 80 % of the table's box", unit="A", low=1
     )
     ctf: bool = option(True, "correct for the contrast transfer function")
     peer_particles: int = option(400, "the other programs get the first of the particles, so many at most", low=1)
-    peer_iter: int | None = option(None, "number of iterations of the other programs; as --iter", low=1, high=999)
+    peer_iter: int | None = option(None, "iterations of the other programs", derived="as --iter", low=1, high=999)
     relion: bool = option(True, "let relion_refine take part, if it is on PATH")
     peer: tuple[str, ...] = option(
         (), "command of another program, naming {particles} {out} {k} {iter} {threads} {diameter} {seed}"
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where Polarice computes")
-    threads: int | None = option(None, "processor threads of every program; all", low=1, high=1024, flags=("--j",))
+    threads: int | None = option(
+        None, "CPU threads of every program", derived="all cores", low=1, high=1024, flags=("--j",)
+    )
     seed: int = option(1, "seed of everything random", low=0)
 
 
@@ -66,7 +68,8 @@ class Data:
 
 def run(params: Params) -> None:
     """Run every program, score, and write the tables. Raises InputError for what cannot be used."""
-    from polarice.jobs.timing import Place, cores, machine
+    from polarice.jobs.resources import Computing
+    from polarice.jobs.timing import cores, machine
 
     others = programs.peers(params.peer)
     if params.relion:
@@ -78,7 +81,7 @@ def run(params: Params) -> None:
     if params.table is None:
         _require_enough(params, params.particles)
     make_folder(params.o, empty=True)
-    where = machine(Place(threads, params.device))
+    where = machine(Computing(threads=threads, device=params.device))
     data = _data(params, threads)
     taking_part = programs.told_apart([*_ours(params, data, bool(others)), *others])
     results: list[Result] = []

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
 from polarice.bench.results import markdown, number
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "time the engine alone: one expectation and maximization, over K, box, shifts and threads"
@@ -21,14 +21,16 @@ REFERENCES = (
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """The grid, and the particles."""
 
-    o: Path = option(Path("bench_engine"), "folder for engine.json and engine.md; particles and classes are kept in it")
+    o: Path = output("bench_engine", "folder for engine.json and engine.md; particles and classes are kept in it")
     k: tuple[int, ...] = option((20, 100, 300), "numbers of references", low=1, high=100_000, flags=("-k", "--K"))
     box: tuple[int, ...] = option((128,), "boxes", unit="px", low=16, high=1024)
     shifts: tuple[int, ...] = option((21,), "numbers of shifts, in discs of 2 px steps; 21: up to 5 px", low=1)
-    threads: tuple[int, ...] = option((), "numbers of processor threads; all", low=1, high=1024, flags=("--j",))
+    threads: tuple[int, ...] = option(
+        (), "numbers of CPU threads", derived="all cores", low=1, high=1024, flags=("--j",)
+    )
     precision: tuple[str, ...] = option(
         ("float32",), "numbers that images and references are multiplied in", choices=("float32", "tf32", "bfloat16")
     )
@@ -39,13 +41,14 @@ class Params:
     particles: int = option(2000, "number of simulated particles", low=30, high=10_000_000)
     snr: float = option(0.05, "signal-to-noise ratio of the simulated particles", low=1e-6)
     iter: int = option(12, "iterations of the run that the references come from", low=1, high=999)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute", resource=True)
     seed: int = option(1, "seed of everything random", low=0)
 
 
 def run(params: Params) -> None:
     """Time every point of the grid and write the tables. Raises InputError for what cannot be used."""
-    from polarice.jobs.timing import Place, cores, machine, shift_range_px, time_passes
+    from polarice.jobs.resources import Computing
+    from polarice.jobs.timing import cores, machine, shift_range_px, time_passes
 
     if max(params.k) > params.particles:
         raise InputError(f"--k {max(params.k)}: more references than particles ({params.particles}); ask for fewer")
@@ -53,7 +56,7 @@ def run(params: Params) -> None:
         shift_range_px(shifts)
     make_folder(params.o, empty=False)
     all_threads = params.threads or (cores(),)
-    machines = {threads: machine(Place(threads, params.device)) for threads in all_threads}
+    machines = {threads: machine(Computing(threads=threads, device=params.device)) for threads in all_threads}
     cases = []
     for box_px, k in itertools.product(params.box, params.k):
         finished = _finished_run(params, box_px, k, max(all_threads))

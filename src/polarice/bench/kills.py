@@ -20,7 +20,7 @@ from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, w
 from polarice.bench.results import markdown
 from polarice.bench.scaling_runs import launch_words
 from polarice.cluster import launched
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "kill ranks of a job at random moments, go on each time, and compare with a run that was left alone"
@@ -34,13 +34,13 @@ Start = Callable[[Sequence[str], int], "subprocess.Popen[str]"]
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """The job, and how often it is killed."""
 
-    o: Path = option(Path("bench_kills"), "folder for kills.json, kills.md, particles and runs")
+    o: Path = output("bench_kills", "folder for kills.json, kills.md, particles and runs")
     kills: int = option(100, "how many times a rank is killed", low=1, high=100_000)
     jobs: tuple[str, ...] = option(
-        (), "kill these jobs, each on all of --ranks; class2d, ever again", choices=job_kills.JOBS
+        (), "kill these jobs, each on all of --ranks", derived="class2d, again and again", choices=job_kills.JOBS
     )
     ranks: tuple[int, ...] = option(
         (4,), "ranks that a run begins with; without --jobs it goes on with two or more", low=1, high=1024
@@ -194,7 +194,8 @@ def differences(out: Path, other: Path) -> tuple[int, float]:
 
 def run(params: Params) -> None:
     """Kill, go on, compare, write. Raises InputError where mpirun is missing, and where a run fails by itself."""
-    from polarice.jobs.timing import Place, machine
+    from polarice.jobs.resources import Computing
+    from polarice.jobs.timing import machine
 
     if params.jobs:
         _run_jobs(params)
@@ -207,7 +208,7 @@ def run(params: Params) -> None:
     table = simulated(params, params.o / f"{params.particles}_of_{params.box}px", params.box, 1).absolute()
     words = ["class2d", str(table), "--o", OUT, "--k", str(params.k), "--iter", str(params.iter), "--threads", "1"]
     words += ["--particle-diameter", f"{DIAMETER_A:g}", "--seed", str(params.seed), "--device", "cpu"]
-    where = machine(Place(1, "cpu"))
+    where = machine(Computing(threads=1, device="cpu"))
     alone, several, killed = ((params.o / name).resolve() for name in ("alone", "several", "killed"))
     for folder in (alone, several, killed):
         shutil.rmtree(folder, ignore_errors=True)
@@ -231,7 +232,8 @@ def run(params: Params) -> None:
 def _run_jobs(params: Params) -> None:
     """Kill each of the jobs on each number of ranks in turn, compare, write."""
     from polarice.bench.kill_inputs import make_inputs
-    from polarice.jobs.timing import Place, machine
+    from polarice.jobs.resources import Computing
+    from polarice.jobs.timing import machine
 
     for ranks in params.ranks:
         launch_words(params.launcher, ranks)
@@ -241,7 +243,7 @@ def _run_jobs(params: Params) -> None:
     bench = job_kills.Bench(params.o.absolute(), lambda ranks: launch_words(params.launcher, ranks))
     chosen = [tasks[job] for job in params.jobs]
     found = job_kills.campaign(bench, chosen, params.ranks, params.kills, params.seed)
-    command, where = command_line("bench kills", params), machine(Place(1, "cpu"))
+    command, where = command_line("bench kills", params), machine(Computing(threads=1, device="cpu"))
     told = {"command": command, "parameters": as_dict(params), "machine": where}
     write_json(params.o / "kills.json", told | {"kills": [asdict(each) for each in found]})
     lost = "Nothing was lost." if job_kills.sound(found) else "Something was lost: see kills.json."

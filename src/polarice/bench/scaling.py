@@ -27,17 +27,17 @@ from polarice.bench.scaling_model import (
 )  # fmt: skip
 from polarice.bench.scaling_predict import HARMONICS_PER_RING, MISSION, Rates, engines, largest_node, predicted
 from polarice.bench.scaling_runs import VOLUMES, fastest, launch_words, time_sums
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "time one job on 1, 2, ... ranks, and predict it on more nodes"
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """What is run, on how many ranks, and the nodes that are predicted."""
 
-    o: Path = option(Path("bench_scaling"), "folder for scaling.json, scaling.md, scaling.png and the runs")
+    o: Path = output("bench_scaling", "folder for scaling.json, scaling.md, scaling.png and the runs")
     job: Literal["align2d", "class2d"] = option("align2d", "what to run")
     particles: int = option(4000, "number of simulated particles", low=30, high=10_000_000)
     box: int = option(128, "box of the simulated particles", unit="px", low=16, high=1024)
@@ -63,15 +63,16 @@ class Params:
 
 def run(params: Params) -> None:
     """Run, fit, predict, and write. InputError where mpirun is missing or a run fails."""
+    from polarice.jobs.resources import Computing
     from polarice.jobs.scaling import cold_bytes_per_s
-    from polarice.jobs.timing import Place, machine
+    from polarice.jobs.timing import machine
 
     if params.ranks[0] != 1:
         raise InputError(f"--ranks {' '.join(map(str, params.ranks))}: what one rank takes comes first")
     if max(params.ranks) > 1:
         launch_words(params.launcher, 2)
     make_folder(params.o, empty=False)
-    where = machine(Place(params.threads, params.device))
+    where = machine(Computing(threads=params.threads, device=params.device))
     table = simulated(params, params.o / f"{params.particles}_of_{params.box}px", params.box, params.threads)
     stack_bytes = table.with_name("particles.mrcs").stat().st_size
     runs = [fastest(params, table, ranks, device) for device in _devices(params, where) for ranks in params.ranks]

@@ -14,7 +14,7 @@ from typing import Any
 from polarice.bench import programs
 from polarice.bench.folder import DATA, heading, make_folder, write_json, write_text
 from polarice.bench.results import markdown, number
-from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.jobs.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "score sml against states that are known, beside MAP, K-means, mixtures (scikit-learn) and RELION"
@@ -23,11 +23,11 @@ MIXTURE_COMPONENTS = (10, 40)  # principal components that mixtures and K-means 
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """The states, and how they are looked at."""
 
     inputs: tuple[Path, ...] = argument("maps or models, one state each; several for discrete states")
-    o: Path = option(Path("bench_sml"), "folder for sml.json and sml.md; particles and runs are kept in it")
+    o: Path = output("bench_sml", "folder for sml.json and sml.md; particles and runs are kept in it")
     k: tuple[str, ...] = option(
         ("100", "10x10"), "maps, as sml's --k says them; the first one's number of nodes is the others' of classes",
         flags=("-k", "--K"),
@@ -43,21 +43,24 @@ class Params:
     map: bool = option(True, "run class2d (MAP) too, which searches for the poses by itself")
     relion: bool = option(True, "run relion_refine --skip_align too, where it is on PATH")
     arc: bool = option(True, "also views of the bundled ribosome along an arc: does the map keep their order?")
-    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
+    threads: int | None = option(
+        None, "CPU threads", derived="all cores", resource=True, low=1, high=1024, flags=("--j",)
+    )
     seed: int = option(1, "seed of everything random; of the first of --seeds", low=0)
     seeds: int = option(1, "repeat everything with so many seeds, and state medians", low=1, high=100)
 
 
 def run(params: Params) -> None:
     """Simulate, classify, score, write. Raises InputError for what cannot be used."""
-    from polarice.jobs.timing import Place, cores, machine
+    from polarice.jobs.resources import Computing
+    from polarice.jobs.timing import cores, machine
 
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise InputError("bench sml compares with scikit-learn; install it: pip install scikit-learn") from error
     make_folder(params.o, empty=False)
-    where = machine(Place(params.threads or cores()))
+    where = machine(Computing(threads=params.threads or cores()))
     found: list[dict[str, Any]] = []
     for seed in range(params.seed, params.seed + params.seeds):
         once = replace(params, seed=seed, o=params.o / f"seed{seed}" if params.seeds > 1 else params.o)

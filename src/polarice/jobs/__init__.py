@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from polarice.cluster import launched
+from polarice.jobs.params import Parameters
 from polarice.project.state import working
 
 JOBS: dict[str, str] = {
@@ -39,7 +39,7 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(JOBS[name])
 
 
-def run(name: str, params: Any) -> None:
+def run(name: str, params: Parameters) -> None:
     """Run a job, its state written into its folder as it goes. Raises what the job raises."""
     launch = launched()
     folder = None if launch is not None and launch.rank else folder_of(params)
@@ -47,7 +47,7 @@ def run(name: str, params: Any) -> None:
         load(name).run(params)
 
 
-def folder_of(params: Any) -> Path | None:
+def folder_of(params: Parameters) -> Path | None:
     """The folder of a job; None where it has none."""
     named = getattr(params, "continue_", None)
     if named is not None:

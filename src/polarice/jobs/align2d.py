@@ -8,6 +8,7 @@ from polarice.jobs.classification import Classification
 from polarice.jobs.params import option
 
 SUMMARY = "align particles in two dimensions: psi, shift and one of a few references for each"
+EXAMPLE = "polarice align2d Extract/job005/particles.star --o Align2D/job006 -k 50 --particle-diameter 180"
 RANKS = True  # mpirun may start several
 
 
@@ -15,8 +16,7 @@ RANKS = True  # mpirun may start several
 class Params(Classification):
     """All the particles in every iteration, few references."""
 
-    k: int = option(50, "number of references", low=1, high=100_000, flags=("-k", "--K"))
-    iter: int | None = option(None, "number of iterations; 25, or those of the run that goes on", low=1, high=999)
+    k: int = option(50, "number of references", low=1, high=100_000, flags=("-k", "--K"), level="essential")
 
 
 def run(params: Params) -> None:

@@ -8,6 +8,7 @@ from polarice.jobs.classification import Classification
 from polarice.jobs.params import option
 
 SUMMARY = "classify particles in two dimensions, with mini-batches that grow to all of them"
+EXAMPLE = "polarice class2d Extract/job005/particles.star --o Class2D/job006 -k 100 --particle-diameter 180"
 RANKS = True  # mpirun may start several
 
 
@@ -15,8 +16,10 @@ RANKS = True  # mpirun may start several
 class Params(Classification):
     """Growing mini-batches, many classes."""
 
-    k: int = option(100, "number of classes", low=1, high=100_000, flags=("-k", "--K"))
-    iter: int | None = option(None, "number of iterations; 30, or those of the run that goes on", low=1, high=999)
+    k: int = option(100, "number of classes", low=1, high=100_000, flags=("-k", "--K"), level="essential")
+    iter: int | None = option(
+        None, "iterations", derived="30; with --continue, as before", low=1, high=999, renewable=True, level="essential"
+    )
 
 
 def run(params: Params) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +23,10 @@ from polarice.jobs.intake import (
     relion_settings,
     with_copies,
 )
-from polarice.jobs.params import option
+from polarice.jobs.params import RUN, option
 from polarice.jobs.particle_run import ClassReportRun, figures_of_pass
 from polarice.jobs.resources import (
+    Comparing,
     batch_bytes,
     card_of,
     device_of,
@@ -59,13 +60,18 @@ MOST_SHIFTS = 5000  # of one image
 
 
 @dataclass(frozen=True)
-class Classification(ParticleJob):
+class Classification(Comparing, ParticleJob):
     """Parameters of align2d and class2d."""
 
-    k: int = option(50, "number of classes", low=1, high=100_000, flags=("-k", "--K"))
+    k: int = option(50, "number of classes", low=1, high=100_000, flags=("-k", "--K"), level="essential")
     tau2_fudge: float = option(2.0, "strength of the data against the prior", low=0.01, high=100)
     psi_step: float | None = option(
-        None, "coarsest step of the in-plane angle; as fine as the resolution asks", unit="deg", low=0.1, high=90
+        None,
+        "coarsest step of the in-plane angle",
+        derived="as fine as the resolution asks",
+        unit="deg",
+        low=0.1,
+        high=90,
     )
     offset_range: float = option(
         5.0, "shifts are searched this far from each particle's last centre, at first", unit="px", low=0
@@ -78,20 +84,22 @@ class Classification(ParticleJob):
         high=10,
     )
     ref: Path | None = option(
-        None, "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box"
-    )
-    precision: Literal["auto", "float32", "tf32", "bfloat16"] = option(
-        "auto",
-        "numbers that images and references are multiplied in, with float32 sums; auto: float32, the fastest there is",
-    )
-    kernel: Literal["auto", "plain", "fused"] = option(
-        "auto", "what compares images coarsely on a card: PyTorch's operations, or one kernel; auto: that, if it works"
+        None,
+        "folder of a run of align2d or class2d whose classes this one begins with: as many, of the same box",
+        derived="classes of random particles",
+        path=RUN,
     )
     center_classes: bool = option(True, "centre class averages where their particles were picked")
-    profile: bool = option(False, "write where the time goes to profile.json, by one more pass at the end")
+    profile: bool = option(
+        False, "write where the time goes to profile.json, by one more pass at the end", resource=True
+    )
+
+    @property
+    def classes(self) -> int:
+        return self.k
 
 
-def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> None:
+def classify(job: str, params: Classification, growing_batches: bool, iterations: int) -> None:
     """Run or continue a classification; `iterations` is how many where nothing is said.
 
     Raises InputError for what cannot be used, and for a full disk; Ctrl-C says how to go on.
@@ -114,7 +122,7 @@ def classify(job: str, params: Any, growing_batches: bool, iterations: int) -> N
         carry_out(job, params, [table.path, *table.particles.stacks], begin, comm)
 
 
-def _require_suitable(params: Any, images: ParticleImages) -> None:
+def _require_suitable(params: Classification, images: ParticleImages) -> None:
     """Raise InputError where shifts are too many, the classes of --ref do not suit, or classes take all memory."""
     box_px = images.preparation.box_px
     if params.ref is not None and params.continue_ is None:  # what goes on needs it no more
@@ -130,7 +138,7 @@ def _require_suitable(params: Any, images: ParticleImages) -> None:
     require_room(params, images.device, held_bytes(images, params), f"{params.k} classes of {box_px} px")
 
 
-def held_bytes(images: ParticleImages, params: Any) -> int:
+def held_bytes(images: ParticleImages, params: Classification) -> int:
     """Memory for the classes of a run that comes to the last ring."""
     from polarice.align.classify import FARTHEST_FROM_CUT_PX
     from polarice.references.averages import Averages
@@ -152,12 +160,16 @@ def _basis(images: ParticleImages, r_max: int, slack_px: float) -> PolarBasis:
 class ClassRun(ClassReportRun["ClassResult", None]):
     """align2d and class2d at work."""
 
-    def __init__(self, job: str, params: Any, looked: Looked, growing_batches: bool, ranks: tuple[Comm, Watch]) -> None:
-        self.schedule = _schedule(looked.images, params, len(looked.rows), growing_batches)
+    params: Classification
+
+    def __init__(
+        self, job: str, params: Classification, looked: Looked, growing_batches: bool, ranks: tuple[Comm, Watch]
+    ) -> None:
+        self.schedule = schedule_of(looked.images, params, len(looked.rows), growing_batches)
         super().__init__(job, params, looked, ranks)
 
     def images_of_iterations(self) -> list[int]:
-        return [self.schedule.step(i + 1).batch for i in range(self.params.iter)]
+        return [self.schedule.step(i + 1).batch for i in range(self.params.iterations)]
 
     def beginning(self) -> ClassState:
         from polarice.jobs.checkpoint import read_checkpoint, read_iteration
@@ -166,7 +178,7 @@ class ClassRun(ClassReportRun["ClassResult", None]):
         if not done:
             given = (self.looked.order, self.looked.noise_power, params, self.comm)
             return first_state(self.images, self.schedule, *given)
-        if done == params.iter:
+        if done == params.iterations:
             self.last = read_iteration(params.o, done, done, self.rows)
         return read_checkpoint(params.o, done, self.images.device)
 
@@ -189,25 +201,8 @@ class ClassRun(ClassReportRun["ClassResult", None]):
         print(told(write_profile(self.params.o, images, result, batch)))
 
     def results(self) -> Iterator[ClassResult]:
-        from polarice.align.classify import ClassExpectation, Settings
-        from polarice.align.fit import fit
-        from polarice.align.policy import ClassPolicy
-        from polarice.references.averages import Averages
-
-        params = self.params
-        device, held = self.images.device, held_bytes(self.images, params)
-        workers = workers_of(params, device)
-        settings = Settings(
-            tau2_fudge=params.tau2_fudge,
-            batch_bytes=batch_bytes(params, device, workers, held),
-            workers=workers,
-            room=room_of(params, device, len(self.comm.node_ranks), held),
-            precision=precision_of(params),
-            kernel=kernel_of(params, device),
-        )
-        expect = ClassExpectation[Averages](self.images, self.looked.order, settings, self.comm)
-        policy = ClassPolicy[Averages](params.center_classes)
-        return fit(self.state, self.schedule, expect, policy, params.seed)
+        looked = replace(self.looked, images=self.images)
+        return iterations(self.state, self.schedule, looked, self.params, self.comm)
 
     def prepared(self, result: ClassResult) -> None:
         return None
@@ -242,6 +237,29 @@ class ClassRun(ClassReportRun["ClassResult", None]):
         return f"{len(self.rows)} particles in {self.params.k} classes{left_out}; report: {page}"
 
 
+def iterations(
+    state: ClassState, schedule: Schedule, looked: Looked, params: Classification, comm: Comm = SERIAL
+) -> Iterator[ClassResult]:
+    """Every iteration that follows on a state; nothing is written."""
+    from polarice.align.classify import ClassExpectation, Settings
+    from polarice.align.fit import fit
+    from polarice.align.policy import ClassPolicy
+    from polarice.references.averages import Averages
+
+    device, held = looked.images.device, held_bytes(looked.images, params)
+    workers = workers_of(params, device)
+    settings = Settings(
+        tau2_fudge=params.tau2_fudge,
+        batch_bytes=batch_bytes(params, device, workers, held),
+        workers=workers,
+        room=room_of(params, device, len(comm.node_ranks), held),
+        precision=precision_of(params),
+        kernel=kernel_of(params, device),
+    )
+    expect = ClassExpectation[Averages](looked.images, looked.order, settings, comm)
+    return fit(state, schedule, expect, ClassPolicy[Averages](params.center_classes), params.seed)
+
+
 def told(iteration: Iteration, k: int) -> str:
     """One line about an iteration of a run that asks for k classes."""
     from polarice.jobs.report import class_counts
@@ -261,7 +279,7 @@ def first_state(
     schedule: Schedule,
     rows: np.ndarray,
     noise_power: np.ndarray,
-    params: Any,
+    params: Classification,
     comm: Comm = SERIAL,
 ) -> ClassState:
     """Before the first iteration, nothing assigned: averages of random particles, or the classes of --ref."""
@@ -284,7 +302,12 @@ def first_state(
 
 
 def _random_classes(
-    images: ParticleImages, schedule: Schedule, rows: np.ndarray, noise: torch.Tensor, params: Any, comm: Comm
+    images: ParticleImages,
+    schedule: Schedule,
+    rows: np.ndarray,
+    noise: torch.Tensor,
+    params: Classification,
+    comm: Comm,
 ) -> Averages:
     from polarice.align.survey import random_sums
     from polarice.references.averages import Averages
@@ -298,24 +321,24 @@ def _random_classes(
     return empty.maximize(sums, step.prior(params.tau2_fudge))
 
 
-def known_classes(images: ParticleImages, params: Any) -> Averages:
+def known_classes(images: ParticleImages, params: Classification) -> Averages:
     """The classes at the end of the run in --ref. Raises InputError where they do not suit the particles and --k."""
     from polarice.jobs.checkpoint import checkpoints, read_checkpoint
     from polarice.jobs.provenance import read_job_json
 
-    done = checkpoints(params.ref)
+    ref = params.ref
+    assert ref is not None
+    done = checkpoints(ref)
     if not done:
-        raise InputError(f"--ref {params.ref}: holds no iteration of align2d or class2d; give the folder of such a run")
-    if (job := read_job_json(params.ref)["job"]) not in ("align2d", "class2d"):
-        raise InputError(f"--ref {params.ref}: is of {job}; give the folder of a run of align2d or class2d")
-    model = read_checkpoint(params.ref, done[-1], images.device).model
+        raise InputError(f"--ref {ref}: holds no iteration of align2d or class2d; give the folder of such a run")
+    if (job := read_job_json(ref)["job"]) not in ("align2d", "class2d"):
+        raise InputError(f"--ref {ref}: is of {job}; give the folder of a run of align2d or class2d")
+    model = read_checkpoint(ref, done[-1], images.device).model
     box = images.preparation.box_px
     if model.basis.box_px != box:
-        raise InputError(f"--ref {params.ref}: classes of {model.basis.box_px} px, particles of {box}; rescale these")
+        raise InputError(f"--ref {ref}: classes of {model.basis.box_px} px, particles of {box}; rescale these")
     if len(model.weights) != params.k:
-        raise InputError(
-            f"--ref {params.ref}: has {len(model.weights)} classes, --k asks for {params.k}; ask for as many"
-        )
+        raise InputError(f"--ref {ref}: has {len(model.weights)} classes, --k asks for {params.k}; ask for as many")
     basis = replace(model.basis, r_max=min(model.basis.r_max, last_ring(images, params)))
     return replace(model.on(basis), mask_fraction=images.preparation.mask_fraction)
 
@@ -354,7 +377,7 @@ def iteration_of(result: ClassResult, images: ParticleImages, rows: np.ndarray) 
     )
 
 
-def _schedule(images: ParticleImages, params: Any, particles: int, growing_batches: bool) -> Schedule:
+def schedule_of(images: ParticleImages, params: Classification, particles: int, growing_batches: bool) -> Schedule:
     from polarice.align.schedule import Schedule
 
     box = images.preparation.box_px
@@ -362,7 +385,7 @@ def _schedule(images: ParticleImages, params: Any, particles: int, growing_batch
     start = round(PERIODS_AT_START * box / (2 * images.preparation.radius_px))
     return Schedule(
         k=params.k,
-        iterations=params.iter,
+        iterations=params.iterations,
         particles=particles,
         start_px=min(limit, start),
         limit_px=limit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from polarice.jobs.micrographs import (
     Farm,
     Item,
     Outcome,
-    PerMicrograph,
     Writes,
     begin,
     cells_of,
@@ -24,16 +23,18 @@ from polarice.jobs.micrographs import (
     on_ranks,
     treat,
 )
-from polarice.jobs.params import option
+from polarice.jobs.params import option, output
+from polarice.jobs.per_micrograph import PerMicrograph
 from polarice.types import InputError, Optics
 
 if TYPE_CHECKING:
-    from polarice.ctf.estimate import Fit, Search
-    from polarice.ctf.quality import Quality
-    from polarice.ctf.spectrum import Spectrum
+    from polarice.contrast_transfer.estimate import Fit, Search
+    from polarice.contrast_transfer.quality import Quality
+    from polarice.contrast_transfer.spectrum import Spectrum
 
 RANKS = True
 SUMMARY = "fit the contrast transfer function: defocus, astigmatism, phase shift, fit resolution"
+EXAMPLE = "polarice ctf MotionCorr/job002/micrographs.star --o CtfFind/job003"
 SPECTRUM = "rlnCtfPowerSpectrum"
 DRIFT = "drift (above 1: it drifted)"
 REMARKS = {
@@ -47,7 +48,7 @@ REMARKS = {
 class Params(PerMicrograph):
     """What is searched, and what is kept."""
 
-    o: Path = option(Path("ctf"), "folder for micrographs.star, the fits' pictures and the report")
+    o: Path = output("ctf", "folder for micrographs.star, the fits' pictures and the report")
     box: int = option(512, "tile of the power spectrum", unit="px", low=64, high=8192, flags=("--Box",))
     res_min: float = option(30.0, "coarsest resolution of the fit", unit="A", low=5, high=200, flags=("--ResMin",))
     res_max: float = option(5.0, "finest resolution of the fit", unit="A", low=1, high=30, flags=("--ResMax",))
@@ -59,9 +60,17 @@ class Params(PerMicrograph):
     phase_min: float = option(0.0, "least phase shift", unit="deg", low=0, high=180)
     phase_max: float = option(180.0, "largest phase shift", unit="deg", low=0, high=180)
     phase_step: float = option(10.0, "step of the first search", unit="deg", low=1, high=90)
-    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.05, flags=("--pixel-size",))
+    angpix: float | None = option(
+        None, "pixel size", derived="the table's", unit="A", low=0.05, flags=("--pixel-size",)
+    )
     power_spectra: bool = option(True, "use the movies' summed power spectra where the table names them")
     keep_ringless: bool = option(False, "keep micrographs without Thon rings in micrographs.star")
+
+    def faults(self) -> Iterator[str]:
+        for low, high in (("res_max", "res_min"), ("defocus_min", "defocus_max"), ("phase_min", "phase_max")):
+            if getattr(self, low) >= getattr(self, high):
+                flags = [f"--{name.replace('_', '-')} {getattr(self, name):g}" for name in (low, high)]
+                yield f"{flags[0]} must be less than {flags[1]}"
 
 
 def run(params: Params) -> None:
@@ -73,11 +82,10 @@ def _fit_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
     from polarice.jobs.report.micrographs import MicrographReport
 
-    _check(params)
     table = read_micrographs(params.micrographs)
     _check_optics(table, params.angpix)
     items = _items(table, params)
-    begin("ctf", params, Writes(("micrographs.star",), items, (".ctf", "_ctf.png")), [params.micrographs])
+    begin("ctf", params, Writes(params.o, ("micrographs.star",), items, (".ctf", "_ctf.png")), [params.micrographs])
     outcomes = treat(items, Fitting(params), Farm.of("ctf", params, comm=comm))
     cells = cells_of(outcomes)
     kept = _kept(cells.rows, outcomes, params)
@@ -87,7 +95,7 @@ def _fit_all(params: Params, comm: Comm) -> None:
     ringless = len(cells.rows) - len(kept)
     numbers = [("without rings, left out of micrographs.star", f"{ringless:,}")] if ringless else []
     beside = f"without Thon rings not in micrographs.star (--keep-ringless keeps {'it' if ringless == 1 else 'them'})"
-    report = MicrographReport("ctf", params, items, outcomes, text=_TEXT, numbers=numbers)
+    report = MicrographReport("ctf", params.o, params, items, outcomes, text=_TEXT, numbers=numbers)
     end(report, f"{ringless} {beside}" if ringless else "")
 
 
@@ -96,14 +104,6 @@ _TEXT = (
     "fit resolution. Below, along lines of equal phase: the spectrum (blue), the fitted CTF² (orange), and how well "
     "the two agree within a few rings (green).",
 )
-
-
-def _check(params: Params) -> None:
-    """Options that contradict each other, before the work starts."""
-    for low, high in (("res_max", "res_min"), ("defocus_min", "defocus_max"), ("phase_min", "phase_max")):
-        if getattr(params, low) >= getattr(params, high):
-            flags = [f"--{name.replace('_', '-')} {getattr(params, name):g}" for name in (low, high)]
-            raise InputError(f"{flags[0]} must be less than {flags[1]}")
 
 
 def _check_optics(table: MicrographTable, angpix: float | None) -> None:
@@ -140,8 +140,8 @@ class Fitting:
     params: Params
 
     def __call__(self, item: Item) -> Outcome:
-        from polarice.ctf.estimate import estimate
-        from polarice.ctf.quality import judge
+        from polarice.contrast_transfer.estimate import estimate
+        from polarice.contrast_transfer.quality import judge
 
         optics, remarks = self._optics(item)
         spectrum, more = self._spectrum(item, optics.pixel_size_A)
@@ -163,7 +163,7 @@ class Fitting:
         return Outcome(self._columns(item, fit, quality), figures, (*remarks, *more, *flags), thumbnail)
 
     def _search(self) -> Search:
-        from polarice.ctf.estimate import Search
+        from polarice.contrast_transfer.estimate import Search
 
         p = self.params
         phases = (p.phase_min, p.phase_max) if p.phase_shift else (0.0, 0.0)
@@ -178,7 +178,7 @@ class Fitting:
 
     def _spectrum(self, item: Item, pixel_size_A: float) -> tuple[Spectrum, tuple[str, ...]]:
         """The spectrum to fit, and what is odd about its file."""
-        from polarice.ctf.spectrum import of_power, spectrum_of
+        from polarice.contrast_transfer.spectrum import of_power, spectrum_of
         from polarice.io.pictures import other_size, read_picture, read_power_spectrum
 
         if item.inputs:

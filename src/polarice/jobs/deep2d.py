@@ -12,10 +12,11 @@ from polarice import jobs
 from polarice.cluster import Comm, world
 from polarice.jobs import align2d, sml
 from polarice.jobs.fault import spared
-from polarice.jobs.params import option
+from polarice.jobs.params import option, output
 from polarice.types import InputError
 
 SUMMARY = "align particles, then classify them deeply: align2d and sml in one command"
+EXAMPLE = "polarice deep2d Extract/job005/particles.star --o Deep2D/job006 -k 1000 --particle-diameter 180"
 RANKS = True
 ALIGN_ITERATIONS, MAP_ITERATIONS = 25, 30
 
@@ -24,9 +25,9 @@ ALIGN_ITERATIONS, MAP_ITERATIONS = 25, 30
 class Params(sml.MapJob):
     """Those of sml, and what differs for align2d; the rest goes to both."""
 
-    o: Path = option(Path("Deep2D"), "folder for the results, align2d and sml inside")
+    o: Path = output("Deep2D", "folder for the results, align2d and sml inside")
     align_k: int = option(50, "number of references of align2d", low=1, high=100_000)
-    align_iter: int | None = option(None, "number of iterations of align2d; 25", low=1, high=999)
+    align_iter: int | None = option(None, "iterations of align2d", derived="25", low=1, high=999)
     align_tau2_fudge: float = option(2.0, "strength of the data against the prior, in align2d", low=0.01, high=100)
     offset_range: float = option(
         5.0, "align2d searches shifts this far from each particle's last centre, at first", unit="px", low=0

@@ -7,19 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from polarice import jobs
 from polarice.jobs.fault import spared
-from polarice.jobs.params import as_dict, command_line, option
+from polarice.jobs.params import as_dict, command_line, option, output
+from polarice.jobs.resources import Computing
 from polarice.project import state
 from polarice.types import InputError
 
 if TYPE_CHECKING:
     from polarice.jobs.report.index import Chapter, Picture
-    from polarice.simulate.score import Score
+    from polarice.simulation.score import Score
 
 SUMMARY = "classify simulated 70S ribosomes and real apoferritin, and make a page of the results"
+EXAMPLE = "polarice demo --o demo"
 DATA = Path(__file__).parents[1] / "data"
 APOFERRITIN_CLASSES = 10
 RIBOSOME_DIAMETER_A, APOFERRITIN_DIAMETER_A = 290.0, 140.0
@@ -34,16 +36,14 @@ _MADE = {"simulated": _SIMULATED, "ribosome": _CLASSIFIED, "apoferritin": _CLASS
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Computing):
     """How large the demo is; the rest is fixed."""
 
-    o: Path = option(Path("demo"), "folder for everything the demo makes; an earlier demo's is replaced")
+    o: Path = output("demo", "folder for everything the demo makes; an earlier demo's is replaced")
     particles: int = option(2000, "number of simulated ribosome particles", low=30, high=1_000_000)
     k: int = option(20, "number of ribosome classes; apoferritin has 10", low=1, high=10_000, flags=("-k", "--K"))
     iter: int = option(20, "number of iterations", low=1, high=999)
     seed: int = option(1, "seed of everything random", low=0)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
-    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
 
 
 def run(params: Params) -> None:
@@ -70,7 +70,7 @@ def score_of(data_star: Path, truth_npz: Path) -> Score:
     import numpy as np
 
     from polarice.io.particles import read_particles
-    from polarice.simulate.score import score
+    from polarice.simulation.score import score
 
     particles = read_particles(data_star, need_ctf=False).particles
     with np.load(truth_npz) as truth:
@@ -174,7 +174,7 @@ def _write_page(params: Params, score: Score, seconds: dict[str, float]) -> Path
 
 def _ribosome_chapter(params: Params, score: Score, seconds: dict[str, float]) -> Chapter:
     from polarice.jobs.report.index import Chapter
-    from polarice.simulate.score import least_view_deg
+    from polarice.simulation.score import least_view_deg
 
     least = least_view_deg(params.k)
     return Chapter(

@@ -18,7 +18,6 @@ from polarice.jobs.micrographs import (
     Farm,
     Item,
     Outcome,
-    PerMicrograph,
     Writes,
     begin,
     cells_of,
@@ -29,17 +28,19 @@ from polarice.jobs.micrographs import (
     treat,
 )
 from polarice.jobs.outputs import files_of
-from polarice.jobs.params import option
+from polarice.jobs.params import option, output
+from polarice.jobs.per_micrograph import PerMicrograph
 from polarice.jobs.pick import COORDINATES
 from polarice.types import InputError
 
 if TYPE_CHECKING:
-    from polarice.extract.images import Recipe
+    from polarice.extraction.images import Recipe
     from polarice.io.star import Table
 
 RANKS = True
 IMAGES = True  # that other tables name: other options want another folder
 SUMMARY = "cut particle images out of micrographs: scaled, inverted, normalised as RELION does"
+EXAMPLE = "polarice extract AutoPick/job004/micrographs.star --o Extract/job005 --box 256 --scale 128"
 STACK, TABLE, PICTURE = ".mrcs", "_extract.star", "_extract.png"
 BATCH = 64  # images cut at a time
 SHOWN, SHOWN_PX = 12, 96
@@ -59,26 +60,54 @@ FROM_MICROGRAPH = {  # columns that a micrograph's particles share, and what sta
 class Params(PerMicrograph):
     """The box, and what becomes of it."""
 
-    o: Path = option(Path("extract"), "folder for stacks, particles.star and the report")
-    coords: Path | None = option(None, "coordinates: a folder or a file; else those that the table names")
+    o: Path = output("extract", "folder for stacks, particles.star and the report")
+    coords: Path | None = option(None, "coordinates: a folder or a file", derived="those that the table names")
     coord_names: Literal["folders", "bare", "cryosparc"] = option(
         "folders", "folders in names of coordinates must agree, or not; and without cryoSPARC's numbers and endings"
     )
     coord_suffix: str | None = option(None, "behind micrographs' names in files of coordinates: _autopick.star, say")
     box: int | None = option(
-        None, "box in the micrograph, even", unit="px", low=8, high=4096, flags=("--extract-size",)
+        None,
+        "box in the micrograph, even",
+        derived="must be given",
+        level="essential",
+        unit="px",
+        low=8,
+        high=4096,
+        flags=("--extract-size",),
     )
-    scale: int | None = option(None, "box of the images, even; the same", unit="px", low=8, high=4096)
+    scale: int | None = option(None, "box of the images, even", derived="as --box", unit="px", low=8, high=4096)
     invert: bool = option(True, "invert the contrast: particles white", flags=("--invert-contrast",))
     norm: bool = option(True, "bring the background to mean 0 and standard deviation 1")
     ramp: bool = option(True, "take a plane off the background first")
-    bg_radius: int | None = option(None, "background begins here; 37.5 % of the images' box", unit="px", low=1)
+    bg_radius: int | None = option(
+        None, "radius where the background begins", derived="37.5 % of the images' box", unit="px", low=1
+    )
     white_dust: float | None = option(None, "replace pixels so many standard deviations above the background", low=0.5)
     black_dust: float | None = option(None, "replace pixels so many standard deviations below the background", low=0.5)
     float16: bool = option(False, "half the disk space; RELION 4 and later read it")
     whole: bool = option(False, "leave out particles whose box leaves the micrograph")
-    min_score: float | None = option(None, "least score of a pick", flags=("--minimum-pick-fom",))
-    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.05, flags=("--pixel-size",))
+    min_score: float | None = option(
+        None, "score threshold of picks", derived="all picks", flags=("--minimum-pick-fom",)
+    )
+    angpix: float | None = option(
+        None, "pixel size", derived="the table's", unit="A", low=0.05, flags=("--pixel-size",)
+    )
+
+    def faults(self) -> Iterator[str]:
+        if self.box is None:
+            yield "--box is needed: the box in the micrograph, in pixels; 1.5 times the particle's longest side"
+            return
+        for flag, size in (("--box", self.box), ("--scale", self.scale)):
+            if size is not None and size % 2:
+                yield f"{flag} {size}: must be even; RELION's programs refuse odd boxes"
+        radius, size = self.bg_radius, self.scale or self.box
+        if size > self.box:
+            yield f"--scale {size}: larger than --box {self.box}; images are only made smaller"
+        if radius is not None and 2 * radius > size:
+            yield f"--bg-radius {radius}: must be at most half the images' box, {size // 2}"
+        if not self.norm and (self.white_dust or self.black_dust or radius):
+            yield "--white-dust, --black-dust and --bg-radius are parts of the normalisation; drop --no-norm"
 
 
 def run(params: Params) -> None:
@@ -90,7 +119,6 @@ def _extract_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
     from polarice.jobs.report.micrographs import MicrographReport
 
-    _check(params)
     table = read_micrographs(params.micrographs)
     _check_table(table, params)
     begin("extract", params, _writes(table, params), [params.micrographs, params.coords])
@@ -103,7 +131,7 @@ def _extract_all(params: Params, comm: Comm) -> None:
         raise InputError(f"no particle could be extracted: {_why_none(params, totals)}")
     _write_particles(table, [items[row] for row in done if outcomes[row].figures["particles"]], params)
     numbers = [(name, f"{n:,}") for name, n in totals.items()]
-    end(MicrographReport("extract", params, items, outcomes, text=(*_TEXT, *asides), numbers=numbers))
+    end(MicrographReport("extract", params.o, params, items, outcomes, text=(*_TEXT, *asides), numbers=numbers))
     if double := totals.pop(TWINS):
         told([f"{double} particles lie within a pixel of another of their micrograph: extracted twice"])
     at_edge = "left out" if params.whole else "the nearest pixels repeated"
@@ -119,7 +147,7 @@ def _writes(table: MicrographTable, params: Params) -> Writes:
         read = [found(name, table.path) for name in table.table.text(COORDINATES).tolist()]
     copies = ("coords",) if params.coords is not None and params.coords.is_file() else ()
     endings = (STACK, TABLE, PICTURE)
-    return Writes(("particles.star", *copies), items_of(table, params.o), endings, read, images=IMAGES)
+    return Writes(params.o, ("particles.star", *copies), items_of(table, params.o), endings, read, images=IMAGES)
 
 
 def _why_none(params: Params, totals: dict[str, int]) -> str:
@@ -140,21 +168,6 @@ _TEXT = (
     "The first particles of each micrograph, as they are in its stack. Where a box leaves the micrograph, the nearest "
     "pixels are repeated, as RELION does; --whole leaves such particles out.",
 )
-
-
-def _check(params: Params) -> None:
-    if params.box is None:
-        raise InputError("--box is needed: the box in the micrograph, in pixels; 1.5 times the particle's longest side")
-    for flag, size in (("--box", params.box), ("--scale", params.scale)):
-        if size is not None and size % 2:
-            raise InputError(f"{flag} {size}: must be even; RELION's programs refuse odd boxes")
-    radius, size = params.bg_radius, params.scale or params.box
-    if size > params.box:
-        raise InputError(f"--scale {size}: larger than --box {params.box}; images are only made smaller")
-    if radius is not None and 2 * radius > size:
-        raise InputError(f"--bg-radius {radius}: must be at most half the images' box, {size // 2}")
-    if not params.norm and (params.white_dust or params.black_dust or radius):
-        raise InputError("--white-dust, --black-dust and --bg-radius are parts of the normalisation; drop --no-norm")
 
 
 def _check_table(table: MicrographTable, params: Params) -> None:
@@ -270,8 +283,8 @@ class Extraction:
         return Outcome({}, figures, remarks, self._draw(item, np.stack(shown)))
 
     def _recipe(self) -> Recipe:
-        from polarice.extract.background import Background, default_radius_px
-        from polarice.extract.images import Recipe
+        from polarice.extraction.background import Background, default_radius_px
+        from polarice.extraction.images import Recipe
 
         p = self.params
         assert p.box is not None
@@ -281,7 +294,7 @@ class Extraction:
 
     def _chosen(self, found: Coordinates, shape: tuple[int, ...]) -> tuple[Coordinates, dict[str, float], np.ndarray]:
         """What is extracted, how many are not and why, and the rows of the file that are."""
-        from polarice.extract.boxes import inside, touching
+        from polarice.extraction.boxes import inside, touching
 
         assert self.params.box is not None
         size = (shape[0], shape[1])
@@ -297,7 +310,7 @@ class Extraction:
     def _images(
         self, pixels: np.ndarray, chosen: Coordinates, rows: np.ndarray, recipe: Recipe
     ) -> Iterator[np.ndarray]:
-        from polarice.extract.images import images_of
+        from polarice.extraction.images import images_of
 
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)

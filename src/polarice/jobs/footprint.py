@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from polarice.jobs.intake import last_ring
 from polarice.jobs.resources import memory_bytes, require_room, workers_of
@@ -10,6 +10,7 @@ from polarice.jobs.resources import memory_bytes, require_room, workers_of
 if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
     from polarice.align.polar import PolarBasis
+    from polarice.jobs.sml import MapJob
 
 SLACK_PX = 1.0  # images are cut at whole pixels and moved the rest of the way
 PREPARED_BYTES = 120  # of a pixel, while its image is prepared and posed, as measured
@@ -19,7 +20,7 @@ REST_BYTES = 64 << 20  # for tables of the basis, and pieces of freed memory too
 REST = 8  # ... but no more than one part in so many of --memory
 
 
-def posed_basis(images: ParticleImages, params: Any) -> PolarBasis:
+def posed_basis(images: ParticleImages, params: MapJob) -> PolarBasis:
     """All rings that --strict-highres-exp allows."""
     from polarice.align.polar import PolarBasis
     from polarice.align.prepare import MASK_EDGE_PX
@@ -31,13 +32,13 @@ def posed_basis(images: ParticleImages, params: Any) -> PolarBasis:
     return PolarBasis(preparation.box_px, radius_px, last_ring(images, params), slack_px, images.device)
 
 
-def require_room_for_map(images: ParticleImages, params: Any) -> None:
+def require_room_for_map(images: ParticleImages, params: MapJob) -> None:
     """Raise InputError where the map alone takes all memory."""
     what = f"{params.classes} nodes of {images.preparation.box_px} px"
     require_room(params, images.device, held_bytes(images, params), what)
 
 
-def held_bytes(images: ParticleImages, params: Any) -> int:
+def held_bytes(images: ParticleImages, params: MapJob) -> int:
     """Memory at the most that a map and the preparation of images take, however many images there are.
 
     d numbers for each of K nodes: their images before and after maximization, a batch's sums and, in double precision,
@@ -58,7 +59,7 @@ def held_bytes(images: ParticleImages, params: Any) -> int:
     return 36 * grid.k * d + 24 * grid.m * d + equations + 8 * grid.k * basis.box_px**2 + prepared + rest
 
 
-def preparing(images: ParticleImages, params: Any) -> int:
+def preparing(images: ParticleImages, params: MapJob) -> int:
     """Threads that prepare images: fewer than there are where --memory is short."""
     fit = memory_bytes(params, images.device) // PREPARING // _preparation_bytes(images)
     return max(1, min(workers_of(params, images.device), fit))

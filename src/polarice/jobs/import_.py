@@ -19,7 +19,7 @@ from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.jobs.alone import alone
 from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder, end, told_reason
-from polarice.jobs.params import argument, option
+from polarice.jobs.params import Parameters, argument, option, output
 from polarice.jobs.patterns import listed
 from polarice.jobs.usage import Items, Watch, write_usage
 from polarice.project.progress import Bar
@@ -29,24 +29,37 @@ if TYPE_CHECKING:
     from polarice.io.particles import ParticleTable
 
 SUMMARY = "make a table of movies, micrographs or particles: files, RELION's STAR or cryoSPARC's .cs"
+EXAMPLE = 'polarice import "movies/*.tiff" --o Import/job001 --angpix 0.885 --voltage 200'
 DEFAULT_VOLTAGE_KV = 300.0
 _INVERT = "invert the images for RELION: relion_image_handler --multiply_constant -1"
 AGREE = 0.02  # relative difference of pixel sizes
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """What to import; names are RELION's where RELION has them."""
 
     inputs: tuple[str, ...] = argument(
         "movies or micrographs (names or quoted patterns), or one .star or .cs", flags=("--i",)
     )
-    o: Path = option(Path("Import"), "folder for the table")
+    o: Path = output("Import", "folder for the table")
     angpix: float | None = option(
-        None, "pixel size, in the files' place", unit="A", low=0.01, high=100, flags=("--pixel-size",)
+        None,
+        "pixel size, instead of the files'",
+        derived="the files'",
+        unit="A",
+        low=0.01,
+        high=100,
+        flags=("--pixel-size",),
     )
     voltage: float | None = option(
-        None, "acceleration voltage; that of the .mdoc files, or 300", unit="kV", low=10, high=3000, flags=("--kV",)
+        None,
+        "acceleration voltage",
+        derived="that of the .mdoc files, or 300 kV",
+        unit="kV",
+        low=10,
+        high=3000,
+        flags=("--kV",),
     )
     cs: float = option(2.7, "spherical aberration", unit="mm", low=0, flags=("--Cs",))
     amplitude_contrast: float = option(0.1, "amplitude contrast", low=0, high=1, flags=("--Q0",))
@@ -116,7 +129,7 @@ def _import_images(files: list[Path], params: Params) -> None:
     groups = _groups(usable, params) if usable else np.zeros(0, int)
     remarks = [*([remark] if remark else []), *_beside(usable, params)]
     params = replace(params, voltage=_voltage_kV(usable, params))
-    writes = Writes((f"{kind}.star",), read=[item.file for item in items])
+    writes = Writes(params.o, (f"{kind}.star",), read=[item.file for item in items])
     begin("import", params, writes)  # what is refused leaves no folder behind
     if usable:
         for each in remarks:
@@ -124,7 +137,7 @@ def _import_images(files: list[Path], params: Params) -> None:
         write_star(params.o / f"{kind}.star", _blocks(kind, usable, groups, pixel_A, params))
     text = [f"{len(usable)} {kind} of {usable[0].shape[1]} x {usable[0].shape[0]} pixels."] if usable else []
     write_usage(params.o, Items(**vars(watch.spent(None)), count=len(files), what=kind))
-    end(MicrographReport("import", params, items, outcomes, kind, text))
+    end(MicrographReport("import", params.o, params, items, outcomes, kind, text))
     if not usable:
         raise InputError("no file could be used")
 
@@ -332,10 +345,10 @@ def _import_particles(path: Path, params: Params) -> None:
             text = f"_{label} of {path} is 0 (none) in some rows, which a .cs table cannot hold: the column is left out"
             print(f"warning: {text}", file=sys.stderr)
         rows = cryosparc.cs_of_tables(optics, particles, shapes)
-        begin("import", params, Writes(("particles.cs",)), [path, *params.passthrough])
+        begin("import", params, Writes(params.o, ("particles.cs",)), [path, *params.passthrough])
         cryosparc.write_cs(params.o / "particles.cs", rows)
     else:
-        begin("import", params, Writes(("particles.star",)), [path, *params.passthrough])
+        begin("import", params, Writes(params.o, ("particles.star",)), [path, *params.passthrough])
         write_star(params.o / "particles.star", [Block("optics", table=optics), Block("particles", table=particles)])
     print(f"{len(particles)} particles in {params.o / ('particles.' + params.to)}")
 

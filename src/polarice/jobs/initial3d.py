@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from polarice.jobs.params import argument, option
+from polarice.jobs.params import argument, option, output
+from polarice.jobs.resources import Computing
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from polarice.references.abinitio import AbInitio, ClassImages
 
 SUMMARY = "make a first map from class averages, from several random starts, and tell how far these agree"
+EXAMPLE = "polarice initial3d Class2D/job006 --o InitialModel/job008"
 FILES = ("report.html", "initial_model.mrc", "seeds.json", "run_data.star")
 SAME_DEG = 12.0  # seeds whose class views lie so near to each other have found one map
 DIAMETER_OF_BOX = 0.8  # where nothing is said, as class2d takes it
@@ -25,19 +27,17 @@ FEWEST_PARTICLES = 5  # of a class that takes part
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Computing):
     """The classes, and how many times to begin."""
 
     classes: Path = argument("folder of a finished run of align2d or class2d", flags=("--i",))
-    o: Path = option(Path("InitialModel"), "folder for the results")
+    o: Path = output("InitialModel")
     seeds: int = option(8, "number of random starts", low=1, high=1000)
     iter: int = option(40, "iterations of each", low=5, high=1000)
     particle_diameter: float | None = option(
-        None, "diameter of the particle; that of the classes' run", unit="A", low=1
+        None, "particle diameter", derived="that of the classes' run", unit="A", low=1
     )
     seed: int = option(1, "seed of everything random", low=0, flags=("--random-seed",))
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
-    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
 
 
 @dataclass(frozen=True)

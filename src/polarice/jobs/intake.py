@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from polarice.cluster import SERIAL, Comm, part
-from polarice.jobs.params import argument, option
-from polarice.jobs.resources import pixel_bytes, threads_of
+from polarice.jobs.params import IMAGE_FOLDER, PARTICLES, Parameters, PathRole, argument, option, output
+from polarice.jobs.resources import Resources, pixel_bytes, threads_of
 from polarice.project.progress import Bar
-from polarice.types import InputError, Particles
+from polarice.types import ImageSource, InputError, Particles
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from polarice.io.class2d import RunSettings
     from polarice.io.particles import ParticleTable
 
+IMAGES = "images"  # heading of options about how images are taken
 DIAMETER_OF_BOX = 0.8  # where the particle's diameter is not given
 TOLERATED_BAD = 0.1  # share of unusable images beyond which a run is refused
 SURVEY_BATCH = 64  # images, that stay in a processor's cache
@@ -35,74 +36,60 @@ LEAST_POWER = 1e-9  # of the images' noise; arithmetic in single precision wants
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Source(Parameters):
     """What is read, and where results go."""
 
-    particles: Path = argument("particles.star of RELION 3.0 or later", flags=("--i",), unless="continue_")
-    o: Path = option(Path("Class2D"), "folder for the results")
+    particles: Path = argument("particle table (STAR)", flags=("--i",), unless="continue_", path=PARTICLES)
+    o: Path = output("Class2D")
 
 
 @dataclass(frozen=True)
-class _Counted(_Source):
-    """The same for jobs that make classes."""
+class ParticleJob(Resources, _Source):
+    """Parameters of all jobs that compare particles with references; names are RELION's where RELION has them."""
 
-    k: Any = option(50, "number of classes", flags=("-k", "--K"))
-    iter: int | None = option(None, "number of iterations; 25, or those of the run that goes on", low=1, high=999)
-
-
-@dataclass(frozen=True)
-class _Treatment:
-    """How images are taken, and what a job may use."""
-
-    particle_diameter: float | None = option(None, "diameter of the particle's mask; 0.8 of the box", unit="A", low=1)
+    particle_diameter: float | None = option(
+        None, "diameter of the particle's mask", unit="A", low=1, derived="80 % of the box", level="essential"
+    )
     strict_highres_exp: float | None = option(
-        None, "compare images up to this resolution at most; Nyquist", unit="A", low=0.1
+        None, "compare images up to this resolution at most", derived="Nyquist", unit="A", low=0.1, section=IMAGES
     )
-    ctf: bool = option(True, "correct for the contrast transfer function")
-    ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak")
-    ctf_phase_flipped: bool = option(False, "the images have been phase-flipped: use the CTF's absolute value")
+    ctf: bool = option(True, "correct for the contrast transfer function", section=IMAGES)
+    ctf_intact_first_peak: bool = option(False, "leave the CTF alone up to its first peak", section=IMAGES)
+    ctf_phase_flipped: bool = option(
+        False, "the images have been phase-flipped: use the CTF's absolute value", section=IMAGES
+    )
     outlier_images: Literal["exclude", "clip", "keep"] = option(
-        "exclude", "what to do with images of which pixels lie 100 standard deviations outside (X-rays, hot pixels)"
+        "exclude", "what to do with images of which pixels lie 100 standard deviations outside (X-rays, hot pixels)",
+        section=IMAGES,
+    )  # fmt: skip
+    norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1", section=IMAGES)
+    image_dir: Path | None = option(
+        None, "folder that the image names of the table are relative to", derived="as the table has them",
+        section=IMAGES, renewable=True, path=IMAGE_FOLDER,
+    )  # fmt: skip
+    angpix: float | None = option(
+        None, "pixel size", derived="the table's", unit="A", low=0.01, high=100, section=IMAGES
     )
-    norm: bool = option(True, "bring every image's background to mean 0 and standard deviation 1")
-    image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
-    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.01, high=100)
-    unsigned: bool = option(False, "MRC mode 0 holds unsigned bytes, as before 2014")
+    unsigned: bool = option(False, "MRC mode 0 holds unsigned bytes, as before 2014", section=IMAGES)
+    iter: int | None = option(
+        None, "iterations", derived="25; with --continue, as before", low=1, high=999, renewable=True, level="essential"
+    )
     seed: int = option(1, "seed of everything random", low=0, flags=("--random-seed",))
-    continue_: Path | None = option(None, "folder (or a run_itNNN_optimiser.star) of a run to go on with")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
-    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
-    memory: float | None = option(
-        None, "memory that the job, or each rank of several, may take beside the program's own 0.3: for classes, "
-        "batches of images and, with what is left, to keep prepared images; 2 for these, or a quarter of all",
-        unit="GiB", low=0.01,
+    continue_: Path | None = option(
+        None, "folder (or a run_itNNN_optimiser.star) of a run to go on with", derived="begin a new run",
+        level="essential", path=PathRole("input", "any", "run"),
     )  # fmt: skip
-    scratch: Path | None = option(None, "folder on a fast disk to keep all prepared images in, instead of memory")
-    copy_to: Path | None = option(
-        None, "folder on a node's own disk to copy its part of the stacks to, as long as the job runs",
-        flags=("--scratch-dir",),
-    )  # fmt: skip
-    price: float | None = option(None, "price of a node for an hour; the report then states what images cost", low=0)
-
-
-@dataclass(frozen=True)
-class ParticleInput(_Treatment, _Source):
-    """Parameters of all jobs that compare particles; names are RELION's where RELION has them."""
 
     @property
     def classes(self) -> int:
         """How many the job makes."""
         return 1
 
-
-@dataclass(frozen=True)
-class ParticleJob(_Treatment, _Counted):
-    """Parameters of all jobs that classify particles."""
-
     @property
-    def classes(self) -> int:
-        """How many the job makes."""
-        return int(self.k)
+    def iterations(self) -> int:
+        """How many are asked for, once that is settled."""
+        assert self.iter is not None, "the job has not settled how many iterations it takes"
+        return self.iter
 
 
 def progress_bar(what: str, total: int, done: int = 0, leave: bool = True) -> Bar:
@@ -127,16 +114,28 @@ class Looked:
         return np.sort(self.order)
 
 
-def open_particles(params: Any, device: torch.device, comm: Comm = SERIAL) -> tuple[ParticleTable, ParticleImages]:
+def open_particles(
+    params: ParticleJob, device: torch.device, comm: Comm = SERIAL
+) -> tuple[ParticleTable, ParticleImages]:
     """The table and its images, checked as far as headers tell; rank 0 reads and checks for all."""
-    from polarice.align.images import ParticleImages
-    from polarice.align.prepare import Preparation
-    from polarice.io.particles import StackSource, read_ahead
+    from polarice.io.particles import StackSource
 
     table = comm.once(lambda: _checked_table(params, comm.size))
-    particles = table.particles
-    source = StackSource(particles, params.unsigned, params.particles)
-    images = ParticleImages(
+    source = StackSource(table.particles, params.unsigned, params.particles)
+    images = images_of(params, table.particles, source, device, comm.size)
+    comm.once(lambda: _require_plausible(table, images))
+    return table, images
+
+
+def images_of(
+    params: ParticleJob, particles: Particles, source: ImageSource, device: torch.device, ranks: int = 1
+) -> ParticleImages:
+    """The images of a source, prepared as the parameters ask."""
+    from polarice.align.images import ParticleImages
+    from polarice.align.prepare import Preparation
+    from polarice.io.particles import read_ahead
+
+    return ParticleImages(
         particles,
         source,
         Preparation(source.box_px, _radius_px(params, particles, source.box_px), params.norm),
@@ -144,13 +143,11 @@ def open_particles(params: Any, device: torch.device, comm: Comm = SERIAL) -> tu
         read_ahead,
         params.ctf,
         params.ctf_intact_first_peak,
-        pixels=_pixel_store(params, device, len(particles), source.box_px, comm.size),
+        pixels=_pixel_store(params, device, len(particles), source.box_px, ranks),
     )
-    comm.once(lambda: _require_plausible(table, images))
-    return table, images
 
 
-def _pixel_store(params: Any, device: torch.device, rows: int, box_px: int, ranks: int) -> PixelStore | None:
+def _pixel_store(params: ParticleJob, device: torch.device, rows: int, box_px: int, ranks: int) -> PixelStore | None:
     """Room on a card for a rank's images as they are read; None where there is no card."""
     from polarice.align.pixels import PixelStore
 
@@ -158,22 +155,23 @@ def _pixel_store(params: Any, device: torch.device, rows: int, box_px: int, rank
     return PixelStore(rows, min(-(-rows // ranks), room // (4 * box_px**2)), device) if room else None
 
 
-def with_copies(images: ParticleImages, params: Any, comm: Comm, held: ExitStack) -> ParticleImages:
+def with_copies(images: ParticleImages, params: ParticleJob, comm: Comm, held: ExitStack) -> ParticleImages:
     """The images, those of this node's ranks read from copies where --copy-to asks for them, until `held` ends."""
     from polarice.io.copies import copied
     from polarice.io.particles import StackSource
 
-    if params.copy_to is None:
+    folder = params.copy_to
+    if folder is None:
         return images
     particles, order = images.particles, disk_order(images.particles)
     rows = [order[part(particles.stack_of[order], rank, comm.size)] for rank in comm.node_ranks]
-    copies = comm.once_a_node(lambda: held.enter_context(copied(params.copy_to, particles, rows, params.unsigned)))
+    copies = comm.once_a_node(lambda: held.enter_context(copied(folder, particles, rows, params.unsigned)))
     return replace(images, source=StackSource(particles, params.unsigned, params.particles, copies))
 
 
-def _checked_table(params: Any, ranks: int) -> ParticleTable:
+def _checked_table(params: ParticleJob, ranks: int) -> ParticleTable:
     """The table, and the headers of its stacks as they should be."""
-    from polarice.io.optics import PHASE_FLIPPED, require_one_treatment
+    from polarice.io.optics import PHASE_FLIPPED
     from polarice.io.particles import StackSource, read_particles
 
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
@@ -186,25 +184,33 @@ def _checked_table(params: Any, ranks: int) -> ParticleTable:
         )  # for what goes on from the results
         table = replace(table, particles=replace(table.particles, optics=optics), optics_table=flagged)
     particles = table.particles
+    source = StackSource(particles, params.unsigned, params.particles)
+    if params.scratch is not None and not params.scratch.is_dir():
+        raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or name another")
+    if ranks > len(particles):
+        raise InputError(f"{params.particles}: {ranks} ranks for {len(particles)} particles; start fewer")
+    source.check()
+    require_usable(params, table, source.box_px)
+    if mixed := source.mixed_sizes():
+        print(f"warning: {mixed}", file=sys.stderr)
+    _tell_of_twins(table)
+    return table
+
+
+def require_usable(params: ParticleJob, table: ParticleTable, box_px: int) -> None:
+    """Raise InputError where the particles cannot be compared as asked: their CTF, their number, their box."""
+    from polarice.io.optics import require_one_treatment
+
+    particles = table.particles
     if params.ctf:
         used = [particles.optics[group] for group in np.unique(particles.optics_of)]
         require_one_treatment(used, str(params.particles))
-    if params.scratch is not None and not params.scratch.is_dir():
-        raise InputError(f"--scratch {params.scratch}: no such folder; make it first, or name another")
     if params.classes > len(particles):
         raise InputError(
             f"{params.particles}: {params.classes} classes asked of {len(particles)} particles; ask for fewer with --k"
         )
-    if ranks > len(particles):
-        raise InputError(f"{params.particles}: {ranks} ranks for {len(particles)} particles; start fewer")
-    source = StackSource(particles, params.unsigned, params.particles)
-    source.check()
-    if mixed := source.mixed_sizes():
-        print(f"warning: {mixed}", file=sys.stderr)
-    _tell_of_twins(table)
     pixel_A = particles.optics[int(particles.optics_of[0])].pixel_size_A
-    _require_sizes(params, source.box_px, pixel_A, _radius_px(params, particles, source.box_px))
-    return table
+    _require_sizes(params, box_px, pixel_A, _radius_px(params, particles, box_px))
 
 
 def _tell_of_twins(table: ParticleTable) -> None:
@@ -247,13 +253,13 @@ def _in_one_pixel(table: ParticleTable) -> int:
     return int(same.sum())
 
 
-def _radius_px(params: Any, particles: Particles, box_px: int) -> float:
+def _radius_px(params: ParticleJob, particles: Particles, box_px: int) -> float:
     """Of the particle's mask."""
     pixel_A = particles.optics[int(particles.optics_of[0])].pixel_size_A
     return float((params.particle_diameter or DIAMETER_OF_BOX * box_px * pixel_A) / 2 / pixel_A)
 
 
-def _require_sizes(params: Any, box_px: int, pixel_A: float, radius_px: float) -> None:
+def _require_sizes(params: ParticleJob, box_px: int, pixel_A: float, radius_px: float) -> None:
     """Raise InputError where box and particle do not fit each other."""
     if box_px < SMALLEST_BOX_PX:
         raise InputError(
@@ -270,7 +276,7 @@ def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
     """Raise InputError naming the row where a CTF has no value up to Nyquist, or an origin lies outside of the box."""
     import torch
 
-    from polarice.ctf import ctf
+    from polarice.contrast_transfer import ctf
 
     particles, box = table.particles, images.preparation.box_px
     far = ~(np.abs(particles.pose.shift_px).max(axis=1) <= box)
@@ -300,7 +306,7 @@ def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
             )
 
 
-def look_at_images(table: ParticleTable, images: ParticleImages, params: Any, comm: Comm = SERIAL) -> Looked:
+def look_at_images(table: ParticleTable, images: ParticleImages, params: ParticleJob, comm: Comm = SERIAL) -> Looked:
     """Look at every image once; what is left out is named on stderr. InputError where too many cannot be used."""
     from polarice.align.survey import survey
 
@@ -366,7 +372,7 @@ def _tell_clipped(table: ParticleTable, found: dict[int, str]) -> None:
         )
 
 
-def last_ring(images: ParticleImages, params: Any) -> int:
+def last_ring(images: ParticleImages, params: ParticleJob) -> int:
     """The last ring that images are compared on, in Fourier pixels: Nyquist's, or that of --strict-highres-exp."""
     box = images.preparation.box_px
     if not params.strict_highres_exp:
@@ -374,7 +380,7 @@ def last_ring(images: ParticleImages, params: Any) -> int:
     return max(4, min(box // 2, int(box * images.pixel_size_A / params.strict_highres_exp)))
 
 
-def relion_settings(params: Any, images: ParticleImages, tau2_fudge: float) -> RunSettings:
+def relion_settings(params: ParticleJob, images: ParticleImages, tau2_fudge: float) -> RunSettings:
     """What RELION wants to know of the run."""
     from polarice.io.class2d import RunSettings
 

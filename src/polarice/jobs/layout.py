@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from polarice.types import InputError, Pose2D
 
 if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
+    from polarice.jobs.sml import MapJob
     from polarice.references.aligned import AlignedImages
     from polarice.references.manifold import Manifold
     from polarice.references.mapping import ManifoldState, Plan
@@ -32,7 +33,7 @@ EVENNESS = 1.5  # equal shares that every node's weight is granted: learned alon
 RANDOM_LABELS = 50  # averages of random images that a random start is laid out by
 
 
-def posed_images(images: ParticleImages, looked: Looked, params: Any, comm: Comm = SERIAL) -> PosedImages:
+def posed_images(images: ParticleImages, looked: Looked, params: MapJob, comm: Comm = SERIAL) -> PosedImages:
     """All usable images, each rank's part; what fits is kept."""
     from polarice.references.posed import PosedImages
 
@@ -41,7 +42,7 @@ def posed_images(images: ParticleImages, looked: Looked, params: Any, comm: Comm
     return PosedImages(images, basis, looked.order, room, preparing(images, params), comm)
 
 
-def plan_of(posed: PosedImages, params: Any) -> Plan:
+def plan_of(posed: PosedImages, params: MapJob) -> Plan:
     """How the iterations go about it."""
     from polarice.references.manifold import ManifoldPrior
     from polarice.references.mapping import Plan
@@ -51,10 +52,10 @@ def plan_of(posed: PosedImages, params: Any) -> Plan:
     room = BATCHES * batch_bytes(params, posed.basis.device, BATCHES, held_bytes(posed.images, params), PARTS)
     batch = int(np.clip(room // each, *BATCH))
     freedom = Freedom(params.refine_psi, params.refine_shift) if params.refine_poses else None
-    return Plan(params.iter, ManifoldPrior(tau2_fudge=params.tau2_fudge, evenness=EVENNESS), batch, freedom)
+    return Plan(params.iterations, ManifoldPrior(tau2_fudge=params.tau2_fudge, evenness=EVENNESS), batch, freedom)
 
 
-def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> ManifoldState:
+def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: MapJob) -> ManifoldState:
     """The map before the first iteration. Raises InputError where there is nothing to lay it out by."""
     import torch
 
@@ -73,7 +74,7 @@ def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: Any) -> Ma
     return first_state(model, pose, first)
 
 
-def registered(all_of_them: PosedImages, looked: Looked, params: Any) -> Pose2D:
+def registered(all_of_them: PosedImages, looked: Looked, params: MapJob) -> Pose2D:
     """The table's poses, towards one frame for all classes; register.star says how each class's own lies in it.
 
     Where all particles have one class, or come from a map, they share a frame already.
@@ -137,7 +138,7 @@ def _write_frames(path: Path, classes: np.ndarray, frames: Frames, pixel_A: floa
     write_star(path, [Block("classes", table=Table.of({**pose, "rlnParticleFigureOfMerit": frames.correlation}))])
 
 
-def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, params: Any) -> tuple[Manifold, int]:
+def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, params: MapJob) -> tuple[Manifold, int]:
     """The map as --start says, and on how many rings its iterations begin."""
     from polarice.align.images import Clock
     from polarice.references.manifold import first_rings
@@ -164,7 +165,7 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     return from_averages(empty, field, weights), first_rings(empty.basis)
 
 
-def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Plan, params: Any) -> Manifold:
+def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Plan, params: MapJob) -> Manifold:
     """A map that grew on a subset of the images, and varies in as many ways as --rank says or unseen images confirm."""
     from polarice.references.growth import pca_start, unseen_rank
 
@@ -177,7 +178,7 @@ def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Pla
     return model.cut(rank) if rank else model
 
 
-def _subset(posed: PosedImages, params: Any) -> int:
+def _subset(posed: PosedImages, params: MapJob) -> int:
     """How many images the components are taken from: at most what --memory leaves room for, four copies of each."""
     room = store_bytes(params, posed.basis.device, held=held_bytes(posed.images, params), parts=PARTS)
     fits = room // (16 * posed.triangle.d)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polarice.io.particles import ParticleTable
     from polarice.jobs.report import Report
     from polarice.jobs.report.index import Chapter
+    from polarice.jobs.sml import MapJob
     from polarice.references.manifold import Manifold
     from polarice.references.mapping import Latent, ManifoldState, ManifoldStep
     from polarice.references.posed import PosedImages
@@ -38,7 +39,7 @@ FEWEST_PER_NODE = 3  # particles; with fewer, nodes are told about before the ru
 NAMED = 20  # nodes without particles that are named on the screen
 
 
-def map_particles(job: str, params: Any) -> None:
+def map_particles(job: str, params: MapJob) -> None:
     """Run or continue a map. Raises InputError for what cannot be used, and for a full disk."""
     from polarice.jobs.footprint import require_room_for_map
 
@@ -86,17 +87,19 @@ def warn_of_few(n: int, k: int) -> None:
 class ManifoldRun(ClassReportRun["ManifoldResult", "Pictures | None"]):
     """sml at work."""
 
+    params: MapJob
+
     posed: PosedImages | None = None  # while iterations are made
 
     def images_of_iterations(self) -> list[int]:
-        return [len(self.looked.order)] * int(self.params.iter)
+        return [len(self.looked.order)] * int(self.params.iterations)
 
     def beginning(self) -> ManifoldState:
         from polarice.jobs.checkpoint import read_iteration, read_map_checkpoint
         from polarice.jobs.layout import first_map, plan_of, posed_images
 
         params, done, device = self.params, self.done, self.images.device
-        if done == params.iter:
+        if done == params.iterations:
             self.last = read_iteration(params.o, done, done, self.rows)
             return read_map_checkpoint(params.o, done, device)
         self.posed = posed_images(self.images, self.looked, params, self.comm)
@@ -127,7 +130,7 @@ class ManifoldRun(ClassReportRun["ManifoldResult", "Pictures | None"]):
     def prepared(self, result: ManifoldResult) -> Pictures | None:
         """What RELION's files will show, where it is time for them."""
         number, since = result.state.number, time.perf_counter()
-        if number < self.params.iter and number % self.params.write_every:
+        if number < self.params.iterations and number % self.params.write_every:
             return None
         assert self.posed is not None
         made = pictures_of(result, self.posed, self.params)
@@ -142,7 +145,7 @@ class ManifoldRun(ClassReportRun["ManifoldResult", "Pictures | None"]):
         params, folder, since = self.params, self.params.o, time.perf_counter()
         number = result.state.number
         model = _outline(result) if prepared is None else class_model(result, prepared, self.images.pixel_size_A)
-        iteration = iteration_of(result, model, self.looked, params.iter)
+        iteration = iteration_of(result, model, self.looked, params.iterations)
         if prepared is not None:
             settings = relion_settings(params, self.images, params.tau2_fudge)
             columns = self.columns | latent_columns(result.state, self.rows)
@@ -154,7 +157,7 @@ class ManifoldRun(ClassReportRun["ManifoldResult", "Pictures | None"]):
         if number > 1 and (number - 1) % params.write_every:  # nothing of RELION's goes with it
             path_of(folder, number - 1).unlink(missing_ok=True)
         self.bar.write(told(iteration, result), file=sys.stderr)
-        self.bar.set_description(f"{self.job} {min(number + 1, params.iter)}/{params.iter}")
+        self.bar.set_description(f"{self.job} {min(number + 1, params.iterations)}/{params.iterations}")
         return iteration
 
     def release(self) -> None:
@@ -215,7 +218,7 @@ class Pictures:
     ssnr: torch.Tensor | None  # (K, ring) where they have one of their own, and not the map's
 
 
-def pictures_of(result: ManifoldResult, posed: PosedImages, params: Any) -> Pictures:
+def pictures_of(result: ManifoldResult, posed: PosedImages, params: MapJob) -> Pictures:
     """Averages as --average asks for them; every rank makes its share and has them all."""
     model, comm = result.state.model, posed.comm
     vectors, ssnr = (
@@ -306,7 +309,7 @@ def iteration_of(result: ManifoldResult, model: ClassModel, looked: Looked, tota
     )
 
 
-def map_chapter(params: Any, state: ManifoldState, last: Iteration, diameter_px: float) -> Chapter:
+def map_chapter(params: MapJob, state: ManifoldState, last: Iteration, diameter_px: float) -> Chapter:
     """The map's part of the report; its sheet, heat map and movie are written beside it."""
     from polarice.io.mrc import write_stack
     from polarice.io.star import Block, Table, write_star

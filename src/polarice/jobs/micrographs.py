@@ -6,11 +6,11 @@
     def fit_all(params, comm):
         table = read_micrographs(params.micrographs)
         items = items_of(table, params.o)
-        begin("ctf", params, Writes(("micrographs.star",), items, (".ctf",)), [params.micrographs])
+        begin("ctf", params, Writes(params.o, ("micrographs.star",), items, (".ctf",)), [params.micrographs])
         outcomes = treat(items, Fit(params, ...), Farm.of("ctf", params, comm=comm))
         rows, columns = cells_of(outcomes)
         write_micrographs(params.o / "micrographs.star", table.take(np.array(rows)), columns)
-        end(MicrographReport("ctf", params, items, outcomes))
+        end(MicrographReport("ctf", params.o, params, items, outcomes))
 
 `work` is a picklable object that is called with an `Item`: it reads the files, writes its results below `item.stem`
 and hands back an `Outcome`. Every outcome is kept in `STEM_polarice.json` beside the results, written last: a
@@ -44,7 +44,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import polarice.io
 from polarice.cluster import SERIAL, Comm, world
@@ -55,7 +55,9 @@ from polarice.jobs.alone import alone
 from polarice.jobs.fault import spared
 from polarice.jobs.inputs import content_of, fingerprint, is_same
 from polarice.jobs.outputs import KEY, RECORD, Outputs
-from polarice.jobs.params import argument, as_dict, command_line, option, options_of
+from polarice.jobs.params import Parameters, as_dict, command_line, options_of, resources_of
+from polarice.jobs.per_micrograph import LONGEST_S, PerMicrograph
+from polarice.jobs.processes import PlainSpawn
 from polarice.jobs.provenance import NAME
 from polarice.jobs.resources import first_card, take_card, threads_of
 from polarice.jobs.usage import USAGE_NAME, Items, Spent, Watch, items_of_last_run, write_usage
@@ -69,25 +71,7 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 AT_WORK = ".at_work_"  # how the names of notes begin that say what a rank is at
 LONGEST_NAME_BYTES = 200  # file systems take 255, with what is put behind it
-LONGEST_S = 7200.0  # of one micrograph or movie
 GRACE_S = 60.0  # a process that does not stop by itself at its time limit is ended so much later
-# parameters that say where and how fast, not what
-_ELSEWHERE = ("o", "workers", "threads", "device", "price", "time_limit")
-
-
-@dataclass(frozen=True)
-class PerMicrograph:
-    """Parameters that all these jobs have; a job names its own table, folder and files."""
-
-    micrographs: Path = argument("micrographs.star, as polarice or RELION writes it", flags=("--i",))
-    o: Path = option(Path("job"), "folder for the results")
-    workers: int | None = option(None, "micrographs side by side; one for each thread", low=1, high=1024)
-    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
-    price: float | None = option(None, "price of a node for an hour; the report then states what they cost", low=0)
-    time_limit: float = option(
-        LONGEST_S, "longest time for one of them; it is left out then", unit="s", low=1, high=1e7
-    )
 
 
 @dataclass(frozen=True)
@@ -135,9 +119,13 @@ class Farm:
     time_limit_s: float = LONGEST_S  # of each item
 
     @staticmethod
-    def of(job: str, params: Any, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL) -> Farm:
+    def of(
+        job: str, params: PerMicrograph, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL
+    ) -> Farm:
         """The farm that a job's Params ask for; `inputs` are files that all results depend on, a gain reference say."""
-        kept = {name: value for name, value in as_dict(params).items() if name not in (*_ELSEWHERE, "micrographs")}
+        kept = {
+            name: value for name, value in as_dict(params).items() if name not in {*resources_of(params), "micrographs"}
+        }
         threads = threads_of(params)
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [content_of(path) for path in inputs]}
@@ -247,7 +235,7 @@ class _Share:
         return watch.spent(self.farm.price)
 
 
-def begin(job: str, params: Any, writes: Writes, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+def begin(job: str, params: Parameters, writes: Writes, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
     """Make the job's folder, and say in its job.json what is done there and which files it writes.
 
     Raises InputError where the folder cannot be made or holds another program's tables, where an input or a file that
@@ -255,24 +243,25 @@ def begin(job: str, params: Any, writes: Writes, inputs: Iterable[str | os.PathL
     """
     from polarice.jobs.provenance import write_job_json
 
-    check_folder(params.o)
+    check_folder(writes.folder)
     given = [path for path in inputs if path is not None]
     stems = tuple(item.stem for item in writes.items)
     files = (*writes.files, REPORT, USAGE_NAME, *state.FILES)
-    outputs = Outputs(job, params.o, files, stems, (*writes.endings, RECORD))
+    outputs = Outputs(job, writes.folder, files, stems, (*writes.endings, RECORD))
     of_items = (path for item in writes.items for path in (item.file, *item.inputs))
     record = outputs.require_free([*given, *of_items, *writes.read])
     if writes.images:
-        _require_same_images(job, params)
-    make_folder(params.o)
+        _require_same_images(job, params, writes.folder)
+    make_folder(writes.folder)
     outputs.sweep()
-    write_job_json(params.o, job, as_dict(params), command_line(job, params), inputs=given, more={KEY: record})
+    write_job_json(writes.folder, job, as_dict(params), command_line(job, params), inputs=given, more={KEY: record})
 
 
 @dataclass(frozen=True)
 class Writes:
     """What a job over micrographs writes."""
 
+    folder: Path
     files: tuple[str, ...]  # names in its folder, beside its report
     items: Sequence[Item] = ()
     endings: tuple[str, ...] = ()  # of the files of each item
@@ -280,25 +269,25 @@ class Writes:
     images: bool = False  # other tables name the items' files: they are not to become other images
 
 
-def _require_same_images(job: str, params: Any) -> None:
+def _require_same_images(job: str, params: Parameters, folder: Path) -> None:
     """Raise InputError where the folder holds images made with other options: the tables that name them would then
     silently name others."""
-    if told := other_options(params):
+    if told := other_options(params, folder):
         raise InputError(
-            f"{params.o}: holds images that {job} made with other options: {told}; tables that name them would name "
+            f"{folder}: holds images that {job} made with other options: {told}; tables that name them would name "
             "other images; choose another folder with --o, or remove this one"
         )
 
 
-def other_options(params: Any) -> str:
-    """With which other options what is in the job's folder was made, as a sentence has them; "" where with none."""
+def other_options(params: Parameters, folder: Path) -> str:
+    """With which other options what is in a job's folder was made, as a sentence has them; "" where with none."""
     try:
-        content = json.loads((params.o / NAME).read_text(encoding="utf-8"))
-        old, any_done = content["params"], any(params.o.rglob("*" + RECORD))
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        old, any_done = content["params"], any(folder.rglob("*" + RECORD))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     new = as_dict(params)
-    known = [each for each in new if each in old and each not in (*_ELSEWHERE, "micrographs")]
+    known = [each for each in new if each in old and each not in {*resources_of(params), "micrographs"}]
     changed = [each for each in known if old[each] != new[each]] if any_done else []
     flags = {each.field: each.flag for each in options_of(type(params))}
     return ", ".join(f"{flags[each]} (now {new[each]}, then {old[each]})" for each in changed)
@@ -308,10 +297,10 @@ def end(report: MicrographReport, beside: str = "") -> None:
     """Write the report, and tell on the screen what was done, and what was done but is in no table (`beside`)."""
     from polarice.jobs.report.micrographs import write_micrograph_report
 
-    used = items_of_last_run(report.params.o)
+    used = items_of_last_run(report.folder)
     told = replace(report, usage=used.lines() if used else [])
-    spared(lambda: write_micrograph_report(report.params.o, told), report.params.o / REPORT)
-    tell(report.outcomes, report.params.o, report.what, beside)
+    spared(lambda: write_micrograph_report(report.folder, told), report.folder / REPORT)
+    tell(report.outcomes, report.folder, report.what, beside)
 
 
 def _handed_out(comm: Comm) -> _Share | None:
@@ -370,10 +359,9 @@ def _pooled(
     waiting: deque[int], items: Sequence[Item], work: Work, farm: Farm
 ) -> Generator[tuple[int, Outcome], None, list[int]]:
     """Work off `waiting` in processes; where one of them is killed, end and return the rows that were under work."""
-    context = multiprocessing.get_context("spawn")  # the fork of a process that runs threads may hang
     running: dict[Future[Outcome], int] = {}
     since: dict[int, float] = {}
-    with ProcessPoolExecutor(farm.workers, context, _begin_worker, (farm.threads,)) as pool:
+    with ProcessPoolExecutor(farm.workers, PlainSpawn(), _begin_worker, (farm.threads,)) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < farm.workers:

@@ -20,7 +20,6 @@ from polarice.jobs.micrographs import (
     Farm,
     Item,
     Outcome,
-    PerMicrograph,
     Writes,
     begin,
     cells_of,
@@ -29,17 +28,19 @@ from polarice.jobs.micrographs import (
     on_ranks,
     treat,
 )
-from polarice.jobs.params import argument, option
+from polarice.jobs.params import argument, option, output
+from polarice.jobs.per_micrograph import PerMicrograph
 from polarice.types import InputError, Motion
 
 if TYPE_CHECKING:
-    from polarice.motion.aligned_sum import AlignedSum
-    from polarice.motion.dose import Dose
-    from polarice.motion.exposure import Exposure
+    from polarice.motion_correction.aligned_sum import AlignedSum
+    from polarice.motion_correction.dose import Dose
+    from polarice.motion_correction.exposure import Exposure
 
 RANKS = True
 IMAGES = True  # that other tables name: other options want another folder
 SUMMARY = "align the frames of movies, weight them by dose, and sum them to micrographs"
+EXAMPLE = "polarice motion Import/job001/movies.star --o MotionCorr/job002 --gainref gain.mrc --dose-per-frame 1.2"
 EARLY_DOSE = 4.0  # e/A^2: motion up to here counts as early, as in RELION
 HALVES = ("rlnMicrographNameEven", "rlnMicrographNameOdd")
 LOOKED_AT = 5  # movies, until one is found that the gain reference suits
@@ -52,8 +53,8 @@ class Params(PerMicrograph):
     """What to do with every movie; names are RELION's where RELION has them."""
 
     micrographs: Path = argument("movies.star, as polarice import or RELION writes it", flags=("--i",))
-    o: Path = option(Path("MotionCorr"), "folder for the results")
-    workers: int = option(1, "movies side by side, each wholly in memory", low=1, high=1024)
+    o: Path = output("MotionCorr")
+    workers: int = option(1, "movies side by side, each wholly in memory", low=1, high=1024, resource=True)
     gainref: Path | None = option(None, "gain reference: MRC, TIFF, or EER .gain")
     gain_rot: int = option(0, "turn the gain reference so many times by 90 degrees clockwise", low=0, high=3)
     gain_flip: int = option(0, "then flip it: 1 upside down, 2 left to right", low=0, high=2)
@@ -63,23 +64,33 @@ class Params(PerMicrograph):
     defect_file: Path | None = option(None, "defects of the camera: lines of x y width height, or an image, 1 there")
     hot_pixels: bool = option(True, "find and replace hot and dead pixels")
     first_frame: int = option(1, "first frame that is used, from 1", low=1, flags=("--first-frame-sum",))
-    last_frame: int | None = option(None, "last frame that is used; the movie's", low=1, flags=("--last-frame-sum",))
-    dose_per_frame: float | None = option(
-        None, "dose of a frame (of EER: of a fraction); the table's", unit="e/A2", low=0
+    last_frame: int | None = option(
+        None, "last frame that is used", derived="the movie's last", low=1, flags=("--last-frame-sum",)
     )
-    total_dose: float | None = option(None, "dose of the whole movie, instead of a frame's", unit="e/A2", low=0)
+    dose_per_frame: float | None = option(
+        None, "dose of a frame (of EER: of a fraction)", derived="the table's", unit="e/A2", low=0
+    )
+    total_dose: float | None = option(
+        None, "dose of the whole movie, instead of a frame's", derived="from --dose-per-frame", unit="e/A2", low=0
+    )
     preexposure: float = option(0.0, "dose before the first frame", unit="e/A2", low=0)
     dose_weighting: bool = option(True, "weight frequencies by what radiation has left of them")
     save_noDW: bool = option(False, "write the sum without dose weights too")
     even_odd_split: bool = option(False, "write the sums of even and of odd frames too, for denoisers")
-    angpix: float | None = option(None, "pixel size of the movies, in the table's place", unit="A", low=0.01, high=100)
+    angpix: float | None = option(None, "pixel size of the movies", derived="the table's", unit="A", low=0.01, high=100)
     bin_factor: float = option(1.0, "make pixels so much larger, by Fourier cropping", low=1, high=16)
-    patch_x: int | None = option(None, "patches along x; about one for 250 px, 7 at the most", low=1, high=15)
-    patch_y: int | None = option(None, "patches along y; about one for 250 px, 7 at the most", low=1, high=15)
-    bfactor: float = option(0.0, "damp fast waves beyond the weights that the movie itself gives", unit="px2", low=0)
+    patch_x: int | None = option(None, "patches along x", derived="one for about 250 px, at most 7", low=1, high=15)
+    patch_y: int | None = option(None, "patches along y", derived="one for about 250 px, at most 7", low=1, high=15)
+    bfactor: float = option(
+        0.0, "extra B-factor on high frequencies, beyond the weights that the movie itself gives", unit="px2", low=0
+    )
     eer_grouping: int = option(40, "raw frames to a fraction", low=1)
     eer_dose: float | None = option(
-        None, "dose of a fraction, in place of --eer-grouping; wants --total-dose", unit="e/A2", low=0
+        None,
+        "dose of a fraction, instead of --eer-grouping; needs --total-dose",
+        derived="from --eer-grouping",
+        unit="e/A2",
+        low=0,
     )
     eer_upsampling: Literal["1", "2", "4"] = option(
         "1", "pixels along each side of a sensor pixel of EER; the pixel size is that of the smaller pixels"
@@ -106,7 +117,7 @@ def _correct_all(params: Params, comm: Comm) -> None:
     items = items_of(table, params.o)
     work = Correct(params, farm.threads)
     _require_fitting(items, work)
-    writes = Writes(("micrographs.star",), items, _endings(params), images=IMAGES)
+    writes = Writes(params.o, ("micrographs.star",), items, _endings(params), images=IMAGES)
     begin("motion", params, writes, [params.micrographs, *references])
     outcomes = treat(items, work, farm)
     rows, columns = cells_of(outcomes)
@@ -116,7 +127,7 @@ def _correct_all(params: Params, comm: Comm) -> None:
     optics |= {"rlnMicrographOriginalPixelSize": [params.angpix] * len(pixel_A)} if params.angpix else {}
     kept = replace(kept, table=kept.table.without("rlnMicrographMovieName"))
     write_micrographs(params.o / "micrographs.star", kept, columns, "micrographs", optics)
-    end(MicrographReport("motion", params, items, outcomes, "movies", TEXT))
+    end(MicrographReport("motion", params.o, params, items, outcomes, "movies", TEXT))
 
 
 def _endings(params: Params) -> tuple[str, ...]:
@@ -170,9 +181,9 @@ class Correct:
 
     def __call__(self, item: Item) -> Outcome:
         from polarice.jobs.classification import device_of
-        from polarice.motion.align import Alignment, align
-        from polarice.motion.aligned_sum import sum_frames
-        from polarice.motion.exposure import binned
+        from polarice.motion_correction.align import Alignment, align
+        from polarice.motion_correction.aligned_sum import sum_frames
+        from polarice.motion_correction.exposure import binned
 
         params = self.params
         device = device_of(replace(params, threads=self.threads))
@@ -194,7 +205,7 @@ class Correct:
 
     def _open(self, item: Item, pixel_A: float) -> tuple[MovieFacts, Exposure, list[str]]:
         """The movie's frames, and what it says of itself; remarks are for the user."""
-        from polarice.motion.exposure import expose
+        from polarice.motion_correction.exposure import expose
 
         params, remarks = self.params, []
         with open_movie(item.file, self._events(item)) as movie:
@@ -241,7 +252,7 @@ class Correct:
         )  # fmt: skip
 
     def _dose(self, facts: MovieFacts) -> Dose | None:
-        from polarice.motion.dose import Dose
+        from polarice.motion_correction.dose import Dose
 
         if not self.params.dose_weighting:
             return None

@@ -1,13 +1,13 @@
 """A job's parameters, stated once: command line, documentation, provenance and web form are all made from them.
 
     @dataclass(frozen=True)
-    class Params:
-        particles: Path = argument("particles.star of RELION", flags=("--i",))
-        k: int = option(100, "number of classes", low=1, flags=("-k", "--K"))
-        particle_diameter: float | None = option(None, "diameter of the particle", unit="A", low=0)
+    class Params(Parameters):
+        particles: Path = argument("particle table", flags=("--i",))
+        k: int = option(100, "number of classes", low=1, flags=("-k", "--K"), level="essential")
+        particle_diameter: float | None = option(None, "particle diameter", unit="A", low=0, derived="80 % of the box")
 
-A field is an int, float, str, Path, bool, a Literal of strings, one of them or None (None: derived from the data), or a
-tuple of them. A field without default is positional; `continue_` is spelled `--continue`.
+A field is an int, float, str, Path, bool, a Literal of strings, one of them or None (None: `derived` says what is taken
+then), or a tuple of them. A field without default is positional; `continue_` is spelled `--continue`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,44 @@ import math
 import shlex
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from polarice.types import InputError
 
-P = TypeVar("P")
+Level = Literal["essential", "expert", "machine"]  # machine: where and how fast a job computes
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What all jobs' Params are, so that what takes them is checked."""
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with values that are each within their bounds, as messages; no file is read."""
+        return iter(())
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+@dataclass(frozen=True)
+class PathRole:
+    """What a path is to a job."""
+
+    way: Literal["input", "output"]
+    kind: Literal["file", "folder", "any"] = "file"
+    holds: str = ""  # "particles", "micrographs", "coordinates", "map", "classes", "run"
+
+
+PARTICLES = PathRole("input", "file", "particles")
+MICROGRAPHS = PathRole("input", "file", "micrographs")
+MAP = PathRole("input", "file", "map")
+RUN = PathRole("input", "folder", "run")
+INPUT_FILE = PathRole("input")
+IMAGE_FOLDER = PathRole("input", "folder", "images")
+RESULTS = PathRole("output", "folder")
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,13 @@ class Option:
     choices: tuple[str, ...]
     flags: tuple[str, ...]  # other spellings
     unless: str = ""  # of a positional field: the option beside which it may be missing
+    derived: str = ""  # what is taken where the default is None or an empty tuple, in words
+    level: Level = "expert"
+    section: str = ""  # heading that it stands under in help, among its level
+    needs: tuple[str, Any] | None = None  # (field, value): it has an effect only where that field has that value
+    resource: bool = False  # says only where and how fast: results are the same
+    renewable: bool = False  # may change when a run goes on
+    path: PathRole | None = None
 
     @property
     def positional(self) -> bool:
@@ -63,6 +101,18 @@ class Option:
         return "" if self.high is None else f"at most {self.high:g}"
 
 
+class Traits(TypedDict, total=False):
+    """Fields of Option that may be left out."""
+
+    derived: str
+    level: Level
+    section: str
+    needs: tuple[str, Any]
+    resource: bool
+    renewable: bool
+    path: PathRole
+
+
 def option(
     default: Any,
     help: str,
@@ -72,25 +122,33 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     flags: tuple[str, ...] = (),
+    **more: Unpack[Traits],
 ) -> Any:
     """A field of Params with its help, unit, inclusive bounds, choices and other spellings of its flag.
 
-    It may be infinite only where `high` says so.
+    It may be infinite only where `high` says so. What is a resource is at the level "machine" where nothing else is
+    said.
     """
     metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": tuple(choices or ()), "flags": flags}
-    return dataclasses.field(default=default, metadata=metadata)
+    level: Level = "machine" if more.get("resource") else "expert"
+    return dataclasses.field(default=default, metadata={**metadata, "level": level, **more})
 
 
-def argument(help: str, *, flags: tuple[str, ...] = (), unless: str = "") -> Any:
+def output(default: str, help: str = "folder for the results") -> Any:
+    """The field `o` of a job's Params."""
+    return option(Path(default), help, path=RESULTS, resource=True, level="essential")
+
+
+def argument(help: str, *, flags: tuple[str, ...] = (), unless: str = "", path: PathRole | None = None) -> Any:
     """A positional field of Params; with `flags` it may be given as an option too (`--i particles.star`).
 
     It may be missing (None) where the option named `unless` is given.
     """
-    metadata = {"help": help, "flags": flags, "unless": unless}
+    metadata = {"help": help, "flags": flags, "unless": unless, "path": path, "level": "essential"}
     return dataclasses.field(default=MISSING, metadata=metadata)
 
 
-def options_of(params: Any) -> tuple[Option, ...]:
+def options_of(params: Parameters | type[Parameters]) -> tuple[Option, ...]:
     """The options of a Params class, or of an instance of one, in the order of its fields."""
     owner = params if isinstance(params, type) else type(params)
     hints = typing.get_type_hints(owner)
@@ -124,31 +182,58 @@ def _unwrap(hint: Any) -> tuple[type, bool, int | None, tuple[str, ...]]:
     return hint, False, 1, ()
 
 
-def check(params: Any) -> None:
-    """Hold every value against its bounds and choices; InputError names the first that fails."""
-    for each in options_of(params):
-        value = getattr(params, each.field)
-        for item in value if isinstance(value, tuple) else (value,):
-            _check_item(each, item)
+def resources_of(params: Parameters | type[Parameters]) -> frozenset[str]:
+    """The fields that say only where and how fast a job computes: its results are the same with any of them."""
+    return frozenset(each.field for each in options_of(params) if each.resource)
 
 
-def _check_item(option: Option, item: Any) -> None:
+def check(params: Parameters) -> None:
+    """Hold every value against its bounds and choices, then all together; InputError names all that is wrong."""
+    wrong = [fault for each in options_of(params) for fault in _faults(each, getattr(params, each.field))]
+    raise_all(wrong or list(params.faults()))
+
+
+def raise_all(faults: list[str]) -> None:
+    """Raise InputError with all of the faults, each on a line of its own; nothing where there are none."""
+    if faults:
+        raise InputError(faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults))
+
+
+def without_effect(params: Parameters) -> Iterator[str]:
+    """Of each option that is given and has no effect, for want of another one, what to say."""
+    known = {each.field: each for each in options_of(params)}
+    for each in known.values():
+        if each.needs is None or getattr(params, each.field) == each.default:
+            continue
+        field, wanted = each.needs
+        value = getattr(params, field)
+        if value != wanted and not (wanted is True and value):
+            beside = known[field].flag if wanted is True else f"{known[field].flag} {wanted}"
+            yield f"{each.flag} has no effect without {beside}"
+
+
+def _faults(option: Option, value: Any) -> Iterator[str]:
+    for item in value if isinstance(value, tuple) else (value,):
+        if fault := _fault(option, item):
+            yield fault
+
+
+def _fault(option: Option, item: Any) -> str:
     if item is None:
-        if not option.optional and not option.unless:
-            raise InputError(f"{option.flag} needs a value")
-        return
+        return "" if option.optional or option.unless else f"{option.flag} needs a value"
     if option.choices and item not in option.choices:
-        raise InputError(f"{option.flag} {item}: must be one of {', '.join(option.choices)}")
+        return f"{option.flag} {item}: must be one of {', '.join(option.choices)}"
     if option.kind not in (int, float):
-        return
+        return ""
     low = -math.inf if option.low is None else option.low
     high = math.inf if option.high is None else option.high
-    if not low <= item <= high or (option.high is None and math.isinf(item)):
-        unit = f" {option.unit}" if option.unit else ""
-        raise InputError(f"{option.flag} {item:g}: must be {option.bounds or 'a number'}{unit}")
+    if low <= item <= high and not (option.high is None and math.isinf(item)):
+        return ""
+    unit = f" {option.unit}" if option.unit else ""
+    return f"{option.flag} {item:g}: must be {option.bounds or 'a number'}{unit}"
 
 
-def as_dict(params: Any) -> dict[str, Any]:
+def as_dict(params: Parameters) -> dict[str, Any]:
     """The parameters as JSON holds them: paths as text, tuples as lists."""
 
     def plain(value: Any) -> Any:
@@ -168,7 +253,14 @@ def from_dict(owner: type[P], values: dict[str, Any]) -> P:
     if strange := sorted(set(values) - set(options)):
         raise InputError(f"unknown parameters: {', '.join(strange)}")
 
-    params = owner(**{name: _typed(options[name], value) for name, value in values.items()})
+    typed, faults = dict[str, Any](), list[str]()
+    for name, value in values.items():
+        try:
+            typed[name] = _typed(options[name], value)
+        except InputError as error:
+            faults.append(str(error))
+    raise_all(faults)
+    params = owner(**typed)
     check(params)
     return params
 
@@ -183,7 +275,7 @@ def _typed(option: Option, value: Any) -> Any:
 
 
 def _one(option: Option, value: Any) -> Any:
-    kinds: dict[type, tuple[type, ...]] = {float: (int, float), Path: (str, Path)}
+    kinds: dict[type, tuple[type, ...]] = {float: (int, float), Path: (str, Path), str: (str, int)}
     accepted = kinds.get(option.kind, (option.kind,))
     text_as_file = option.kind is Path and "\0" in str(value)
     if not isinstance(value, accepted) or (option.kind is not bool and isinstance(value, bool)) or text_as_file:
@@ -195,7 +287,26 @@ def _one(option: Option, value: Any) -> Any:
         raise InputError(f"{option.flag}: a number of {len(str(value))} digits is too large") from None
 
 
-def command_line(job: str, params: Any) -> str:
+def value_of(option: Option, given: str | list[str]) -> Any:
+    """The value that words of a command line stand for; of a list, numbers and choices may be joined by commas.
+
+    Raises InputError for what is not of the option's type.
+    """
+    if isinstance(given, str):
+        return _parsed(option, given)
+    joined = option.count is None and (option.kind in (int, float) or option.choices)
+    return tuple(_parsed(option, item) for word in given for item in (word.split(",") if joined else [word]))
+
+
+def _parsed(option: Option, word: str) -> Any:
+    try:
+        return _one(option, option.kind(word) if option.kind in (int, float) else word)
+    except ValueError:
+        kind = "a whole number" if option.kind is int else "a number"
+        raise InputError(f"{option.flag} {word}: must be {kind}") from None
+
+
+def command_line(job: str, params: Parameters) -> str:
     """The command that gives `params` again: positional values, then every option that differs from its default."""
     positional, named = [], []
     for each in options_of(params):

@@ -17,6 +17,7 @@ from polarice.types import Iteration
 
 if TYPE_CHECKING:
     from polarice.align.fit import IterationResult, State
+    from polarice.jobs.intake import ParticleJob
     from polarice.jobs.report import Report
     from polarice.jobs.report.drawers import Drawers
 
@@ -42,7 +43,7 @@ def figures_of_pass(result: IterationResult[Any, Any, Any, Any]) -> dict[str, An
 class ParticleRun(ABC, Generic[R, P]):
     """What has been read, where the job stands, what it has written. Subclasses know the model."""
 
-    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
+    def __init__(self, job: str, params: ParticleJob, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
         from polarice.jobs.resume import rewind
 
         self.job, self.params, self.looked = job, params, looked

@@ -134,7 +134,7 @@ def found_in(data_star: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def scores(class_of: np.ndarray, state: np.ndarray) -> dict[str, float]:
     """Purity, adjusted Rand index, and how many classes are in use."""
-    from polarice.simulate.score import adjusted_rand_index, purity
+    from polarice.simulation.score import adjusted_rand_index, purity
 
     return {
         "purity": purity(class_of, state),
@@ -145,6 +145,6 @@ def scores(class_of: np.ndarray, state: np.ndarray) -> dict[str, float]:
 
 def order(latent: np.ndarray, place: np.ndarray) -> float:
     """How well a coordinate keeps an order, in either direction: Spearman's correlation, 0 to 1."""
-    from polarice.simulate.score import rank_correlation
+    from polarice.simulation.score import rank_correlation
 
     return abs(rank_correlation(latent, place))

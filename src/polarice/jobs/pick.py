@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,6 @@ from polarice.jobs.micrographs import (
     Farm,
     Item,
     Outcome,
-    PerMicrograph,
     Writes,
     begin,
     cells_of,
@@ -30,14 +29,16 @@ from polarice.jobs.micrographs import (
     treat,
 )
 from polarice.jobs.outputs import files_of
-from polarice.jobs.params import option
+from polarice.jobs.params import option, output
+from polarice.jobs.per_micrograph import PerMicrograph
 from polarice.types import InputError, Optics
 
 if TYPE_CHECKING:
-    from polarice.pick.working import Working
+    from polarice.picking.working import Working
 
 RANKS = True
 SUMMARY = "pick particles: by their size, by templates, or as another program has picked them"
+EXAMPLE = "polarice pick CtfFind/job003/micrographs.star --o AutoPick/job004 --blob --particle-diameter 180"
 CANDIDATES, PICKS, PICTURE = "_candidates.star", "_autopick.star", "_autopick.png"
 BARE = "_small.png"  # the micrograph alone, for the picture
 DIRT = "polariceInDirt"
@@ -54,7 +55,7 @@ NEARLY = 0.1  # candidates this far below the threshold are drawn, too
 class Params(PerMicrograph):
     """One way to pick; and what is kept of what was found."""
 
-    o: Path = option(Path("pick"), "folder for coordinates, micrographs.star and the report")
+    o: Path = output("pick", "folder for coordinates, micrographs.star and the report")
     blob: bool = option(False, "by size alone: a Laplacian of a Gaussian, then the micrograph's own mean particle")
     templates: Path | None = option(
         None, "by class averages, white particles: a stack (.mrcs) or a list (.star)", flags=("--ref",)
@@ -64,16 +65,39 @@ class Params(PerMicrograph):
         "folders", "folders in names of coordinates must agree, or not; and without cryoSPARC's numbers and endings"
     )
     coord_suffix: str | None = option(None, "behind micrographs' names in files of coordinates: _autopick.star, say")
-    particle_diameter: float | None = option(None, "diameter of the particle", unit="A", low=10, high=5000)
-    threshold: float | None = option(None, "least score; from what chance reaches in each micrograph", low=-1, high=1)
+    particle_diameter: float | None = option(
+        None,
+        "particle diameter",
+        unit="A",
+        low=10,
+        high=5000,
+        level="essential",
+        derived="must be given, but for --picks",
+    )
+    threshold: float | None = option(
+        None, "score threshold", derived="per micrograph, about 10 % false picks", low=-1, high=1
+    )
     keep_dirt: bool = option(False, "keep particles on carbon, ice and other dirt")
-    best: int | None = option(None, "keep at most so many of a micrograph, those of the highest score", low=1)
+    best: int | None = option(
+        None, "keep at most so many of a micrograph, those of the highest score", derived="all", low=1
+    )
     white: bool = option(False, "particles are white in the micrographs")
     psi_step: float = option(10.0, "step of the templates' angles", unit="deg", low=1, high=360)
-    templates_angpix: float | None = option(None, "pixel size of the templates; their header's", unit="A", low=0.05)
-    ctf: bool = option(True, "see the templates through each micrograph's CTF, where the table has it")
+    templates_angpix: float | None = option(
+        None, "pixel size of the templates", derived="their header's", unit="A", low=0.05
+    )
+    ctf: bool = option(True, "apply the micrograph's CTF to the templates, where the table has it")
     coordinate_scale: float = option(1.0, "multiply others' coordinates by this, of shrunken micrographs", low=1e-3)
-    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.05, flags=("--pixel-size",))
+    angpix: float | None = option(
+        None, "pixel size", derived="the table's", unit="A", low=0.05, flags=("--pixel-size",)
+    )
+
+    def faults(self) -> Iterator[str]:
+        ways = [flag for flag in ("blob", "templates", "picks") if getattr(self, flag)]
+        if len(ways) > 1:
+            yield f"--{ways[0]} and --{ways[1]} are two ways to pick; give one"
+        if not self.picks and self.particle_diameter is None:
+            yield "--particle-diameter is needed: the particle's longest side, in Angstrom"
 
 
 def run(params: Params) -> None:
@@ -85,14 +109,15 @@ def _pick_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
     from polarice.jobs.report.micrographs import MicrographReport
 
-    _check(params)
+    if params.templates:
+        _read_templates(params)
     table = read_micrographs(params.micrographs)
     if not params.angpix and not params.picks:
         require_pixel_sizes(table)
     copies = params.picks is not None and (params.coordinate_scale != 1 or params.picks.is_file())
     files = ("micrographs.star", "autopick.star", "coords_suffix_autopick.star", *(("coords",) if copies else ()))
     endings = (PICKS, CANDIDATES, PICTURE, BARE)
-    writes = Writes(files, items_of(table, params.o), endings, files_of(params.picks))
+    writes = Writes(params.o, files, items_of(table, params.o), endings, files_of(params.picks))
     begin("pick", params, writes, [params.micrographs, params.templates, params.picks])
     items, asides = _with_coordinates(table, params)
     told(asides)
@@ -102,7 +127,7 @@ def _pick_all(params: Params, comm: Comm) -> None:
     counts = [int(outcomes[row].figures["picked"]) for row in done]
     _write_tables(table, done, items, params.o)
     numbers = [("picked", f"{sum(counts):,}"), ("picked in a micrograph, median", f"{np.median(counts):.0f}")]
-    end(MicrographReport("pick", params, items, outcomes, text=(*_TEXT, *asides), numbers=numbers))
+    end(MicrographReport("pick", params.o, params, items, outcomes, text=(*_TEXT, *asides), numbers=numbers))
     print(f"{sum(counts)} particles picked")
     if double := int(sum(outcomes[row].figures.get(TWINS, 0) for row in done)):
         told([f"{double} coordinates lie within a pixel of another of their micrograph: the same particle twice"])
@@ -131,16 +156,6 @@ def _tell_why_none(params: Params, outcomes: Sequence[Outcome]) -> None:
     else:
         hint = "nothing of that size is there; check --particle-diameter (in Angstrom), --angpix, and --white"
     print(f"hint: {hint}", file=sys.stderr)
-
-
-def _check(params: Params) -> None:
-    ways = [flag for flag in ("blob", "templates", "picks") if getattr(params, flag)]
-    if len(ways) > 1:
-        raise InputError(f"--{ways[0]} and --{ways[1]} are two ways to pick; give one")
-    if not params.picks and params.particle_diameter is None:
-        raise InputError("--particle-diameter is needed: the particle's longest side, in Angstrom")
-    if params.templates:
-        _read_templates(params)
 
 
 def _farm(params: Params, comm: Comm) -> Farm:
@@ -259,8 +274,8 @@ class Picking:
         if self.params.picks:
             outcome = self._others(item, pixels)
             return replace(outcome, remarks=(*size, *outcome.remarks))
-        from polarice.pick.search import find
-        from polarice.pick.working import working_copy
+        from polarice.picking.search import find
+        from polarice.picking.working import working_copy
 
         optics = Optics(**item.settings["optics"])
         pixel_size_A = self.params.angpix or optics.pixel_size_A
@@ -303,8 +318,8 @@ class Picking:
     def _kernels(self, working: Working, optics: Optics, settings: Mapping[str, Any]) -> np.ndarray | None:
         if not self.params.templates:
             return None
-        from polarice.pick.blob import REACH
-        from polarice.pick.templates import kernels_of, seen_through
+        from polarice.picking.blob import REACH
+        from polarice.picking.templates import kernels_of, seen_through
         from polarice.types import CTFParameters
 
         if "templates" not in self.cache:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarice.jobs.intake import ParticleInput
-from polarice.jobs.params import argument, option
+from polarice.jobs.intake import ParticleJob
+from polarice.jobs.params import argument, option, output
+from polarice.jobs.resources import Computing
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -21,31 +22,30 @@ if TYPE_CHECKING:
     from polarice.references.slices import FourierGrid
 
 SUMMARY = "make a map, and half maps, from particles whose angles are known"
+EXAMPLE = "polarice reconstruct Refine3D/job009/run_data.star --o Reconstruct/job010"
 FILES = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_fsc.star")
 BATCH = 256
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Computing):
     """The table, and how far to go."""
 
     particles: Path = argument("particles.star with rlnAngleRot, Tilt and Psi", flags=("--i",))
-    o: Path = option(Path("Reconstruct"), "folder for the results")
+    o: Path = output("Reconstruct")
     sym: str = option("C1", "point group of the particle, its axes where RELION has them: C1, D2, T, O, I ...")
-    maxres: float | None = option(None, "go up to this resolution; Nyquist", unit="A", low=0.1)
+    maxres: float | None = option(None, "go up to this resolution", derived="Nyquist", unit="A", low=0.1)
     particle_diameter: float | None = option(
-        None, "diameter of the sphere that half maps are compared in; 0.8 of the box", unit="A", low=1
+        None, "diameter of the sphere that half maps are compared in", derived="80 % of the box", unit="A", low=1
     )
     tau2_fudge: float = option(
         1.0, "strength of the data against the prior, where there are halves", low=0.01, high=100
     )
     ctf: bool = option(True, "correct for the contrast transfer function")
     image_dir: Path | None = option(None, "folder that the image names of the table are relative to")
-    angpix: float | None = option(None, "pixel size, in the table's place", unit="A", low=0.01, high=100)
+    angpix: float | None = option(None, "pixel size", derived="the table's", unit="A", low=0.01, high=100)
     unsigned: bool = option(False, "MRC mode 0 holds unsigned bytes, as before 2014")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
-    threads: int | None = option(None, "processor threads; all", low=1, high=1024, flags=("--j",))
 
 
 def run(params: Params) -> None:
@@ -82,11 +82,11 @@ def run(params: Params) -> None:
     print(f"{params.o / FILES[0]}: {len(looked.rows)} particles; {told}")
 
 
-def _given(params: Params) -> ParticleInput:
+def _given(params: Params) -> ParticleJob:
     """What of the parameters is about the particles, as all jobs take it."""
     same = ("particles", "o", "particle_diameter", "ctf", "image_dir", "angpix", "unsigned", "device", "threads")
     shared = {name: getattr(params, name) for name in same}
-    return ParticleInput(**shared, norm=False, strict_highres_exp=params.maxres)
+    return ParticleJob(**shared, norm=False, strict_highres_exp=params.maxres)
 
 
 def _write(

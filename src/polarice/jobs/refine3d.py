@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from polarice.jobs.intake import ParticleInput
-from polarice.jobs.params import option
-from polarice.types import InputError
+from polarice.jobs.intake import ParticleJob
+from polarice.jobs.params import MAP, option, output
 
 SUMMARY = "refine a map from particles: two half sets, global and then local search, resolution by their FSC"
+EXAMPLE = (
+    "polarice refine3d Class2D/job006/run_it030_data.star --o Refine3D/job009"
+    " --ref InitialModel/job008/initial_model.mrc --particle-diameter 180"
+)
 
 RANKS = True  # mpirun may start several
 
 
 @dataclass(frozen=True)
-class Params(ParticleInput):
+class Params(ParticleJob):
     """A reference, and how far and how finely to search."""
 
-    o: Path = option(Path("Refine3D"), "folder for the results")
-    ref: Path | None = option(None, "map to begin with (.mrc), of the particles' box and pixel size")
+    o: Path = output("Refine3D")
+    ref: Path | None = option(
+        None,
+        "map to begin with (.mrc), of the particles' box and pixel size",
+        level="essential",
+        path=MAP,
+        derived="that of the run that goes on",
+    )
     ini_high: float = option(60.0, "resolution that the map is low-passed to at first", unit="A", low=1)
-    sym: str = option("C1", "point group of the particle, its axes where RELION has them: C1, D2, T, O, I ...")
+    sym: str = option(
+        "C1", "point group of the particle, its axes where RELION has them: C1, D2, T, O, I ...", level="essential"
+    )
     iter: int | None = option(
         None,
-        "iterations at the most, for refinement ends by itself; 25, or those of the run that goes on",
+        "most iterations; refinement ends by itself",
+        derived="25; with --continue, as before",
         low=1,
         high=999,
+        renewable=True,
+        level="essential",
     )
     firstiter_cc: bool = option(
         True,
@@ -40,11 +55,13 @@ class Params(ParticleInput):
     offset_range: float = option(5.0, "shifts are searched this far from each last centre, at first", unit="px", low=0)
     offset_step: float = option(1.0, "step of the shifts; twice it at first, half of it at the end", unit="px", low=0.1)
 
+    def faults(self) -> Iterator[str]:
+        if self.ref is None and self.continue_ is None:
+            yield "--ref: refine3d begins with a map; give one (.mrc), or make one with polarice initial3d"
+
 
 def run(params: Params) -> None:
     """Refine; raises InputError for what cannot be used."""
     from polarice.jobs.refinement import refine
 
-    if params.ref is None and params.continue_ is None:
-        raise InputError("--ref: refine3d begins with a map; give one (.mrc), or make one with polarice initial3d")
     refine("refine3d", replace(params, sym=params.sym.strip().upper()))

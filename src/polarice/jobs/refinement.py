@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarice.cluster import Comm, world
-from polarice.jobs.intake import Looked, last_ring, look_at_images, open_particles, with_copies
+from polarice.jobs.intake import Looked, ParticleJob, last_ring, look_at_images, open_particles, with_copies
 from polarice.jobs.particle_run import ParticleRun, figures_of_pass
 from polarice.jobs.resources import batch_bytes, card_of, device_of, memory_bytes, room_of, workers_of
 from polarice.jobs.running import carry_out, settled
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from polarice.align.fit import IterationResult
     from polarice.align.images import ParticleImages
     from polarice.io.particles import ParticleTable
+    from polarice.jobs.refine3d import Params
     from polarice.references.halfmaps import HalfMaps
     from polarice.references.refinement import Progress, Refined, RefineSchedule, RefineState, RefineStep
 
@@ -36,7 +37,7 @@ MOST_ITERATIONS = 25
 FEW_PARTICLES = 100
 
 
-def refine(job: str, params: Any) -> None:
+def refine(job: str, params: Params) -> None:
     """Run or continue a refinement. Raises InputError for what cannot be used, and for a full disk."""
     from polarice.references.symmetry import operators
 
@@ -46,7 +47,7 @@ def refine(job: str, params: Any) -> None:
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
-        if params.continue_ is None:
+        if params.continue_ is None and params.ref is not None:
             read_reference(params.ref, images)  # what is wrong with it is told before images are looked at
         if len(table.particles) < FEWEST_PARTICLES:
             raise InputError(f"{table.path}: {len(table.particles)} particles are too few; at least {FEWEST_PARTICLES}")
@@ -66,7 +67,7 @@ def refine(job: str, params: Any) -> None:
         carry_out(job, params, [params.particles, *table.particles.stacks], begin, comm)
 
 
-def _held_bytes(params: Any, images: ParticleImages) -> int:
+def _held_bytes(params: ParticleJob, images: ParticleImages) -> int:
     """Memory for the transforms of both halves, on the last ring."""
     from polarice.references.slices import FourierGrid
 
@@ -74,7 +75,7 @@ def _held_bytes(params: Any, images: ParticleImages) -> int:
     return BYTES_A_POINT * FourierGrid(images.preparation.box_px, limit).shape[0] ** 3
 
 
-def require_room_of_halves(params: Any, images: ParticleImages) -> None:
+def require_room_of_halves(params: ParticleJob, images: ParticleImages) -> None:
     """Raise InputError where the grids of both halves have no room."""
     wanted, there = _held_bytes(params, images), memory_bytes(params, images.device)
     if wanted > there:
@@ -144,12 +145,14 @@ def halves_of(looked: Looked, seed: int) -> np.ndarray:
 class RefineRun(ParticleRun["RefineResult", None]):
     """refine3d at work."""
 
-    def __init__(self, job: str, params: Any, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
+    params: Params
+
+    def __init__(self, job: str, params: Params, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
         self.schedule = _schedule(looked.images, params)
         super().__init__(job, params, looked, ranks)
 
     def images_of_iterations(self) -> list[int]:
-        return [len(self.looked.order)] * int(self.params.iter)
+        return [len(self.looked.order)] * int(self.params.iterations)
 
     def beginning(self) -> RefineState:
         from polarice.jobs.checkpoint3d import read_refinement
@@ -161,6 +164,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
                     f"{self.params.o}: refinement has come to its end; nothing but the report is made", file=sys.stderr
                 )
             return state
+        assert self.params.ref is not None  # refine3d asks for it
         return first_state(self.looked, read_reference(self.params.ref, self.images), self.schedule, self.params)
 
     def following(self, state: RefineState) -> int:
@@ -248,7 +252,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
         return f"{len(self.rows)} particles{left_out}, {resolution_A:.1f} A where halves agree; report: {page}"
 
 
-def _schedule(images: ParticleImages, params: Any) -> RefineSchedule:
+def _schedule(images: ParticleImages, params: Params) -> RefineSchedule:
     from polarice.references.refinement import RefineSchedule
 
     box, pixel_A = images.preparation.box_px, images.pixel_size_A
@@ -257,7 +261,7 @@ def _schedule(images: ParticleImages, params: Any) -> RefineSchedule:
         box_px=box,
         pixel_size_A=pixel_A,
         diameter_A=2 * images.preparation.radius_px * pixel_A,
-        iterations=params.iter,
+        iterations=params.iterations,
         limit_shell=limit,
         first_shell=max(1, min(limit, round(box * pixel_A / params.ini_high))),
         local_order=params.auto_local_healpix_order,
@@ -267,7 +271,7 @@ def _schedule(images: ParticleImages, params: Any) -> RefineSchedule:
     )
 
 
-def first_state(looked: Looked, density: np.ndarray, schedule: RefineSchedule, params: Any) -> RefineState:
+def first_state(looked: Looked, density: np.ndarray, schedule: RefineSchedule, params: Params) -> RefineState:
     """Before the first iteration: both halves begin with the low-passed map, nothing is assigned."""
     import torch
 

@@ -6,10 +6,12 @@ import gc
 import os
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from polarice.cluster import SERIAL, Comm
+from polarice.jobs.params import Parameters, PathRole, option
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +22,56 @@ if TYPE_CHECKING:
     from polarice.align.store import Room
 
 CARDS = Path("/proc/driver/nvidia/gpus")  # a folder for each
+SCRATCH = PathRole("output", "folder", "scratch")
 
 
-def device_of(params: Any, comm: Comm = SERIAL) -> torch.device:
+@dataclass(frozen=True, kw_only=True)
+class Computing(Parameters):
+    """Where a job computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute", resource=True)
+    threads: int | None = option(
+        None, "CPU threads", derived="all cores", resource=True, low=1, high=1024, flags=("--j",)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources(Computing):
+    """What a job over particles may use of a machine, and what that costs."""
+
+    memory: float | None = option(
+        None, "memory that the job, or each rank of several, may take beside the program's own 0.3: for classes, "
+        "batches of images and, with what is left, to keep prepared images",
+        derived="what it needs, and 2 GiB or a quarter of all for prepared images",
+        unit="GiB", low=0.01, resource=True,
+    )  # fmt: skip
+    scratch: Path | None = option(
+        None, "folder on a fast disk to keep all prepared images in, instead of memory", resource=True, path=SCRATCH
+    )
+    copy_to: Path | None = option(
+        None, "folder on a node's own disk to copy its part of the stacks to, as long as the job runs",
+        flags=("--scratch-dir",), resource=True, path=SCRATCH,
+    )  # fmt: skip
+    price: float | None = option(
+        None, "price of a node for an hour; the report then states what images cost", low=0, resource=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing(Parameters):
+    """How images are compared with references."""
+
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = option(
+        "auto",
+        "numbers that images and references are multiplied in, with float32 sums; auto: float32, the fastest there is",
+    )
+    kernel: Literal["auto", "plain", "fused"] = option(
+        "auto",
+        "what compares images coarsely on a GPU: PyTorch's operations, or one kernel; auto: the kernel, if it works",
+    )
+
+
+def device_of(params: Computing, comm: Comm = SERIAL) -> torch.device:
     """Where to compute, by --device and --threads; ranks on a node take its cards in turn.
 
     Raises InputError where the device is not there.
@@ -69,12 +118,12 @@ def first_card(device: str) -> int | None:
     return 0 if torch.cuda.is_available() else None
 
 
-def threads_of(params: Any) -> int:
+def threads_of(params: Computing) -> int:
     """As many as --threads says; else all that this process may use."""
     return params.threads or len(os.sched_getaffinity(0))
 
 
-def workers_of(params: Any, device: torch.device) -> int:
+def workers_of(params: Computing, device: torch.device) -> int:
     """Threads that each work on a batch: all of them on a processor, one for a GPU."""
     return threads_of(params) if device.type == "cpu" else 1
 
@@ -114,13 +163,12 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def precision_of(params: Any) -> Precision:
+def precision_of(params: Comparing) -> Precision:
     """What images and references are multiplied in; by itself float32, the fastest on every device that was timed."""
-    chosen: Precision | Literal["auto"] = params.precision
-    return "float32" if chosen == "auto" else chosen
+    return "float32" if params.precision == "auto" else params.precision
 
 
-def kernel_of(params: Any, device: torch.device) -> Kernel:
+def kernel_of(params: Comparing, device: torch.device) -> Kernel:
     """What compares images coarsely; told on stderr where a card could have the fused kernel and has not.
 
     Raises InputError where --kernel fused cannot be had.
@@ -137,7 +185,7 @@ def kernel_of(params: Any, device: torch.device) -> Kernel:
     return "plain"
 
 
-def require_room(params: Any, device: torch.device, held: int, what: str) -> None:
+def require_room(params: Resources, device: torch.device, held: int, what: str) -> None:
     """Raise InputError where `what`, of so many bytes, leaves no room for a single image."""
     limit = memory_bytes(params, device)
     if held < limit:
@@ -149,7 +197,7 @@ def require_room(params: Any, device: torch.device, held: int, what: str) -> Non
     )
 
 
-def batch_bytes(params: Any, device: torch.device, workers: int, held: int = 0, parts: int = 2) -> int:
+def batch_bytes(params: Resources, device: torch.device, workers: int, held: int = 0, parts: int = 2) -> int:
     """Memory of one batch beside what is held: small on a processor, for its cache's sake; an eighth of a GPU's.
 
     Of --memory one part in so many is for the batches of all workers, the others are for prepared images.
@@ -158,14 +206,14 @@ def batch_bytes(params: Any, device: torch.device, workers: int, held: int = 0, 
     return default if params.memory is None else min(default, _beside(params, held) // (parts * workers))
 
 
-def room_of(params: Any, device: torch.device, ranks: int = 1, held: int = 0, parts: int = 2) -> Room:
+def room_of(params: Resources, device: torch.device, ranks: int = 1, held: int = 0, parts: int = 2) -> Room:
     """Where prepared images are kept: in memory, or in a file below --scratch."""
     from polarice.align.store import Room
 
     return Room(store_bytes(params, device, ranks, held, parts), params.scratch)
 
 
-def store_bytes(params: Any, device: torch.device, ranks: int = 1, held: int = 0, parts: int = 2) -> int:
+def store_bytes(params: Resources, device: torch.device, ranks: int = 1, held: int = 0, parts: int = 2) -> int:
     """Memory for prepared images beside what is held, of a rank among so many on a node; two fifths of a GPU's."""
     if params.memory is not None:
         return _beside(params, held) // parts * (parts - 1)
@@ -175,18 +223,19 @@ def store_bytes(params: Any, device: torch.device, ranks: int = 1, held: int = 0
     return min(2 << 30, everything // (4 * ranks))
 
 
-def pixel_bytes(params: Any, device: torch.device) -> int:
+def pixel_bytes(params: Resources, device: torch.device) -> int:
     """Memory for images as they are read: a quarter of a GPU's, none of --memory and none on a processor, whose disk
     cache does as well."""
     return _all_bytes(device) // 4 if device.type == "cuda" and params.memory is None else 0
 
 
-def _beside(params: Any, held: int) -> int:
+def _beside(params: Resources, held: int) -> int:
     """What --memory leaves beside what is held."""
+    assert params.memory is not None
     return max(0, _bytes(params.memory) - held)
 
 
-def memory_bytes(params: Any, device: torch.device) -> int:
+def memory_bytes(params: Resources, device: torch.device) -> int:
     """What --memory allows; else all that the device has."""
     return _all_bytes(device) if params.memory is None else _bytes(params.memory)
 

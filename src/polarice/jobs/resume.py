@@ -16,15 +16,14 @@ from polarice.io.atomic import naming_target
 from polarice.jobs import JOBS
 from polarice.jobs.alone import alone
 from polarice.jobs.inputs import is_same, located
+from polarice.jobs.intake import ParticleJob
 from polarice.jobs.outputs import KEY, Outputs
-from polarice.jobs.params import as_dict, command_line, from_dict, options_of
+from polarice.jobs.params import RESULTS, Option, as_dict, command_line, from_dict, options_of
 from polarice.jobs.provenance import NAME, inputs_of, read_job_json, write_job_json
 from polarice.jobs.usage import USAGE_NAME
 from polarice.project import state
 from polarice.types import InputError
 
-# may be given anew to a run that goes on
-ANEW = ("iter", "device", "threads", "memory", "scratch", "copy_to", "price", "profile", "image_dir")
 _ITERATION = re.compile(r"run_it(\d{3,})_")
 _REPORT = "report.html"
 FILES = (_REPORT, "history.jsonl", USAGE_NAME, *state.FILES)  # of a run, beside those of its iterations
@@ -37,7 +36,7 @@ _OUTPUT = re.compile(r"report_.*\.png|class\d{3,}(\.star)?|run_data\.star|align2
 _LEFT_OVER = re.compile(r"\.(.+)\.tmp-\d+")  # of a file that a kill cut off
 
 _CHANGED = "changed since the run in {} began; start anew with --o another folder"
-P = TypeVar("P", bound=Any)
+P = TypeVar("P", bound=ParticleJob)
 
 
 def go_on_command(job: str, folder: Path) -> str:
@@ -85,11 +84,12 @@ def continued(job: str, params: P) -> P:
 
 
 def saved(job: str, params: P) -> P:
-    """The parameters of the run that `params.continue_` names; those in ANEW may be given anew.
+    """The parameters of the run that `params.continue_` names; those that `may_change` says may be given anew.
 
     Raises InputError where there is no such run, its input has changed, or another parameter is asked to change.
     """
     named = params.continue_
+    assert named is not None
     if not os.path.exists(named):
         raise InputError(f"--continue {named}: no such file or folder; give the folder of the run, or a file of it")
     folder = named if named.is_dir() else named.parent
@@ -109,15 +109,26 @@ def saved(job: str, params: P) -> P:
         kept[0]["path"] = str(table)
     _require_same(params, old)
     old = replace(old, **_located_table(old, folder, saved))
-    given = {name: getattr(params, name) for name in ANEW if getattr(params, name, None) not in (None, "auto")}
+    changing = [each.field for each in options_of(params) if may_change(each)]
+    given = {name: getattr(params, name) for name in changing if getattr(params, name) not in (None, "auto")}
     return replace(old, continue_=named, **given)
 
 
-def _require_same(params: Any, old: Any) -> None:
+def may_change(option: Option) -> bool:
+    """Whether it may be given anew to a run that goes on."""
+    return option.renewable or (option.resource and option.path is not RESULTS)
+
+
+def _require_same(params: ParticleJob, old: ParticleJob) -> None:
     for each in options_of(type(params)):
         value, kept = getattr(params, each.field), getattr(old, each.field)
         same = value == kept or (each.field == "o" and value.resolve() == kept.resolve())
-        if each.field in (*ANEW, "continue_") or same or value == (None if each.positional else each.default):
+        if (
+            may_change(each)
+            or each.field == "continue_"
+            or same
+            or value == (None if each.positional else each.default)
+        ):
             continue
         given = f"{each.flag} {value}"
         if each.kind is bool:
@@ -126,7 +137,7 @@ def _require_same(params: Any, old: Any) -> None:
         raise InputError(message)
 
 
-def _located_table(old: Any, folder: Path, saved: dict[str, Any]) -> dict[str, Any]:
+def _located_table(old: ParticleJob, folder: Path, saved: dict[str, Any]) -> dict[str, Any]:
     """The table of particles where the project has been moved. Raises InputError where it is gone, or another one."""
     kept = inputs_of(saved, folder)[:1]
     if not kept:
@@ -155,16 +166,16 @@ def require_same_inputs(folder: Path, inputs: Sequence[Any]) -> None:
             raise InputError(f"{path}: {_CHANGED.format(folder)}")
 
 
-def _require_iterations_left(job: str, params: Any) -> None:
+def _require_iterations_left(job: str, params: ParticleJob) -> None:
     done = last_checkpoint(params)
     named = _named(params)
     if named is not None and done == 0:
         raise InputError(f"{params.continue_}: no checkpoint of iteration {named} or before it is in {params.o}")
-    if done < params.iter or (done == params.iter and not finished(params.o, done)):
+    if done < params.iterations or (done == params.iterations and not finished(params.o, done)):
         return
     raise InputError(
         f"{params.o}: all {done} iterations are done; ask for more: "
-        f"{go_on_command(job, params.continue_)} --iter {done + 10}"
+        f"{go_on_command(job, params.continue_ or params.o)} --iter {done + 10}"
     )
 
 
@@ -178,7 +189,7 @@ def finished(folder: Path, number: int) -> bool:
     return page.stat().st_mtime_ns >= path_of(folder, number).stat().st_mtime_ns
 
 
-def last_checkpoint(params: Any, below: int | None = None) -> int:
+def last_checkpoint(params: ParticleJob, below: int | None = None) -> int:
     """The newest checkpoint to go on from (of `--continue run_itNNN_...`, up to NNN), below `below`; 0: none."""
     from polarice.jobs.checkpoint import checkpoints
 
@@ -190,12 +201,14 @@ def last_checkpoint(params: Any, below: int | None = None) -> int:
     )
 
 
-def _named(params: Any) -> int | None:
-    match = _ITERATION.match(params.continue_.name) if params.continue_ is not None else None
-    return int(match[1]) if match and not params.continue_.is_dir() else None
+def _named(params: ParticleJob) -> int | None:
+    if params.continue_ is None or params.continue_.is_dir():
+        return None
+    match = _ITERATION.match(params.continue_.name)
+    return int(match[1]) if match else None
 
 
-def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = None) -> bool:
+def claim(job: str, params: ParticleJob, inputs: list[Any], held: ExitStack | None = None) -> bool:
     """Make the folder and its job.json, or bring job.json of a run that goes on up to date; sweep up after a kill.
 
     Other processes are kept out of the folder until `held` is closed. Returns whether there was no such folder before.
@@ -233,7 +246,7 @@ def claim(job: str, params: Any, inputs: list[Any], held: ExitStack | None = Non
     return new
 
 
-def _tables_of(params: Any) -> list[Any]:
+def _tables_of(params: ParticleJob) -> list[Any]:
     """Files that the parameters name."""
     values = (getattr(params, each.field) for each in options_of(type(params)) if each.kind is Path)
     return [path for path in values if isinstance(path, Path) and path.is_file()]
@@ -253,7 +266,7 @@ def abandon(folder: Path, new: bool) -> None:
             folder.rmdir()
 
 
-def rewind(params: Any) -> int:
+def rewind(params: ParticleJob) -> int:
     """Number of the iteration to go on after (0: from nothing; the last one: its report is all that is missing); what
     is left of later ones is removed.
 

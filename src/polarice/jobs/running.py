@@ -7,16 +7,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from polarice.cluster import SERIAL, Comm
-from polarice.jobs.intake import Looked, image_name
+from polarice.jobs.intake import Looked, ParticleJob, image_name
 from polarice.jobs.params import command_line
 from polarice.types import InputError, Iteration
 
 if TYPE_CHECKING:
+    from polarice.jobs.intake import ParticleJob
     from polarice.jobs.report import Report
     from polarice.jobs.report.index import Chapter
+
+P = TypeVar("P", bound=ParticleJob)
 
 
 class Run(Protocol):
@@ -25,7 +28,7 @@ class Run(Protocol):
     def all(self) -> None: ...
 
 
-def settled(job: str, params: Any, iterations: int) -> Any:
+def settled(job: str, params: P, iterations: int) -> P:
     """The parameters of a run that begins (`iterations` where none are said) or goes on; its folder may be used."""
     from polarice.jobs import resume
 
@@ -35,7 +38,9 @@ def settled(job: str, params: Any, iterations: int) -> Any:
     return replace(params, iter=params.iter or iterations)
 
 
-def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], Run], comm: Comm = SERIAL) -> None:
+def carry_out(
+    job: str, params: ParticleJob, inputs: Sequence[Any], begin: Callable[[], Run], comm: Comm = SERIAL
+) -> None:
     """Claim the folder, begin, do it all; of several ranks, rank 0 claims.
 
     Raises InputError for what cannot be used, for a full disk, and where memory is short; a folder that nothing was
@@ -77,7 +82,7 @@ def carry_out(job: str, params: Any, inputs: Sequence[Any], begin: Callable[[], 
 
 def page_of(
     job: str,
-    params: Any,
+    params: ParticleJob,
     looked: Looked,
     iteration: Iteration,
     chapters: Sequence[Chapter] = (),
@@ -97,7 +102,7 @@ def page_of(
         history=read_history(params.o),
         iteration=iteration,
         command=command_line(job, plain),
-        continue_command=f"{go_on_command(job, params.o)} --iter {params.iter + 10}",
+        continue_command=f"{go_on_command(job, params.o)} --iter {params.iterations + 10}",
         parameters=parameters_of(plain),
         versions=versions(),
         left_out=[LeftOut(image_name(looked.table, row), reason) for row, reason in sorted(looked.bad.items())],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polarice.jobs.alone import alone
 from polarice.jobs.outputs import KEY, Outputs
-from polarice.jobs.params import argument, as_dict, command_line, option
+from polarice.jobs.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.project import state
 from polarice.project.progress import Bar
 from polarice.types import InputError
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from polarice.io.star import Block
-    from polarice.simulate import SimulatedParticles, Simulation, Species
+    from polarice.simulation import SimulatedParticles, Simulation, Species
 
 SUMMARY = "make simulated particles, with their truth, from density maps or atomic models"
+EXAMPLE = "polarice simulate model.pdb --o simulated --particles 2000 --box 128 --angpix 2.5 --snr 0.05"
 INT8_SCALE = 20.0  # grey values of an int8 stack, per standard deviation of the background
 FILES = ("particles.mrcs", "particles.star", "truth.npz", "truth.star")  # the last one is written last
 MOST_ANGLE_DEG, MOST_POWER = 1e6, 1e30
@@ -32,23 +33,31 @@ LARGEST_BOX_PX = 4096
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """What to simulate; the images depend on these values alone, not on threads or batches."""
 
     inputs: tuple[Path, ...] = argument("maps (.mrc, .map) or atomic models (.pdb, .cif), also .gz; one species each")
-    o: Path = option(Path("simulated"), "folder for particles.mrcs, particles.star, truth.npz and truth.star")
+    o: Path = output("simulated", "folder for particles.mrcs, particles.star, truth.npz and truth.star")
     particles: int | None = option(
-        None, "number of particles; 2000, or one for each given orientation", low=1, flags=("--n",)
+        None, "number of particles", derived="2000, or one for each given orientation", low=1, flags=("--n",)
     )
-    box: int | None = option(None, "box of the images; from the first input", unit="px", low=8, high=LARGEST_BOX_PX)
+    box: int | None = option(
+        None, "box of the images", derived="from the first input", unit="px", low=8, high=LARGEST_BOX_PX
+    )
     angpix: float | None = option(
-        None, "pixel size of the images, of models, and of maps that state none; from the first map", unit="A", low=1e-3
+        None,
+        "pixel size of the images, of models, and of maps that state none",
+        derived="from the first map",
+        unit="A",
+        low=1e-3,
     )
-    map_angpix: float | None = option(None, "pixel size of the maps, in their headers' place", unit="A", low=1e-3)
-    fractions: tuple[float, ...] = option((), "share of each species; equal where none are given", low=0)
-    threshold: float | None = option(None, "density of a map below this becomes 0; from the map's faces")
-    model_bfactor: float | None = option(None, "B-factor of all atoms; else the file's", unit="A2", low=0)
-    model_resolution: float | None = option(None, "blur models to this resolution", unit="A", low=0)
+    map_angpix: float | None = option(None, "pixel size of the maps", derived="their headers'", unit="A", low=1e-3)
+    fractions: tuple[float, ...] = option((), "share of each species", derived="equal", low=0)
+    threshold: float | None = option(None, "density of a map below this becomes 0", derived="from the map's faces")
+    model_bfactor: float | None = option(None, "B-factor of all atoms", derived="the file's", unit="A2", low=0)
+    model_resolution: float | None = option(
+        None, "blur models to this resolution", derived="not blurred", unit="A", low=0
+    )
     orientations: str = option("uniform", "uniform, preferred, or a file: STAR with Euler angles, or .npz with quat")
     concentration: float = option(10.0, "von Mises-Fisher concentration of preferred views", low=0)
     preferred_axis: tuple[float, ...] = option((0.0, 0.0, 1.0), "x y z of each preferred view direction in the map")
@@ -64,12 +73,16 @@ class Params:
     astigmatism: float = option(400.0, "largest difference of the two defoci", unit="A", low=0)
     phase_shift: float = option(0.0, "phase shift of a phase plate", unit="deg", low=0, high=180)
     bfactor: float = option(0.0, "B-factor that damps the CTF", unit="A2", low=0)
-    micrographs: int | None = option(None, "number of micrographs (defocus groups); one for each 100 particles", low=1)
+    micrographs: int | None = option(
+        None, "number of micrographs (defocus groups)", derived="one for each 100 particles", low=1
+    )
     snr: float = option(
         0.05, "variance of signal over noise inside the particle's circle (42 % of box); inf: no noise", low=0, high=inf
     )
     noise_exponent: float = option(0.0, "noise power falls as 1 / |k| to this; 0 is white", low=0, high=4)
-    noise_spectrum: Path | None = option(None, "text file of relative noise power, from frequency 0 to Nyquist")
+    noise_spectrum: Path | None = option(
+        None, "text file of relative noise power, from frequency 0 to Nyquist", derived="from --noise-exponent"
+    )
     junk: float = option(
         0.0, "share of images that are no particles; their truth labels follow the species'", low=0, high=1
     )
@@ -79,12 +92,12 @@ class Params:
     invert: bool = option(False, "particles dark, as in a micrograph")
     dtype: Literal["float32", "float16", "int8"] = option("float32", "grey values of the stack; int8 holds 20 x")
     seed: int = option(1, "seed of everything random", low=0)
-    threads: int | None = option(None, "as many as there are processors", unit="threads", low=1, flags=("--j",))
+    threads: int | None = option(None, "CPU threads", derived="all cores", resource=True, low=1, flags=("--j",))
 
 
 def run(params: Params) -> None:
     """Make the particles and write them. Raises InputError for what cannot be used."""
-    from polarice.simulate import simulate
+    from polarice.simulation import simulate
 
     outputs, inputs = Outputs("simulate", params.o, (*FILES, *state.FILES)), _files(params)
     outputs.require_free(inputs)
@@ -121,7 +134,7 @@ def _make_folder(params: Params, outputs: Outputs, inputs: list[Path]) -> None:
 
 def simulation_of(params: Params) -> Simulation:
     """The simulation that the parameters ask for, its files read. Raises InputError for what cannot be used."""
-    from polarice.simulate import Junk, Microscope, NoiseModel, Simulation
+    from polarice.simulation import Junk, Microscope, NoiseModel, Simulation
 
     species = _read_species(params)
     pixel_A = params.angpix or species[0].pixel_size_A
@@ -162,7 +175,7 @@ def _angstrom(defocus: float) -> float:
 
 
 def _read_species(params: Params) -> tuple[Species, ...]:
-    from polarice.simulate.volume import is_model, species_of_map, species_of_model
+    from polarice.simulation.volume import is_model, species_of_map, species_of_model
 
     fractions = params.fractions or (1.0,) * len(params.inputs)
     if len(fractions) != len(params.inputs):
@@ -196,7 +209,7 @@ def _default_box(species: Species, pixel_A: float) -> int:
 
 
 def _warn_of_cut(species: tuple[Species, ...], field_A: float) -> None:
-    from polarice.simulate.volume import share_outside
+    from polarice.simulation.volume import share_outside
 
     for each in species:
         lost = share_outside(each, field_A)
@@ -205,7 +218,7 @@ def _warn_of_cut(species: tuple[Species, ...], field_A: float) -> None:
 
 
 def _orientations(params: Params):
-    from polarice.simulate import Orientations
+    from polarice.simulation import Orientations
 
     if params.orientations == "uniform":
         return Orientations()
@@ -227,7 +240,7 @@ def _read_quat(path: Path) -> np.ndarray:
 
     from polarice.io.arrays import read_arrays
     from polarice.io.star import read_star
-    from polarice.simulate import quat_of_euler
+    from polarice.simulation import quat_of_euler
 
     if path.suffix == ".npz":
         quat = read_arrays(path).get("quat", np.zeros(0))
@@ -299,7 +312,7 @@ def _write_truth(source: SimulatedParticles, path: Path) -> None:
 def _write_tables(source: SimulatedParticles, folder: Path) -> None:
     """particles.star, and truth.star with the true poses as RELION states them."""
     from polarice.io.star import Block, write_star
-    from polarice.simulate import euler_of_quat
+    from polarice.simulation import euler_of_quat
 
     optics, particles = _optics_block(source), _particle_table(source, folder / "particles.mrcs")
     write_star(folder / "particles.star", [optics, Block("particles", table=particles)])

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from polarice.jobs.intake import ParticleJob
-from polarice.jobs.params import option
+from polarice.jobs.params import option, output
 from polarice.types import InputError
 
 SUMMARY = "classify aligned particles deeply, into a map of many classes on which neighbours resemble each other"
+EXAMPLE = "polarice sml Class2D/job006/run_it030_data.star --o SML/job007 -k 32x32 --particle-diameter 180"
 RANKS = True
 MAX_AXES = 3
 MOST_NODES = 100_000
@@ -21,12 +22,14 @@ MOST_NODES = 100_000
 class MapJob(ParticleJob):
     """Parameters of all that makes maps."""
 
-    o: Path = option(Path("SML"), "folder for the results")
+    o: Path = output("SML")
     k: str = option(
         "1000", "nodes (classes) of the map: 1000 on a line, 32x32 on a square, 10x10x10 in a cube",
-        flags=("-k", "--K"),
+        flags=("-k", "--K"), level="essential",
     )  # fmt: skip
-    iter: int | None = option(None, "number of iterations; 30, or those of the run that goes on", low=1, high=999)
+    iter: int | None = option(
+        None, "iterations", derived="30; with --continue, as before", low=1, high=999, renewable=True, level="essential"
+    )
     start: Literal["pca", "classes", "random"] = option(
         "pca", "lay the map out by the images' principal components, by the classes of the table, or at random"
     )
@@ -36,17 +39,30 @@ class MapJob(ParticleJob):
     refine_poses: bool = option(
         False, "let angles and shifts move, a little, to where the map explains the images best"
     )
-    refine_psi: float = option(4.0, "standard deviation of how far angles may move", unit="deg", low=0.1, high=45)
-    refine_shift: float = option(0.75, "standard deviation of how far shifts may move", unit="px", low=0.05, high=10)
+    refine_psi: float = option(
+        4.0, "standard deviation of how far angles may move", needs=("refine_poses", True), unit="deg", low=0.1, high=45
+    )
+    refine_shift: float = option(
+        0.75,
+        "standard deviation of how far shifts may move",
+        needs=("refine_poses", True),
+        unit="px",
+        low=0.05,
+        high=10,
+    )
     average: Literal["soft", "hard"] = option(
         "soft", "averages in the results: the map's own, or of the particles whose best node each one is"
     )
     threshold: float = option(
-        0.0, "with --average hard: of the particles that have their node with this probability", low=0, high=1
+        0.0,
+        "hard averages of the particles alone that have their node with this probability",
+        low=0,
+        high=1,
+        needs=("average", "hard"),
     )
     rank: int | None = option(
-        None, "ways in which averages may differ from their mean, 0 for any; as many as unseen images confirm",
-        low=0, high=10_000,
+        None, "components in which averages may differ from their mean, 0 for any",
+        derived="as many as held-out images confirm", low=0, high=10_000,
     )  # fmt: skip
     tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
     frames: int = option(60, "frames of the movie along the map", low=2, high=10_000)

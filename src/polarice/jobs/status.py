@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from polarice.jobs.params import option
+from polarice.jobs.params import Parameters, option
 from polarice.jobs.provenance import NAME
 from polarice.project.state import read_state
 from polarice.types import InputError
 
 SUMMARY = "show what runs where, and how far it is: jobs below this folder, and those submitted"
+EXAMPLE = "polarice status"
 MOST_FOLDERS = 20_000  # that are looked into
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     """How much to show."""
 
     last: int = option(20, "how many submissions, the newest last", low=1, high=1000)
-    folder: tuple[Path, ...] = option((), "folders whose jobs to show, with all below them; this one")
+    folder: tuple[Path, ...] = option((), "folders whose jobs to show, with all below them", derived="this one")
 
 
 def run(params: Params) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from polarice.cluster import SERIAL, Serial
+from polarice.jobs.resources import Computing, device_of
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -35,25 +36,16 @@ COMPARED_IMAGES = 100  # whose log weights are compared between precisions
 MOST_STEPS = 40  # radius of the largest disc of shifts
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where to compute, as the jobs' parameters name it."""
-
-    threads: int
-    device: str = "auto"
-
-
 def cores() -> int:
     """Logical cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def machine(place: Place) -> dict[str, Any]:
+def machine(place: Computing) -> dict[str, Any]:
     """What figures were measured on. Raises InputError where the device is not there."""
     import torch
 
     from polarice.jobs.provenance import versions
-    from polarice.jobs.resources import device_of
 
     device = device_of(place)
     found = versions()

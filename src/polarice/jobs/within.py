@@ -15,11 +15,12 @@ from polarice.types import InputError
 
 if TYPE_CHECKING:
     from polarice.io.particles import ParticleTable
+    from polarice.jobs.sml import Params
 
 LEAST_PER_NODE = 3  # particles: classes with fewer for each node are left as they are
 
 
-def searches(params: Any) -> bool:
+def searches(params: Params) -> bool:
     """Whether --search is asked for, or the run that goes on was begun so."""
     from polarice.jobs.provenance import NAME, read_job_json
 
@@ -29,7 +30,7 @@ def searches(params: Any) -> bool:
     return bool(read_job_json(named)["params"].get("search"))
 
 
-def search(params: Any) -> None:
+def search(params: Params) -> None:
     """Map every class of the table. Raises InputError for what cannot be used.
 
     classNNN/ is the folder of a run of its own; run_data.star holds all particles, those of class c's node k with the
@@ -49,7 +50,7 @@ def search(params: Any) -> None:
         comm.once(lambda: _join(params, table, classes, large))
 
 
-def _begun(params: Any, held: ExitStack) -> tuple[Any, ParticleTable, np.ndarray, np.ndarray]:
+def _begun(params: Params, held: ExitStack) -> tuple[Any, ParticleTable, np.ndarray, np.ndarray]:
     """The parameters of a run that begins or goes on, its table, all classes, and those that are mapped; the folder is
     this process's until `held` is closed."""
     from polarice.io.particles import read_particles
@@ -76,11 +77,11 @@ def _begun(params: Any, held: ExitStack) -> tuple[Any, ParticleTable, np.ndarray
     return params, table, classes, large
 
 
-def _folder(params: Any, number: int) -> Path:
+def _folder(params: Params, number: int) -> Path:
     return Path(params.o / f"class{number + 1:03d}")
 
 
-def _map_class(params: Any, table: ParticleTable, number: int, comm: Comm) -> None:
+def _map_class(params: Params, table: ParticleTable, number: int, comm: Comm) -> None:
     """Run one class's map, go on with it, or leave it as it is where it has ended."""
     from polarice.io.particles import write_particles
     from polarice.jobs import resume
@@ -94,7 +95,7 @@ def _map_class(params: Any, table: ParticleTable, number: int, comm: Comm) -> No
         begun = (folder / NAME).exists()
         if not begun:
             write_particles(particles, table, np.flatnonzero(table.particles.pose.class_of == number))
-        return None if resume.finished(folder, params.iter) else begun
+        return None if resume.finished(folder, params.iterations) else begun
 
     begun = comm.once(left)
     if begun is None:
@@ -111,7 +112,7 @@ def _map_class(params: Any, table: ParticleTable, number: int, comm: Comm) -> No
     map_particles("sml", inside)
 
 
-def _join(params: Any, table: ParticleTable, classes: np.ndarray, large: np.ndarray) -> None:
+def _join(params: Params, table: ParticleTable, classes: np.ndarray, large: np.ndarray) -> None:
     """run_data.star: every usable particle with its place in all maps; and the page that leads to them."""
     from polarice.io.particles import read_particles, write_particles
     from polarice.jobs.report.index import Chapter, Picture, write_index

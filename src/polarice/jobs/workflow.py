@@ -41,25 +41,40 @@ from polarice.io.micrographs import named_files
 from polarice.jobs.alone import alone
 from polarice.jobs.fault import spared
 from polarice.jobs.inputs import fingerprint
-from polarice.jobs.micrographs import PerMicrograph, other_options
-from polarice.jobs.params import Option, argument, as_dict, command_line, from_dict, option, options_of
+from polarice.jobs.micrographs import other_options
+from polarice.jobs.params import (
+    Option,
+    Parameters,
+    argument,
+    as_dict,
+    command_line,
+    from_dict,
+    option,
+    options_of,
+    resources_of,
+)
 from polarice.jobs.patterns import filled, is_pattern, matches, remarks
+from polarice.jobs.per_micrograph import PerMicrograph
 from polarice.types import InputError
 
 SUMMARY = "run a chain of jobs from one file, again only what has changed"
+EXAMPLE = "polarice run workflow.toml"
 STATE = ".{stem}_done.json"  # beside the workflow's file
 # options that say where and how fast, not what
-_ELSEWHERE = ("o", "threads", "workers", "device", "memory", "scratch", "price", "copy_to", "profile", "time_limit")
 _NOT_OPTIONS = ("job", "name", "update")
 _RESERVED = ("o", "continue_")
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Parameters):
     workflow: Path = argument("TOML file that names the steps")
     dry_run: bool = option(False, "only say what would be done")
     watch: float | None = option(
-        None, "look every so often for new files, until stopped with Ctrl-C", unit="s", low=0.1
+        None,
+        "check for new files every so many seconds, until stopped with Ctrl-C",
+        derived="run once",
+        unit="s",
+        low=0.1,
     )
 
 
@@ -78,7 +93,7 @@ class Step:
     def module(self) -> ModuleType:
         return jobs.load(self.job)
 
-    def params(self) -> Any:
+    def params(self) -> Parameters:
         """The job's Params with every file there is now; InputError where a file is missing, or is waited for."""
         known = {each.field: each for each in options_of(self.module.Params)}
         return self._made({field: _files(known[field], value, self) for field, value in self.options.items()})
@@ -104,7 +119,7 @@ class Step:
         self._made(dict(self.options))
         return self
 
-    def _made(self, values: dict[str, Any]) -> Any:
+    def _made(self, values: dict[str, Any]) -> Parameters:
         for each in options_of(self.module.Params):
             if each.count != 1 and each.field in values and not isinstance(values[each.field], list):
                 values[each.field] = [values[each.field]]
@@ -267,12 +282,12 @@ class State:
         return bool(kept.get("ended") and kept.get("options") == _options_mark(step))
 
 
-def mark_of(step: Step, params: Any) -> str:
+def mark_of(step: Step, params: Parameters) -> str:
     """A short text that changes with the step's options and files; those that a table of micrographs names among them.
 
     A movie that came half and was left out is in the table already when the rest of it has come.
     """
-    options = {name: value for name, value in as_dict(params).items() if name not in _ELSEWHERE}
+    options = {name: value for name, value in as_dict(params).items() if name not in resources_of(params)}
     files = [_file_mark(path) for path in _paths(params)]
     if isinstance(params, PerMicrograph):
         files += map(fingerprint, named_files(params.micrographs))
@@ -282,13 +297,14 @@ def mark_of(step: Step, params: Any) -> str:
 
 def _options_mark(step: Step) -> str:
     """A text that changes with the step's options as the file has them."""
-    return json.dumps({name: value for name, value in step.options.items() if name not in _ELSEWHERE}, sort_keys=True)
+    told = {name: value for name, value in step.options.items() if name not in resources_of(step.module.Params)}
+    return json.dumps(told, sort_keys=True)
 
 
-def _paths(params: Any) -> Iterator[Path]:
+def _paths(params: Parameters) -> Iterator[Path]:
     for each in options_of(params):
         value = getattr(params, each.field)
-        if _names_files(each) and each.field not in _ELSEWHERE and value is not None:
+        if _names_files(each) and not each.resource and value is not None:
             yield from map(Path, value if isinstance(value, tuple) else (value,))
 
 
@@ -352,7 +368,7 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
     return due
 
 
-def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
+def _placed(step: Step, params: Parameters, state: State, mark: str) -> Parameters:
     """The Params to run with: going on where just this was begun, in an empty folder where it was something else.
 
     What is to happen is noted before anything is moved, so that a kill at any moment is made up for the next time.
@@ -361,7 +377,7 @@ def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
     goes_on = any(each.field == "continue_" for each in options_of(params))
     begun = state.begun(step, mark)
     if not begun:
-        in_the_way = goes_on or (getattr(step.module, "IMAGES", False) and other_options(params))
+        in_the_way = goes_on or (getattr(step.module, "IMAGES", False) and other_options(params, folder))
         aside = _place_aside(folder) if in_the_way and (folder / "job.json").exists() else ""
         update = bool(aside) and step.update is not None and state.only_files_changed(step)
         state.note(step, mark, False, aside, update)
@@ -372,8 +388,8 @@ def _placed(step: Step, params: Any, state: State, mark: str) -> Any:
         what = "begins with the classes that it had, now in" if update else "changed; what was there is kept in"
         print(f"{step.name}: {what} {aside}")
     if goes_on and (folder / "job.json").exists():
-        return replace(params, continue_=folder)
-    return replace(params, ref=Path(aside), iter=step.update) if update else params
+        return replace(params, **{"continue_": folder})
+    return replace(params, **{"ref": Path(aside), "iter": step.update}) if update else params
 
 
 def _after(step: Step, steps: Sequence[Step]) -> set[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from polarice.io.atomic import replacing
 from polarice.jobs import JOBS, load
-from polarice.jobs.params import argument, option, options_of
+from polarice.jobs.params import Parameters, argument, option, options_of
 from polarice.types import InputError
 
 MS_PER_IMAGE = 1.0  # of one core and iteration, at 128 px and 50 classes; K and box are scaled from there
@@ -34,20 +34,22 @@ KEPT = 200  # submissions remembered
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Parameters):
     """What is asked of a scheduler."""
 
     job: tuple[str, ...] = argument("what to run, after --: class2d particles.star --o Class2D/job001 ...")
     nodes: int = option(1, "number of nodes", low=1, high=100_000)
-    ranks: int | None = option(None, "ranks on each node: one for each card, or 2", low=1, high=1024)
-    cores: int | None = option(None, "cores of a node to use; 64, or all of this machine", low=1, high=4096)
-    gpus: int = option(0, "cards of a node to use", low=0, high=64)
-    hours: float | None = option(None, "time to ask for; from the particles, their box and the classes", low=0.01)
-    queue: str = option("", "partition or queue")
-    account: str = option("", "account or project to charge")
-    name: str = option("", "name of the job in the queue; the command and its folder: class2d-job001")
-    script: Path | None = option(None, "where to write the script; NAME.sh")
-    launcher: str = option("", "what starts the ranks; srun --mpi=pmi2, or mpirun with their number")
+    ranks: int | None = option(None, "ranks on each node", derived="one for each GPU, or 2", low=1, high=1024)
+    cores: int | None = option(None, "cores of a node to use", derived="64, or all of this machine", low=1, high=4096)
+    gpus: int = option(0, "GPUs of a node to use", low=0, high=64)
+    hours: float | None = option(
+        None, "time to ask for", unit="h", derived="estimated from the particles, their box and the classes", low=0.01
+    )
+    queue: str = option("", "partition or queue", derived="the cluster's own")
+    account: str = option("", "account or project to charge", derived="the user's own")
+    name: str = option("", "name of the job in the queue", derived="command and folder, as class2d-job001")
+    script: Path | None = option(None, "where to write the script", derived="NAME.sh")
+    launcher: str = option("", "what starts the ranks", derived="srun --mpi=pmi2, or mpirun with their number")
     submit: bool = option(False, "submit it")
 
     @property

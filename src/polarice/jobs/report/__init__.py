@@ -20,6 +20,7 @@ from polarice.jobs.report.history import (
 from polarice.types import Iteration
 
 if TYPE_CHECKING:
+    from polarice.jobs.params import Parameters
     from polarice.jobs.report.drawers import Drawers
     from polarice.jobs.report.index import Chapter
 
@@ -77,7 +78,7 @@ class Report:
     usage: Sequence[tuple[str, str]] = ()  # (what, figure): what the job took
 
 
-def parameters_of(params: Any) -> list[Parameter]:
+def parameters_of(params: Parameters) -> list[Parameter]:
     """Every field of a job's Params with its value, unit and help."""
     from polarice.jobs.params import as_dict, options_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,14 +16,14 @@ from polarice.jobs.report.montage import png_bytes
 from polarice.jobs.report.refinement import AXES, map_sheet, stretched
 
 if TYPE_CHECKING:
-    from polarice.jobs.initial3d import Start
+    from polarice.jobs.initial3d import Params, Start
     from polarice.references.abinitio import ClassImages
 
 MOST_PAIRS = 60
 SIDE_PX = 96
 
 
-def write_page(params: Any, starts: Sequence[Start], images: ClassImages, pixel_A: float) -> Path:
+def write_page(params: Params, starts: Sequence[Start], images: ClassImages, pixel_A: float) -> Path:
     """Write report.html into the job's folder; InputError where that cannot be."""
     best = starts[0].found
     agree = sum(each.same for each in starts)

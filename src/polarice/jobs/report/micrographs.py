@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polarice.jobs.micrographs import Item, Outcome
-from polarice.jobs.params import command_line
+from polarice.jobs.params import Parameters, command_line
 from polarice.jobs.provenance import versions
 from polarice.jobs.report import parameters_of
 from polarice.jobs.report.index import Chapter, Picture, Rows, write_index
@@ -20,6 +20,7 @@ from polarice.jobs.report.page import Cell, duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 MOST_THUMBNAILS, MOST_ROWS = 60, 2000  # the page stays below 3 MB; every picture is linked from the table
 GALLERY_PX, GALLERY_QUALITY = 360, 60  # longest side, and JPEG quality, of a picture in the gallery
@@ -31,7 +32,8 @@ class MicrographReport:
     """What the page is made of; `items` and `outcomes` go in step."""
 
     job: str
-    params: Any
+    folder: Path
+    params: Parameters
     items: Sequence[Item]
     outcomes: Sequence[Outcome]
     what: str = "micrographs"
@@ -172,7 +174,7 @@ def _remarks(done: Pairs) -> Chapter:
     return Chapter("Remarks", tables=[Rows(("row", "name", "remark"), rows[:MOST_ROWS])] if rows else [])
 
 
-def _parameters(params: Any) -> Rows:
+def _parameters(params: Parameters) -> Rows:
     rows = [(each.name, ("v", each.value), each.unit, ("h", each.help)) for each in parameters_of(params)]
     return Rows(("parameter", "value", "unit", ""), rows)
 

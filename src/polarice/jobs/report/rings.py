@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarice.ctf import ctf
-from polarice.ctf.estimate import Fit
-from polarice.ctf.quality import Curve
-from polarice.ctf.spectrum import Spectrum
+from polarice.contrast_transfer import ctf
+from polarice.contrast_transfer.estimate import Fit
+from polarice.contrast_transfer.quality import Curve
+from polarice.contrast_transfer.spectrum import Spectrum
 from polarice.fourier import centred_grid, shell_mean, shell_of
 from polarice.jobs.report.charts import COLOURS, FAINT, INK
 from polarice.types import Optics

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polarice.pick.blob import APART, REACH, chance_level, disc_of, learn_kernel, scrambled
-from polarice.pick.correlate import Correlator
-from polarice.pick.dirt import dirt_of
-from polarice.pick.peaks import Peaks, peaks_of
-from polarice.pick.working import Working
+from polarice.picking.blob import APART, REACH, chance_level, disc_of, learn_kernel, scrambled
+from polarice.picking.correlate import Correlator
+from polarice.picking.dirt import dirt_of
+from polarice.picking.peaks import Peaks, peaks_of
+from polarice.picking.working import Working
 
 BATCH = 16  # kernels at a time
 

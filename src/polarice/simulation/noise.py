@@ -6,7 +6,7 @@ import numpy as np
 from scipy import fft
 
 from polarice.fourier import centred_grid
-from polarice.simulate.settings import NoiseModel
+from polarice.simulation.settings import NoiseModel
 
 
 def noise_amplitude(noise: NoiseModel, box_px: int) -> np.ndarray | None:

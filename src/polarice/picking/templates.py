@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from polarice.ctf import ctf_image
+from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2, rescale
 from polarice.types import CTFParameters, Optics
 

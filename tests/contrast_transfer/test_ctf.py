@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polarice.ctf import ctf, ctf_image, frequency_grid, wavelength_A
+from polarice.contrast_transfer import ctf, ctf_image, frequency_grid, wavelength_A
 from polarice.types import CTFParameters, Optics
 
 OPTICS = Optics("opticsGroup1", 1.7, 300.0, 2.7, 0.1, 0)

@@ -8,13 +8,13 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from polarice.ctf import ctf
+from polarice.contrast_transfer import ctf
 from polarice.fourier import centred_grid
-from polarice.simulate.noise import draw_junk, draw_noise, noise_amplitude
-from polarice.simulate.project import Projector, Slice
-from polarice.simulate.settings import BACKGROUND_RADIUS, PARTICLE_RADIUS, Simulation
-from polarice.simulate.truth import Truth, draw_truth
-from polarice.simulate.volume import fit_to_box
+from polarice.simulation.noise import draw_junk, draw_noise, noise_amplitude
+from polarice.simulation.project import Projector, Slice
+from polarice.simulation.settings import BACKGROUND_RADIUS, PARTICLE_RADIUS, Simulation
+from polarice.simulation.truth import Truth, draw_truth
+from polarice.simulation.volume import fit_to_box
 from polarice.types import Optics, Particles, Pose2D
 
 SIGNAL_SAMPLE = 512  # particles by whose signal the noise is scaled

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from polarice.motion.dose import Dose, dose_weights
-from polarice.motion.exposure import Exposure
+from polarice.motion_correction.dose import Dose, dose_weights
+from polarice.motion_correction.exposure import Exposure
 from polarice.types import Motion
 from polarice.workers import in_turn, workers_on
 

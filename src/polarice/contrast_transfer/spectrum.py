@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polarice.ctf import frequency_grid
+from polarice.contrast_transfer import frequency_grid
 from polarice.fourier import centred_fft2
 from polarice.types import InputError
 

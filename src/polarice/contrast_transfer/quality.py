@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polarice.ctf import phase, wavelength_A
-from polarice.ctf.estimate import AXES_1_A, SECTORS, Fit, splines, without
-from polarice.ctf.spectrum import Spectrum
+from polarice.contrast_transfer import phase, wavelength_A
+from polarice.contrast_transfer.estimate import AXES_1_A, SECTORS, Fit, splines, without
+from polarice.contrast_transfer.spectrum import Spectrum
 from polarice.types import Optics
 
 MATCHED = 0.5  # correlation of rings and spectrum within a window, above which they match

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polarice.extract.background import Background, default_radius_px, normalise
-from polarice.extract.boxes import cut
+from polarice.extraction.background import Background, default_radius_px, normalise
+from polarice.extraction.boxes import cut
 from polarice.fourier import rescale
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from polarice.extract.background import Background, default_radius_px, normalise
-from polarice.extract.boxes import cut, inside, touching
-from polarice.extract.images import Recipe, images_of
+from polarice.extraction.background import Background, default_radius_px, normalise
+from polarice.extraction.boxes import cut, inside, touching
+from polarice.extraction.images import Recipe, images_of
 from polarice.fourier import centred_grid, rescale
 
 PICTURE = np.arange(40 * 50, dtype=np.int16).reshape(40, 50)

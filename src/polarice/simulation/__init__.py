@@ -1,9 +1,9 @@
 """Simulated particles with their truth: densities, projections, CTF, noise and junk."""
 
-from polarice.simulate.settings import Junk, Microscope, NoiseModel, Orientations, Simulation, Species
-from polarice.simulate.source import SimulatedParticles, simulate
-from polarice.simulate.truth import Truth, euler_of_quat, quat_of_euler
-from polarice.simulate.volume import species_of_map, species_of_model
+from polarice.simulation.settings import Junk, Microscope, NoiseModel, Orientations, Simulation, Species
+from polarice.simulation.source import SimulatedParticles, simulate
+from polarice.simulation.truth import Truth, euler_of_quat, quat_of_euler
+from polarice.simulation.volume import species_of_map, species_of_model
 
 __all__ = [
     "Junk",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from polarice.motion.align import Alignment, Rings, align, align_whole
-from polarice.motion.exposure import binned, expose
-from polarice.simulate.movies import MovieSimulation, drifting, least_error_px, rms_error_px
+from polarice.motion_correction.align import Alignment, Rings, align, align_whole
+from polarice.motion_correction.exposure import binned, expose
+from polarice.simulation.movies import MovieSimulation, drifting, least_error_px, rms_error_px
 from polarice.types import Motion
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from polarice.simulate.settings import Microscope, Orientations, Simulation
+from polarice.simulation.settings import Microscope, Orientations, Simulation
 from polarice.types import CTFParameters
 
 

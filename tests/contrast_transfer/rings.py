@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polarice.ctf import ctf
+from polarice.contrast_transfer import ctf
 from polarice.types import CTFParameters, Optics
 
 OPTICS = Optics("opticsGroup1", 1.5, 300.0, 2.7, 0.1, 0)

@@ -23,8 +23,8 @@ import numpy as np
 from scipy.interpolate import BSpline
 from scipy.optimize import minimize
 
-from polarice.ctf import phase
-from polarice.ctf.spectrum import Spectrum
+from polarice.contrast_transfer import phase
+from polarice.contrast_transfer.spectrum import Spectrum
 from polarice.types import CTFParameters, InputError, Optics
 
 SECTORS = 12  # over 180 degrees

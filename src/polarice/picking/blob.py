@@ -13,9 +13,9 @@ import math
 import numpy as np
 from scipy.ndimage import gaussian_laplace, map_coordinates
 
-from polarice.pick.correlate import Correlator
-from polarice.pick.peaks import Peaks, peaks_of
-from polarice.pick.working import Working
+from polarice.picking.correlate import Correlator
+from polarice.picking.peaks import Peaks, peaks_of
+from polarice.picking.working import Working
 
 ROUNDS = 3
 REACH = 0.6  # radius of the kernel, in diameters

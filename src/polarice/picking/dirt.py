@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_opening, gaussian_filter, maximum_filter
 
-from polarice.pick.working import Working, robust
+from polarice.picking.working import Working, robust
 
 SIGMA = 0.15  # of the smoothing, in diameters
 ODD = 6.0  # robust standard deviations from the median

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import fft
 
 from polarice.io.mrc import read_volume
-from polarice.simulate.settings import Species
+from polarice.simulation.settings import Species
 from polarice.types import InputError
 
 MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".rec")

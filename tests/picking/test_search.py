@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from polarice.pick.blob import disc_of, scrambled
-from polarice.pick.correlate import Correlator, plain_scores
-from polarice.pick.peaks import peaks_of
-from polarice.pick.search import Found, find
-from polarice.pick.templates import kernels_of, seen_through
-from polarice.pick.working import working_copy
+from polarice.picking.blob import disc_of, scrambled
+from polarice.picking.correlate import Correlator, plain_scores
+from polarice.picking.peaks import peaks_of
+from polarice.picking.search import Found, find
+from polarice.picking.templates import kernels_of, seen_through
+from polarice.picking.working import working_copy
 from polarice.types import CTFParameters, Optics
 
 PIXEL_A, DIAMETER_A, SIDE = 4.0, 145.0, 640

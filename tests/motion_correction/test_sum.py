@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from polarice.motion.aligned_sum import _hann, sum_frames
-from polarice.motion.dose import Dose, critical_exposure, dose_weights
-from polarice.motion.exposure import expose, hot_pixels
+from polarice.motion_correction.aligned_sum import _hann, sum_frames
+from polarice.motion_correction.dose import Dose, critical_exposure, dose_weights
+from polarice.motion_correction.exposure import expose, hot_pixels
 from polarice.types import InputError, Motion
 
 torch.set_num_threads(1)

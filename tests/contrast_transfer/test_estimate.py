@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctf.rings import OPTICS, micrograph
-from polarice.ctf import ctf
-from polarice.ctf.estimate import Fit, Rings, Search, estimate
-from polarice.ctf.quality import judge
-from polarice.ctf.spectrum import Spectrum, of_power, spectrum_of
+from contrast_transfer.rings import OPTICS, micrograph
+from polarice.contrast_transfer import ctf
+from polarice.contrast_transfer.estimate import Fit, Rings, Search, estimate
+from polarice.contrast_transfer.quality import judge
+from polarice.contrast_transfer.spectrum import Spectrum, of_power, spectrum_of
 from polarice.fourier import centred_fft2
 from polarice.io.mrc import open_stack
 from polarice.types import InputError, Optics
