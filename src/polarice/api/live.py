@@ -1,0 +1,55 @@
+"""Classification in memory, iteration by iteration, without a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from polarice.api.particles import ParticleSet
+from polarice.api.results import Classification
+from polarice.jobs.classification import Classification as Params
+from polarice.types import Iteration
+
+
+def class_iterations(job: str, data: ParticleSet, options: dict[str, Any]) -> Iterator[Classification]:
+    """The classes after each iteration of align2d or class2d. Raises InputError for what cannot be used."""
+    from polarice.api.functions import params_of
+    from polarice.jobs.classification import first_state, iteration_of, iterations, schedule_of
+    from polarice.jobs.intake import images_of, look_at_images, require_usable
+    from polarice.jobs.resources import device_of
+
+    if data.table.particles.ctf is None:
+        options = {"ctf": False, **options}
+    params = cast(Params, params_of(job, {**options, "particles": data.table.path, "o": Path(job)}))
+    growing = job == "class2d"
+    params = replace(params, iter=params.iter or (30 if growing else 25))
+    device = device_of(params)
+    require_usable(params, data.table, data.box_px)
+    looked = look_at_images(data.table, images_of(params, data.table.particles, data.source, device), params)
+    schedule = schedule_of(looked.images, params, len(looked.rows), growing)
+    state = first_state(looked.images, schedule, looked.order, looked.noise_power, params)
+    for result in iterations(state, schedule, looked, params):
+        yield _classification(iteration_of(result, looked.images, looked.rows), data, looked.rows)
+
+
+def _classification(iteration: Iteration, data: ParticleSet, rows: np.ndarray) -> Classification:
+    from polarice.io.particles import pose_columns
+
+    chosen, pose = data[rows], iteration.assignment.pose
+    columns = pose_columns(pose, data.pixel_size_A) | {
+        "rlnLogLikeliContribution": iteration.assignment.log_likelihood,
+        "rlnMaxValueProbDistribution": iteration.assignment.max_probability,
+    }
+    table = replace(
+        chosen.table,
+        table=chosen.table.table.with_columns(columns),
+        particles=replace(chosen.table.particles, pose=pose),
+    )
+    model = iteration.model
+    return Classification(
+        model.averages, model.weights, model.resolution_A, replace(chosen, table=table, whole=False), iteration.number
+    )
