@@ -22,7 +22,9 @@ from polarice.jobs.params import check, options_of
 from polarice.jobs.workflow import read_steps
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
+GUIDE = [ROOT / f"docs/{name}.md" for name in ("classes", "micrographs", "map", "workflow", "cluster")]
 
 
 def test_commands_page_is_what_the_jobs_say():
@@ -43,7 +45,7 @@ def commands(page: Path, programs: str = "polarice|make") -> list[list[str]]:
     """The words of every line of a page's code blocks that begins with one of `programs`."""
     lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     code = [line.strip().removeprefix("$ ") for line in lines if line.startswith("    ")]
-    words = [shlex.split(line, comments=True) for line in code if re.match(rf"(\.venv/bin/)?({programs})", line)]
+    words = [shlex.split(line, comments=True) for line in code if re.match(rf"(\.venv/bin/)?({programs})(?!\.)", line)]
     return [[Path(each[0]).name, *each[1:]] for each in words]
 
 
@@ -59,26 +61,32 @@ def test_commands_that_the_pages_name_exist(page):
             assert name or words[0] in ("--help", "--version", "COMMAND"), f"polarice {words}"
 
 
-def test_readme_shows_the_two_commands_and_every_job():
-    shown = [" ".join(words) for words in commands(ROOT / "README.md")]
-    assert "make demo" in shown and "make test" in shown
+def test_readme_shows_the_two_commands_and_no_other_than_the_guide():
+    shown = [" ".join(words) for words in commands(README)]
+    assert "make demo" in shown
+    guide = [" ".join(words) for page in GUIDE for words in commands(page)]
+    for each in shown:
+        assert each in guide or each.startswith("make ") or each.endswith("--help"), each
     for name in JOBS:
-        assert any(each.startswith(f"polarice {name}") for each in shown) or name == "demo"
+        assert any(each.startswith(f"polarice {name}") for each in guide) or name == "demo", name
 
 
-def workflow_of(page: str) -> str:
-    return re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)[0]
+def test_the_readme_is_short():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 150 and max(map(len, lines)) <= 120
+
+
+def workflow_of(number: int) -> str:
+    """One of the workflow files of docs/workflow.md."""
+    return re.findall(r"```toml\n(.*?)```", (ROOT / "docs/workflow.md").read_text(encoding="utf-8"), re.DOTALL)[number]
 
 
 @pytest.mark.parametrize(
-    ("page", "names"),
-    [
-        ("README.md", ["align2d", "classes"]),
-        ("docs/workflow.md", ["import", "ctf", "pick", "extract", "class2d"]),
-    ],
+    ("number", "names"),
+    [(0, ["align2d", "classes"]), (1, ["import", "ctf", "pick", "extract", "class2d"])],
 )
-def test_the_workflows_of_the_pages_are_understood(page, names, tmp_path):
-    (tmp_path / "workflow.toml").write_text(workflow_of(page))
+def test_the_workflows_of_the_pages_are_understood(number, names, tmp_path):
+    (tmp_path / "workflow.toml").write_text(workflow_of(number))
     assert [step.name for step in read_steps(tmp_path / "workflow.toml")] == names
 
 
@@ -91,7 +99,7 @@ def test_links_and_pictures_are_there(page):
 
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory):
-    """A folder in which the README's polarice commands but bench were typed in turn, each with less to do."""
+    """A folder in which the guide's polarice commands but bench were typed in turn, each with less to do."""
     pytest.importorskip("tifffile")
     folder, iterations = tmp_path_factory.mktemp("readme"), itertools.count(3)
     with pytest.MonkeyPatch.context() as patch:
@@ -101,15 +109,16 @@ def typed(tmp_path_factory):
         shutil.copy(ROOT / "src/polarice/data/apoferritin/particles.mrcs", folder)
         shutil.copy(ROOT / "src/polarice/data/ribosome70S.mrc", "map.mrc")
         _session(folder)
-        for _, name, *words in commands(ROOT / "README.md", "polarice"):
+        ran = False
+        for _, name, *words in (each for page in GUIDE for each in commands(page, "polarice")):
             if name in ("bench", "cluster", "status", "initial3d", "refine3d", "reconstruct"):
                 # minutes of work, a scheduler's, or more particles than are here: their own tests have them
                 continue
             if name == "run":
-                small = "threads = 1\niter = 2"
-                Path(words[0]).write_text(
-                    re.sub("threads = .*", small, workflow_of("README.md")).replace("k = 100", "k = 3")
-                )
+                if ran:
+                    continue
+                ran, small = True, "threads = 1\niter = 2"
+                Path(words[0]).write_text(re.sub("threads = .*", small, workflow_of(0)).replace("k = 100", "k = 3"))
             elif name == "simulate":
                 words += ["--particles", "50"]
             elif "--continue" in words:
@@ -148,7 +157,7 @@ def _session(folder: Path) -> None:
     write_cs(folder / "J42/passthrough.cs", rows[["uid", "blob/sign"]])
 
 
-def test_readme_commands_run_as_they_are_typed(typed):
+def test_commands_of_the_guide_run_as_they_are_typed(typed):
     assert read_micrographs(typed / "MotionCorr/job008/micrographs.star").names[0] == "MotionCorr/job008/Movies/a.mrc"
     assert len(read_cs(typed / "Import/job010/particles.cs")) == 79
     assert len(read_particles(typed / "Class2D/job001/run_it004_data.star", typed).particles) == 79
@@ -159,11 +168,11 @@ def test_readme_commands_run_as_they_are_typed(typed):
     assert len(np.load(typed / "simulated/truth.npz")["quat"]) == 50
 
 
-def test_readme_commands_of_relion_run_as_they_are_typed(typed):
+def test_commands_of_relion_run_as_they_are_typed(typed):
     """All but the one that opens a window, on the iteration that is there."""
     if not shutil.which("relion_refine"):
         pytest.skip("relion_refine is not installed")
-    shown = commands(ROOT / "README.md", "relion_(?!display)")
+    shown = commands(ROOT / "docs/classes.md", "relion_(?!display)")
     assert {words[0] for words in shown} == {"relion_refine", "relion_stack_create"}
     for words in shown:
         words = [word.replace("it040", "it004") for word in words]
