@@ -27,7 +27,7 @@ from polarice.align.polar import PolarBasis
 from polarice.align.prepare import Preparation
 from polarice.io.mrc import write_stack
 from polarice.io.particles import StackSource, read_particles, write_particles
-from polarice.references.aligned import AlignedImages, Triangle
+from polarice.references.aligned import AlignedImages, PackedHarmonics
 from polarice.types import Particles
 
 BATCH = 256
@@ -40,14 +40,14 @@ def aligned(particles: Particles, source: StackSource, diameter_A: float) -> Ite
     pixel_A = particles.optics[0].pixel_size_A
     preparation = Preparation(source.box_px, diameter_A / 2 / pixel_A)
     images = ParticleImages(particles, source, preparation, torch.device("cpu"))
-    triangle = Triangle(PolarBasis(source.box_px, preparation.radius_px, source.box_px // 2 - 2, slack_px=4.0))
-    pose, even = particles.pose, images.even_harmonics(triangle.basis)
+    packed = PackedHarmonics(PolarBasis(source.box_px, preparation.radius_px, source.box_px // 2 - 2, slack_px=4.0))
+    pose, even = particles.pose, images.even_harmonics(packed.basis)
     assert pose is not None
     for rows, pixels in images.raw(np.arange(len(particles)), BATCH):
-        cut_px = np.rint(pose.shift_px[rows])
-        fields = images.fields(triangle.basis, pixels, cut_px)
-        polar = images.polar(triangle.basis, rows, fields, cut_px, pose.shift_px[rows])
-        yield rows, AlignedImages.of(triangle, polar, torch.from_numpy(np.deg2rad(pose.psi_deg[rows])), even)
+        crop_centre_px = np.rint(pose.shift_px[rows])
+        fields = images.fields(packed.basis, pixels, crop_centre_px)
+        polar = images.polar(packed.basis, rows, fields, crop_centre_px, pose.shift_px[rows])
+        yield rows, AlignedImages.of(packed, polar, torch.from_numpy(np.deg2rad(pose.psi_deg[rows])), even)
 
 
 def ring_correlation(table: Path, diameter_A: float) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def ring_correlation(table: Path, diameter_A: float) -> dict[str, Any]:
         np.add.at(sums[1], (half[rows], class_of[rows]), ctf_power)
     optics = particles.optics[0]
     basis = PolarBasis(source.box_px, diameter_A / 2 / optics.pixel_size_A, source.box_px // 2 - 2)
-    ring_of = Triangle(basis).ring_of.numpy()
+    ring_of = PackedHarmonics(basis).ring_of.numpy()
     one, other = sums[0] / np.maximum(sums[1], 1e-9)[..., ring_of]
 
     def on_rings(values: np.ndarray) -> np.ndarray:

@@ -28,16 +28,16 @@ _INDEXED = ("index", "index_put_")  # by tensors that may stay on the processor
 class Far(torch.Tensor):
     """A tensor on the accelerator; `near` holds its numbers."""
 
-    near: torch.Tensor
+    to_device: torch.Tensor
 
     @staticmethod
-    def __new__(cls, near: torch.Tensor) -> Far:
-        dense = near.layout == torch.strided
-        place = {"strides": near.stride(), "storage_offset": near.storage_offset()} if dense else {}
-        return torch.Tensor._make_wrapper_subclass(cls, near.shape, device=DEVICE, dtype=near.dtype, **place)
+    def __new__(cls, to_device: torch.Tensor) -> Far:
+        dense = to_device.layout == torch.strided
+        place = {"strides": to_device.stride(), "storage_offset": to_device.storage_offset()} if dense else {}
+        return torch.Tensor._make_wrapper_subclass(cls, to_device.shape, device=DEVICE, dtype=to_device.dtype, **place)
 
-    def __init__(self, near: torch.Tensor) -> None:
-        self.near = near
+    def __init__(self, to_device: torch.Tensor) -> None:
+        self.to_device = to_device
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,7 +57,7 @@ class _Lists(TorchFunctionMode):
         if func is torch.tensor and kwargs.get("device") is not None:
             return func(*args, **{**kwargs, "device": CPU}).to(kwargs["device"])
         if func is torch.Tensor.new_tensor and isinstance(args[0], Far):
-            return func(args[0].near, *args[1:], **kwargs).to(DEVICE)
+            return func(args[0].to_device, *args[1:], **kwargs).to(DEVICE)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             return func(args[0], _index(args[1]), *args[2:])
         if func is torch.Tensor.tolist:
@@ -95,7 +95,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     stays = isinstance(args[0], Far) if name == "copy_" else bool(far)
     if not (stays if wanted is None else torch.device(wanted) == DEVICE):
         return result
-    known = {id(tensor.near): tensor for tensor in far}  # what an operation wrote into is handed back as it was
+    known = {id(tensor.to_device): tensor for tensor in far}  # what an operation wrote into is handed back as it was
     return tree_map(lambda leaf: known[id(leaf)] if id(leaf) in known else _far(leaf), result)
 
 
@@ -107,7 +107,7 @@ def _require_far(func: Any, among: Any) -> None:
 
 
 def _near(leaf: Any) -> Any:
-    return leaf.near if isinstance(leaf, Far) else leaf
+    return leaf.to_device if isinstance(leaf, Far) else leaf
 
 
 def _far(leaf: Any) -> Any:

@@ -435,7 +435,7 @@ def _read_checkpoint(folder: Path) -> Any:
     from polarice.jobs.checkpoint import read_checkpoint
 
     state = read_checkpoint(folder / "out", 2, torch.device("cpu"))
-    return state.model.field, state.assignment, state.carried.cut_px, state.changed_class
+    return state.model.field, state.assignment, state.carried.crop_centre_px, state.changed_class
 
 
 def _read_map_checkpoint(folder: Path) -> Any:
@@ -497,10 +497,10 @@ class Plain:
 
 def _treated(folder: Path) -> Any:
     """As a job goes on: a record that is sound is kept, any other one made anew; the outcome is the same."""
-    from polarice.jobs.micrographs import Farm, Item, cells_of, treat
+    from polarice.jobs.micrographs import Item, TaskPool, cells_of, treat
 
     item = Item("m.mrc", 0, "m.mrc", str(folder / "m"))
-    outcomes = treat([item], Plain(), Farm({"job": "plain"}))
+    outcomes = treat([item], Plain(), TaskPool({"job": "plain"}))
     cells = cells_of(outcomes)
     [outcome] = outcomes
     assert isinstance(outcome.reason, str) and all(isinstance(text, str) for text in outcome.remarks), "kind of values"

@@ -27,8 +27,8 @@ def test_serial_hands_back_the_very_same_object():
     comm: Comm = Serial()
     stats = {"numerator": np.arange(3.0)}
     assert (comm.rank, comm.size, comm.node_ranks) == (0, 1, (0,))
-    assert comm.sum(stats) is stats and comm.join(stats) is stats and comm.broadcast(stats) is stats
-    assert comm.collect(stats) == [stats] and comm.once(lambda: stats) is stats
+    assert comm.sum(stats) is stats and comm.all_gather(stats) is stats and comm.broadcast(stats) is stats
+    assert comm.collect(stats) == [stats] and comm.on_root(lambda: stats) is stats
     np.testing.assert_array_equal(stats["numerator"], [0, 1, 2])
 
 

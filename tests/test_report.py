@@ -24,7 +24,7 @@ from polarice.jobs.inputs import is_same
 from polarice.jobs.params import argument, option
 from polarice.jobs.provenance import inputs_of, read_job_json, versions, write_job_json
 from polarice.jobs.report import LeftOut, Parameter, Report, charts, page
-from polarice.jobs.report.drawers import Drawers
+from polarice.jobs.report.chart_processes import ChartProcesses
 from polarice.jobs.report.montage import MAX_SHEET_PX, Sheet, entries, grey, montage, thumbnail
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
@@ -328,20 +328,20 @@ def test_sorting_in_a_browser(written, tmp_path):
 def test_processes_draw_what_one_draws_and_a_killed_one_is_made_up_for():
     report = a_report()
     alone = dict(page.drawn(report))
-    with Drawers(2) as drawers:
-        shared = dict(drawers.drawn(report))
-        drawers.load()
-        drawers._processes[1].kill()
-        after = dict(drawers.drawn(report))
-    with Drawers(2, SimpleNamespace(rank=1, size=2)) as drawers:
-        part = dict(drawers.drawn(report))
+    with ChartProcesses(2) as chart_processes:
+        shared = dict(chart_processes.drawn(report))
+        chart_processes.load()
+        chart_processes._processes[1].kill()
+        after = dict(chart_processes.drawn(report))
+    with ChartProcesses(2, SimpleNamespace(rank=1, size=2)) as chart_processes:
+        part = dict(chart_processes.drawn(report))
     assert alone.keys() == shared.keys() == after.keys() and len(alone) == 6
     assert {name: chart.png for name, chart in alone.items()} == {name: chart.png for name, chart in shared.items()}
     assert {name: chart.svg for name, chart in alone.items()} == {name: chart.svg for name, chart in after.items()}
     assert list(part) == list(alone)[1::2]  # of two ranks the second one draws every other chart, by itself
-    with Drawers(1) as drawers:
-        drawers.load()
-        assert not drawers._processes
+    with ChartProcesses(1) as chart_processes:
+        chart_processes.load()
+        assert not chart_processes._processes
 
 
 def test_a_fault_in_the_page_costs_the_page_and_not_the_job(tmp_path, capsys, monkeypatch):

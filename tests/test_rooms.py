@@ -43,7 +43,7 @@ HEAVY = {"torch", "matplotlib", "gemmi", "scipy", "finufft", "PIL"}  # before --
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 600, 60, 7
 
 
-def room_of(module: Path) -> str:
+def cache_budget_of(module: Path) -> str:
     return module.relative_to(SOURCE).with_suffix("").parts[0]
 
 
@@ -68,7 +68,7 @@ def ids(module: Path) -> str:
 
 @pytest.mark.parametrize("module", MODULES, ids=ids)
 def test_imports_look_down_only(module):
-    room = room_of(module)
+    room = cache_budget_of(module)
     assert room in TABLE, f"{room} has no place in the table of rooms"
     for name, node in imports(tree_of(module)):
         package, _, inner = name.partition(".")
@@ -79,7 +79,7 @@ def test_imports_look_down_only(module):
         assert not (package == "torch" and room in WITHOUT_TORCH), f"line {node.lineno}: {room} may not import torch"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) in LIGHT], ids=ids)
+@pytest.mark.parametrize("module", [m for m in MODULES if cache_budget_of(m) in LIGHT], ids=ids)
 def test_what_the_command_line_loads_is_light(module):
     """No heavy import at module level in the rooms that `polarice --help` may reach."""
     body = [node for node in tree_of(module).body if isinstance(node, ast.Import | ast.ImportFrom)]

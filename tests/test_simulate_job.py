@@ -143,9 +143,9 @@ def test_atoms_have_the_electron_scattering_factors(tmp_path):
     factor = gemmi.Element("C").c4322
     form = sum(a * np.exp(-b * squared / 4) for a, b in zip(factor.a, factor.b, strict=True))
     expected = form * np.exp(-60 * squared / 4) * 2 * np.cos(2 * np.pi * (5 * fx - 2 * fy))
-    near = squared < 0.32**2
+    to_device = squared < 0.32**2
     scale = transform[size // 2, size // 2].real / expected[size // 2, size // 2]
-    assert np.abs(transform - scale * expected)[near].max() < 0.01 * np.abs(scale * expected).max()
+    assert np.abs(transform - scale * expected)[to_device].max() < 0.01 * np.abs(scale * expected).max()
 
 
 def test_calpha_models_are_blurred(tmp_path):

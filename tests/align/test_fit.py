@@ -11,10 +11,10 @@ import torch
 from align.phantoms import Blobs, ctf_parameters, optics, particle_images
 from polarice.align.classify import ClassExpectation, Cuts, Searched, Settings
 from polarice.align.fit import IterationResult, State, fit
+from polarice.align.image_statistics import survey
 from polarice.align.images import ParticleImages
 from polarice.align.policy import ClassPolicy
 from polarice.align.schedule import Schedule, Step
-from polarice.align.survey import survey
 from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 from polarice.jobs.classification import first_state
@@ -180,8 +180,8 @@ def test_batches_do_not_change_the_answer():
     images = sample(n=120).images
     small, large = (run(images, 3, 5, Settings(batch_bytes=size))[-1].state for size in (1, 1 << 30))
     a, b = small.assignment.pose, large.assignment.pose
-    near = (np.abs(a.psi_deg - b.psi_deg) < 0.02) & (np.abs(a.shift_px - b.shift_px) < 0.002).all(axis=1)
-    agreed = (a.class_of == b.class_of) & near
+    to_device = (np.abs(a.psi_deg - b.psi_deg) < 0.02) & (np.abs(a.shift_px - b.shift_px) < 0.002).all(axis=1)
+    agreed = (a.class_of == b.class_of) & to_device
     assert agreed.mean() > 0.99
     difference = (small.model.images() - large.model.images()).abs().max()
     assert difference < 1e-3 * large.model.images().abs().max()

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from align.phantoms import particle_images
+from polarice.align.image_statistics import survey
 from polarice.align.outliers import clipped, outliers, robust
 from polarice.align.prepare import background
-from polarice.align.survey import survey
 
 N, BOX = 64, 48
 

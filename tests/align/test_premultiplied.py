@@ -9,8 +9,8 @@ import torch
 from align.phantoms import Held, ctf_parameters, particle_images
 from align.scenes import Scene, engine_log_weights, run, scene
 from align.test_oracle import oracle_log_weights
+from polarice.align.image_statistics import survey
 from polarice.align.images import ParticleImages
-from polarice.align.survey import survey
 from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
 

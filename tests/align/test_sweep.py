@@ -13,11 +13,11 @@ import torch
 from align.scenes import Scene, run, scene
 from polarice.align.expect import PRUNED_MASS, expect
 from polarice.align.images import Clock
+from polarice.align.memory_chunks import Portions
 from polarice.align.polar import PolarBasis
-from polarice.align.portions import Portions
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
-from polarice.align.store import PolarStore, Room
+from polarice.align.store import CacheBudget, PolarStore
 from polarice.align.sums import Sums
 from polarice.align.sweep import Sweep, batch_size
 from polarice.references.averages import Averages
@@ -81,10 +81,10 @@ def same(a: tuple[Assignment, Sums], b: tuple[Assignment, Sums], tolerance: floa
 def test_threads_change_the_order_of_sums_alone(workers):
     where = searched(scene(48, 4000.0, n=40), True)
     rows = np.arange(40)
-    alone = swept(where, PolarStore(rows, Room()))
-    together = swept(where, PolarStore(rows, Room()), workers=workers)
+    alone = swept(where, PolarStore(rows, CacheBudget()))
+    together = swept(where, PolarStore(rows, CacheBudget()), workers=workers)
     same(alone, together, 1e-6)
-    again = swept(where, PolarStore(rows, Room()), workers=workers)
+    again = swept(where, PolarStore(rows, CacheBudget()), workers=workers)
     same(together, again, 0.0)
 
 
@@ -93,9 +93,9 @@ def test_what_is_kept_gives_the_bits_of_what_is_made_anew(tmp_path):
     rows = np.arange(40)
     each = 4 * where.basis.r_max * where.basis.n_theta
     for store in (
-        PolarStore(rows, Room(40 * each)),
-        PolarStore(rows, Room(0, tmp_path)),
-        PolarStore(rows, Room(17 * each)),
+        PolarStore(rows, CacheBudget(40 * each)),
+        PolarStore(rows, CacheBudget(0, tmp_path)),
+        PolarStore(rows, CacheBudget(17 * each)),
     ):
         first = swept(where, store)
         second = swept(where, store)  # nothing is prepared but what had no room
@@ -107,8 +107,8 @@ def test_a_store_keeps_what_fits_and_forgets_what_moved():
     basis = scene(48, 0.0, n=1).basis
     each = 4 * basis.r_max * basis.n_theta
     rows = np.array([7, 2, 9, 4])
-    store = PolarStore(rows, Room(3 * each))
-    store.suit(basis)
+    store = PolarStore(rows, CacheBudget(3 * each))
+    store.reset(basis)
     kept, streamed = store.parted(np.array([2, 4, 9]))
     assert kept.tolist() == [2, 9]
     assert streamed.tolist() == [4]
@@ -119,7 +119,7 @@ def test_a_store_keeps_what_fits_and_forgets_what_moved():
     assert store.missing(kept, at).tolist() == []
     assert store.missing(kept, np.array([[0.0, 0.0], [1.0, 0.0]])).tolist() == [9]
     assert torch.equal(store.take(np.array([9, 2])), fields_of.flip(0))
-    store.suit(replace(basis, r_max=basis.r_max - 1))
+    store.reset(replace(basis, r_max=basis.r_max - 1))
     assert store.missing(kept, at).tolist() == [2, 9]
 
 
@@ -142,10 +142,10 @@ def test_where_memory_is_short_batches_are_halved(monkeypatch):
     """Sums of what failed are not added; what was too much is not tried again."""
     where = searched(scene(48, 4000.0, n=20), True)
     rows = np.arange(20)
-    whole = swept(where, PolarStore(rows, Room()), batch=20)
+    whole = swept(where, PolarStore(rows, CacheBudget()), batch=20)
     short = ShortOfMemory(expect, 6, lambda basis, references, batch, *_: batch)
     monkeypatch.setattr("polarice.align.sweep.expect", short)
-    halved = swept(where, PolarStore(rows, Room()), batch=20)
+    halved = swept(where, PolarStore(rows, CacheBudget()), batch=20)
     assert short.seen == [20, 10, 5, 5, 5, 5]
     same(whole, halved, 1e-5)
     assert float(halved[1].group_count.sum()) == 20
@@ -155,7 +155,7 @@ def test_where_memory_is_short_batches_are_halved(monkeypatch):
 def test_where_memory_is_short_fewer_images_are_prepared_at_once(monkeypatch, kept):
     """Streamed, and to be kept."""
     where = searched(scene(48, 4000.0, n=20), True)
-    rows, room = np.arange(20), Room(kept * 4 * where.basis.r_max * where.basis.n_theta)
+    rows, room = np.arange(20), CacheBudget(kept * 4 * where.basis.r_max * where.basis.n_theta)
     whole = swept(where, PolarStore(rows, room), batch=20)
     short = ShortOfMemory(PolarBasis.sample, 3, lambda basis, images: images)
     monkeypatch.setattr(PolarBasis, "sample", lambda basis, images: short(basis, images))
@@ -170,7 +170,7 @@ def test_no_room_for_a_single_image_is_said_in_words(monkeypatch):
         "polarice.align.sweep.expect", ShortOfMemory(expect, 0, lambda basis, references, batch, *_: batch)
     )
     with pytest.raises(InputError, match="even for one image at a time; ask for fewer classes"):
-        swept(where, PolarStore(np.arange(4), Room()), batch=4)
+        swept(where, PolarStore(np.arange(4), CacheBudget()), batch=4)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
@@ -196,8 +196,8 @@ def test_a_store_without_room_for_all_keeps_fewer(monkeypatch):
     basis, rows = scene(48, 0.0, n=1).basis, np.arange(16)
     short = ShortOfMemory(torch.empty, 5, lambda *shape, **_: range(shape[0]))
     monkeypatch.setattr("polarice.align.store.torch.empty", short)
-    store = PolarStore(rows, Room())
-    store.suit(basis)
+    store = PolarStore(rows, CacheBudget())
+    store.reset(basis)
     kept, streamed = store.parted(rows)
     assert (len(kept), len(streamed)) == (4, 12)
 
@@ -225,6 +225,6 @@ def test_work_comes_back_in_order_and_its_errors_too():
 
 def test_scratch_folder_that_is_not_there(tmp_path):
     where = scene(48, 0.0, n=1)
-    store = PolarStore(np.arange(4), Room(0, tmp_path / "nowhere"))
+    store = PolarStore(np.arange(4), CacheBudget(0, tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError):
-        store.suit(where.basis)
+        store.reset(where.basis)

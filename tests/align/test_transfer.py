@@ -14,8 +14,8 @@ from align.scenes import scene
 from align.test_sweep import same, searched, swept
 from polarice.align import transfer
 from polarice.align.pixels import PixelStore
-from polarice.align.store import PolarStore, Room
-from polarice.align.transfer import Lane, near, sent
+from polarice.align.store import CacheBudget, PolarStore
+from polarice.align.transfer import PinnedPrefetch, sent, to_device
 from polarice.io.read_ahead import read_ahead
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def all_before(items: Iterable[object]) -> Iterator[object]:
 @pytest.mark.parametrize("ahead", [iter, read_ahead, all_before])
 def test_what_arrives_is_what_was_sent(monkeypatch, ahead):
     card = LateCard()
-    monkeypatch.setattr(transfer, "lane_to", lambda _device: Lane(card))
+    monkeypatch.setattr(transfer, "lane_to", lambda _device: PinnedPrefetch(card))
     for sent_, arrived in zip(batches(20), sent(batches(20), CPU, ahead), strict=True):
         assert torch.equal(sent_, arrived)
     assert card.under_way == 0
@@ -47,7 +47,7 @@ def test_without_waiting_a_buffer_would_be_overwritten(monkeypatch):
     """What the test above rests on: the played card shows it."""
     monkeypatch.setattr(LateCard, "wait", lambda self, ended: None)
     monkeypatch.setattr(LateCard, "receive", lambda self, there, ended: ended.pop()())
-    monkeypatch.setattr(transfer, "lane_to", lambda _device: Lane(LateCard()))
+    monkeypatch.setattr(transfer, "lane_to", lambda _device: PinnedPrefetch(LateCard()))
     arrived = list(sent(batches(20), CPU, all_before))
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(batches(20), arrived, strict=True))
 
@@ -61,9 +61,9 @@ def test_a_pass_over_sent_images_is_the_pass(monkeypatch):
     """Streamed, prepared and kept: to the bit."""
     where, rows = searched(scene(48, 4000.0, n=40), True), np.arange(40)
     each = 4 * where.basis.r_max * where.basis.n_theta
-    plain = swept(where, PolarStore(rows, Room(17 * each)))
-    monkeypatch.setattr(transfer, "lane_to", lambda _device: Lane(LateCard()))
-    same(plain, swept(where, PolarStore(rows, Room(17 * each))), 0.0)
+    plain = swept(where, PolarStore(rows, CacheBudget(17 * each)))
+    monkeypatch.setattr(transfer, "lane_to", lambda _device: PinnedPrefetch(LateCard()))
+    same(plain, swept(where, PolarStore(rows, CacheBudget(17 * each))), 0.0)
 
 
 @pytest.mark.gpu
@@ -75,7 +75,7 @@ def test_a_card_gets_what_was_sent():
         torch.randn(4096, 4096, device=device).matmul(torch.randn(4096, 4096, device=device))  # keeps the card busy
         assert arrived.device.type == "cuda"
         assert torch.equal(arrived.cpu(), sent_)
-    assert near(np.arange(5), device).tolist() == [0, 1, 2, 3, 4]
+    assert to_device(np.arange(5), device).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.gpu
@@ -83,8 +83,8 @@ def test_a_card_gets_what_was_sent():
 def test_a_copy_runs_beside_what_the_card_computes():
     """A lane's copy ends while the main stream is still at work, and its buffer is pinned."""
     device = torch.device("cuda")
-    lane = transfer.lane_to(device)
-    assert isinstance(lane, Lane)
+    lane = transfer.prefetch_to(device)
+    assert isinstance(lane, PinnedPrefetch)
     lane.send(torch.randn(8, 8))  # makes what is made once
     torch.cuda.synchronize()
     busy = torch.randn(8192, 8192, device=device)
@@ -119,10 +119,10 @@ def test_kept_pixels_are_read_once_and_change_nothing(capacity, again):
     source = Counted(where.images.source)
     pixels = PixelStore(40, capacity, CPU)
     kept = replace(where, images=replace(where.images, source=source, pixels=pixels))
-    plain = swept(where, PolarStore(rows, Room(0)))
-    same(plain, swept(kept, PolarStore(rows, Room(0))), 0.0)
+    plain = swept(where, PolarStore(rows, CacheBudget(0)))
+    same(plain, swept(kept, PolarStore(rows, CacheBudget(0))), 0.0)
     assert (source.times == 1).all()
-    same(plain, swept(kept, PolarStore(rows, Room(0))), 0.0)
+    same(plain, swept(kept, PolarStore(rows, CacheBudget(0))), 0.0)
     assert (source.times == 2).sum() >= again
     assert (source.times[:capacity] == 1).sum() >= min(capacity, 40 - again) // 2
     one_by_one = {int(chunk[0]): images for chunk, images in kept.images.batches(rows[::-1].copy(), 1)}

@@ -23,7 +23,7 @@ FOLDER_FILES = ("data.star", "model.star", "classes.mrcs", "sampling.star", "opt
 STOPPED_BY_CRASH = 77
 PRELOADED = (
     "jobs.runs", "polarice.cli", "polarice.jobs.class2d", "polarice.jobs.align2d", "polarice.jobs.classification",
-    "polarice.jobs.checkpoint", "polarice.jobs.resume", "polarice.jobs.report", "polarice.align.survey",
+    "polarice.jobs.checkpoint", "polarice.jobs.resume", "polarice.jobs.report", "polarice.align.image_statistics",
     "polarice.align.classify", "polarice.align.policy",
     "polarice.references.averages", "polarice.io.class2d", "tqdm",
 )  # fmt: skip
@@ -67,7 +67,7 @@ def with_stub(words: list[str]) -> int:
     return main()
 
 
-def _write_stub(folder: Path, report: Any, comm: Comm, drawers: Any = None) -> Path:
+def _write_stub(folder: Path, report: Any, comm: Comm, chart_processes: Any = None) -> Path:
     page = Path(folder) / "report.html"
     if comm.rank == 0:
         page.write_text(_REPORT_STUB)

@@ -67,13 +67,13 @@ def test_a_job_on_it_leaves_what_it_leaves_on_the_processor(
 ):
     """To the bit, since the arithmetic is the same; also when it goes on from a checkpoint, with its precision."""
     params = job.Params(particles=lent, o=Path("out"), k=3, iter=4, threads=1, memory=0.25, precision=precision)
-    near, far = near_and_far(monkeypatch, job, params)
-    assert_same_files(near, far, 4)
+    to_device, far = near_and_far(monkeypatch, job, params)
+    assert_same_files(to_device, far, 4)
     for path in far.glob("run_it00[34]_*"):
         path.unlink()
     with accelerator.played():
         job.run(replace(params, particles=None, continue_=Path("out")))
-    assert_same_files(near, far, 4)
+    assert_same_files(to_device, far, 4)
 
 
 @pytest.mark.parametrize("kept", ["in memory", "in part", "on a disk"])
@@ -83,13 +83,13 @@ def test_transfers_beside_the_computing_change_nothing(lent: Path, kept: str, mo
     params = align2d.Params(particles=lent, o=Path("out"), k=2, iter=3, threads=1, **where)
     cards: list[accelerator.LateCard] = []
 
-    def lane_to(device: torch.device) -> transfer.Lane | transfer.Direct:
+    def prefetch_to(device: torch.device) -> transfer.PinnedPrefetch | transfer.Direct:
         if device != accelerator.DEVICE:
             return transfer.Direct(device)
         cards.append(accelerator.LateCard(device))
-        return transfer.Lane(cards[-1])
+        return transfer.PinnedPrefetch(cards[-1])
 
-    monkeypatch.setattr(transfer, "lane_to", lane_to)
+    monkeypatch.setattr(transfer, "lane_to", prefetch_to)
     assert_same_files(*near_and_far(monkeypatch, align2d, params), 3)
     assert sum(len(card.pinned_counts) for card in cards) > 0
     assert all(card.under_way == 0 for card in cards)

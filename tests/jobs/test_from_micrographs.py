@@ -74,8 +74,8 @@ def test_ctf_fits_what_it_can_and_names_the_rest(rings):
     assert picture.endswith(".ctf:mrc")
     both = open_stack(picture.removesuffix(":mrc"))[0]
     left, right = both[:, 100:256], both[:, 257:413][:, ::-1]  # a centrosymmetric pair
-    near = np.hypot(*np.mgrid[-256:256, -156:0]) < 70
-    assert np.corrcoef(left[near], right[::-1][near])[0, 1] > 0.3
+    to_device = np.hypot(*np.mgrid[-256:256, -156:0]) < 70
+    assert np.corrcoef(left[to_device], right[::-1][to_device])[0, 1] > 0.3
 
 
 def test_another_program_s_tables_are_not_written_over(rings):

@@ -18,7 +18,7 @@ import pytest
 from jobs.micrograph_tables import HEAD
 from polarice.io.micrographs import read_micrographs, write_micrographs
 from polarice.jobs import load
-from polarice.jobs.micrographs import Farm, Item, Outcome, cells_of, items_of, stem_of, tell, treat
+from polarice.jobs.micrographs import Item, Outcome, TaskPool, cells_of, items_of, stem_of, tell, treat
 from polarice.jobs.report.micrographs import MicrographReport, thumbnail_png, write_micrograph_report
 from polarice.types import InputError
 
@@ -66,7 +66,7 @@ def called(log: Path) -> list[int]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_outcomes_come_in_order_and_only_what_is_missing_is_done_again(tmp_path, workers):
     table = made(tmp_path, {f"m{i}.mrc": b"x" * (i + 1) for i in range(5)} | {"e.mrc": b"bad", "f.mrc": b"odd"})
-    log, farm = tmp_path / "log", Farm({"b": 1}, workers=workers)
+    log, farm = tmp_path / "log", TaskPool({"b": 1}, workers=workers)
     items = items_of(table, tmp_path / "job")
     first = treat(items, Length(str(log)), farm)
     assert [each.columns.get("rlnLengthMade") for each in first] == [1, 2, 3, 4, 5, None, None]
@@ -78,13 +78,13 @@ def test_outcomes_come_in_order_and_only_what_is_missing_is_done_again(tmp_path,
     (tmp_path / "m3.mrc").write_bytes(b"changed")
     assert treat(items, Length(str(log)), farm)[3].columns == {"rlnLengthMade": 7}
     assert called(log) == [3, 5, 6]
-    treat(items, Length(str(log)), Farm({"b": 2}, workers=workers))
+    treat(items, Length(str(log)), TaskPool({"b": 2}, workers=workers))
     assert called(log) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_killed_process_loses_only_its_own_micrograph(tmp_path):
     table = made(tmp_path, {"a.mrc": b"1", "b.mrc": b"kill", "c.mrc": b"333", "d.mrc": b"4444"})
-    outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), Farm({}, workers=2))
+    outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), TaskPool({}, workers=2))
     assert [each.columns.get("rlnLengthMade") for each in outcomes] == [1, None, 3, 4], outcomes
     assert "was killed" in outcomes[1].reason
 
@@ -93,7 +93,7 @@ def test_a_killed_process_loses_only_its_own_micrograph(tmp_path):
 def test_a_hang_loses_only_its_own_micrograph(tmp_path, monkeypatch, workers, content):
     monkeypatch.setattr("polarice.jobs.micrographs.GRACE_S", 1.0)
     table = made(tmp_path, {"a.mrc": content, "b.mrc": b"22", "c.mrc": b"333"})
-    farm = Farm({}, workers=workers, time_limit_s=0.5 if workers == 1 else 4.0)
+    farm = TaskPool({}, workers=workers, time_limit_s=0.5 if workers == 1 else 4.0)
     outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), farm)
     assert [each.columns.get("rlnLengthMade") for each in outcomes] == [None, 2, 3]
     assert f"{tmp_path}/a.mrc: not done within {farm.time_limit_s:g} s; --time-limit allows more" in outcomes[0].reason
@@ -101,7 +101,7 @@ def test_a_hang_loses_only_its_own_micrograph(tmp_path, monkeypatch, workers, co
 
 def test_a_fault_of_the_program_is_told_from_a_damaged_file(tmp_path):
     table = made(tmp_path, {"a.mrc": b"odd", "b.mrc": b"cut", "c.mrc": b"333"})
-    outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), Farm({}))
+    outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), TaskPool({}))
     assert "a.mrc: a fault of polarice, not of the file: ZeroDivisionError: odd" in outcomes[0].reason
     assert "b.mrc: damaged, or of a kind that cannot be read (error: unpack requires" in outcomes[1].reason
     assert outcomes[2].columns == {"rlnLengthMade": 3}
@@ -137,13 +137,13 @@ def test_what_killed_a_run_is_named_by_the_next(tmp_path):
 def test_damaged_records_are_made_anew(tmp_path):
     table, log = made(tmp_path, {"a.mrc": b"1", "b.mrc": b"22"}), tmp_path / "log"
     items = items_of(table, tmp_path / "job")
-    first, record = treat(items, Length(str(log)), Farm({})), Path(f"{items[0].stem}_polarice.json")
+    first, record = treat(items, Length(str(log)), TaskPool({})), Path(f"{items[0].stem}_polarice.json")
     whole = record.read_text()
     for old, new in (('"rlnLengthMade": 1', '"rlnLengthMade": 7'), ('"bytes": 1', '"bytes": "1"'), ("{", "[" * 60_000)):
         assert old in whole
         called(log)
         record.write_text(whole.replace(old, new, 1))
-        again = treat(items, Length(str(log)), Farm({}))
+        again = treat(items, Length(str(log)), TaskPool({}))
         assert [each.columns for each in again] == [each.columns for each in first] and called(log) == [0]
 
 
@@ -163,7 +163,7 @@ def test_two_rows_that_would_write_the_same_files_are_refused(tmp_path):
 def test_table_and_report_hold_what_was_done(tmp_path, capsys):
     table = made(tmp_path, {"a.mrc": b"1", "b.mrc": b"bad", "c.mrc": b"333333"})
     items = items_of(table, tmp_path / "job")
-    outcomes = treat(items, Length(str(tmp_path / "log")), Farm({}))
+    outcomes = treat(items, Length(str(tmp_path / "log")), TaskPool({}))
     cells = cells_of(outcomes)
     write_micrographs(tmp_path / "out.star", table.take(np.array(cells.rows)), cells.columns)
     again = read_micrographs(tmp_path / "out.star")

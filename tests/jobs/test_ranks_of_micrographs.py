@@ -18,7 +18,7 @@ import pytest
 from jobs.movie_sets import simulation, write_table
 from jobs.runs import ended, launched, wait_for
 from polarice.cluster import Comm
-from polarice.jobs.micrographs import Farm, Item, Outcome, on_ranks, treat
+from polarice.jobs.micrographs import Item, Outcome, TaskPool, on_ranks, treat
 from polarice.jobs.resources import take_card
 
 MPIRUN = Path(sys.prefix) / "bin/mpirun"
@@ -51,7 +51,7 @@ def body(given: Given, comm: Comm) -> None:
     """What rank 0 does."""
     workers, seconds = os.environ["WORKERS"], os.environ["SECONDS_EACH"]
     items = [Item(f"m{row}", row, __file__, str(given.o / f"m{row}")) for row in range(ITEMS)]
-    outcomes = treat(items, Square(float(seconds)), Farm({"a": 1}, workers=int(workers), comm=comm))
+    outcomes = treat(items, Square(float(seconds)), TaskPool({"a": 1}, workers=int(workers), comm=comm))
     print(*(outcome.columns.get("rlnSquare", outcome.reason) for outcome in outcomes))
 
 

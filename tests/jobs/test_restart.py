@@ -381,7 +381,7 @@ def test_control_c_says_how_to_go_on(whole, place):
 
 
 def test_control_c_while_looking_at_the_images(whole, place):
-    process = child(f"{RUN} --o out", place, ("polarice.align.survey._faults", 10**9))
+    process = child(f"{RUN} --o out", place, ("polarice.align.image_statistics._faults", 10**9))
     wait_for(lambda: (place / "out/job.json").exists())
     os.kill(process.pid, signal.SIGINT)
     process.join()

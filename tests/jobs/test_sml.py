@@ -186,11 +186,11 @@ def test_classes_are_brought_into_register(place):
 
 def test_poses_may_move(place):
     """Angles that are off by 5 degrees come nearer to the truth; a killed run goes on to the same bits."""
-    near = ParticleSet(n=200, box_px=32, noise_sd=0.5)
-    near.write(Path("aligned"))
-    psi, shift = near.pose(np.random.default_rng(near.seed))
-    off = psi + 5 * np.random.default_rng(1).standard_normal(near.n)
-    near.write_table(Path("aligned"), **pose_columns(Pose2D(np.zeros(near.n, np.int32), off, shift), PIXEL_A))
+    to_device = ParticleSet(n=200, box_px=32, noise_sd=0.5)
+    to_device.write(Path("aligned"))
+    psi, shift = to_device.pose(np.random.default_rng(to_device.seed))
+    off = psi + 5 * np.random.default_rng(1).standard_normal(to_device.n)
+    to_device.write_table(Path("aligned"), **pose_columns(Pose2D(np.zeros(to_device.n, np.int32), off, shift), PIXEL_A))
     Path("again").mkdir()
     shutil.copytree("aligned", "again/aligned")
     line = f"{RUN} --o out --k 4x4 --iter 9 --refine-poses --refine-psi 5"
@@ -202,7 +202,7 @@ def test_poses_may_move(place):
     for angle in (off, -column("out", "rlnAnglePsi", "run_it009")):
         z = np.exp(1j * np.deg2rad(angle - psi))
         for kind in range(4):
-            z[near.label == kind] *= np.exp(-1j * np.angle(z[near.label == kind].mean()))
+            z[to_device.label == kind] *= np.exp(-1j * np.angle(z[to_device.label == kind].mean()))
         error.append(np.median(np.abs(np.rad2deg(np.angle(z)))))
     assert error[0] > 2.5 and error[1] < 0.8 * error[0], error
 

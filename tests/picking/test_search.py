@@ -44,10 +44,10 @@ def scene(xy, particle=shell, noise=1.2, seed=0, turn=False):
     for cx, cy in xy:
         angle = rng.uniform(0, 2 * np.pi) if turn else 0.0
         dx, dy = x - cx, y - cy
-        near = (np.abs(dx) < 30) & (np.abs(dy) < 30)
-        u = dx[near] * np.cos(angle) + dy[near] * np.sin(angle)
-        v = dy[near] * np.cos(angle) - dx[near] * np.sin(angle)
-        image[near] -= particle(u, v)
+        to_device = (np.abs(dx) < 30) & (np.abs(dy) < 30)
+        u = dx[to_device] * np.cos(angle) + dy[to_device] * np.sin(angle)
+        v = dy[to_device] * np.cos(angle) - dx[to_device] * np.sin(angle)
+        image[to_device] -= particle(u, v)
     return image
 
 

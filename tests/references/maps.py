@@ -65,13 +65,13 @@ def aligned(images: ParticleImages, model: Manifold, psi_rad: np.ndarray, shift_
     rows, nowhere = np.arange(len(images)), np.zeros((len(images), 2))
     field = images.fields(model.basis, images.source.read(rows), nowhere)
     batch = images.polar(model.basis, rows, field, nowhere, shift_px)
-    return AlignedImages.of(model.triangle, batch, torch.from_numpy(psi_rad), images.even_harmonics(model.basis))
+    return AlignedImages.of(model.packed, batch, torch.from_numpy(psi_rad), images.even_harmonics(model.basis))
 
 
 def expected(
     model: Manifold, images: AlignedImages, even: int = 1, rings: int | None = None
 ) -> tuple[NodePosterior, NodeSums]:
-    return expect_nodes(model.triangle, model.nodes(even), images, rings)
+    return expect_nodes(model.packed, model.nodes(even), images, rings)
 
 
 def fitted(model: Manifold, images: AlignedImages, iterations: int, even: int = 1) -> Manifold:
@@ -131,7 +131,7 @@ def problem(
     weights = torch.from_numpy(rng.uniform(0.5, 1.5, model.grid.k))
     model = replace(
         model,
-        coefficients=model.triangle.vectors(basis.harmonics(field)).double(),
+        coefficients=model.packed.vectors(basis.harmonics(field)).double(),
         weights=weights / weights.sum(),
         tau2=torch.linspace(0.5, 0.02, basis.r_max, dtype=torch.float64),
     )
@@ -171,7 +171,7 @@ def true_nodes(where: PosedSet, states: list[Blobs], place: np.ndarray) -> Nodes
     pictures = torch.from_numpy(np.stack([state.image(basis.box_px) for state in states])).float()
     field = basis.field(basis.harmonics(basis.sample(pictures)))
     return Nodes(
-        vector=model.triangle.vectors(basis.harmonics(field)),
+        vector=model.packed.vectors(basis.harmonics(field)),
         power=power_vectors(torch.fft.rfft(field.square())[..., : 2 * where.even : 2], basis.n_theta),
         log_weight=torch.zeros(len(states)),
         scale=model.scale.float(),

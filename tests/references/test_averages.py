@@ -270,9 +270,9 @@ def test_the_prior_holds_an_average_down_by_its_signal_to_noise_ratio():
         found = model.maximize(hand_made(basis, power), Prior(tau2_fudge=fudge))
         torch.testing.assert_close(found.ssnr, torch.full((1, 12), ratio, dtype=torch.float64))
         torch.testing.assert_close(found.error, torch.full((1, 12), error, dtype=torch.float64))
-        granted = torch.full((12,), ratio, dtype=torch.float64)
-        granted[: 4 if ratio < 1 else 12] = max(ratio, 1.0)  # three rings beyond the first, which always counts
-        shrunk = fudge * granted / (fudge * granted + 1)
+        weight_floor = torch.full((12,), ratio, dtype=torch.float64)
+        weight_floor[: 4 if ratio < 1 else 12] = max(ratio, 1.0)  # three rings beyond the first, which always counts
+        shrunk = fudge * weight_floor / (fudge * weight_floor + 1)
         held = found.field[0].square().mean(dim=1).sqrt().double() / power[0].sqrt()
         torch.testing.assert_close(held, shrunk, rtol=1e-5, atol=0)
         floored = model.maximize(hand_made(basis, power), Prior(tau2_fudge=fudge, min_ssnr=9.0))

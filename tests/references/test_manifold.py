@@ -9,7 +9,7 @@ import torch
 from align.phantoms import Blobs, particle_images
 from polarice.align import oracle
 from polarice.align.polar import PolarBasis
-from polarice.references.aligned import AlignedImages, Triangle
+from polarice.references.aligned import AlignedImages, PackedHarmonics
 from polarice.references.manifold import Manifold, ManifoldPrior, _probes, ring_ramp
 from polarice.references.nodes import Nodes, NodeSums, expect_nodes, log_weights
 from polarice.references.starts import from_averages, from_pca
@@ -38,7 +38,7 @@ FIXED = ManifoldPrior(learn_tau2=False)
 def test_log_weights_agree_with_direct_sums_on_pixels(box, astigmatism):
     """Any angle, any shift: largest difference over the nodes of an image, over the range of the oracle's."""
     where = problem(box, astigmatism, noise=0.02)
-    ours = log_weights(where.model.triangle, where.model.nodes(where.even), where.aligned).double().numpy()
+    ours = log_weights(where.model.packed, where.model.nodes(where.even), where.aligned).double().numpy()
     disc = oracle.Disc(box, where.model.basis.r_max)
     whole = where.ctf_at(oracle.Disc(box, box).frequency).reshape(-1, box, box)
     power = where.model.noise_power[0].numpy()
@@ -88,12 +88,12 @@ def test_both_steps_agree_with_the_oracle(box, astigmatism, groups):
     posterior, sums = expected(model, where.aligned, where.even)
     grid, basis = model.grid, model.basis
     functions = manifold_oracle.phi(grid.shape, grid.functions, grid.width)
-    nodes = np.einsum("km,mra->kra", functions, model.triangle.field(model.coefficients).numpy())
+    nodes = np.einsum("km,mra->kra", functions, model.packed.field(model.coefficients).numpy())
     weights = manifold_oracle.log_weights(data, ctf, nodes, where.scale, model.weights.numpy())
     share = manifold_oracle.responsibilities(weights)
 
     spread = np.ptp(weights, axis=1)
-    ours = log_weights(model.triangle, model.nodes(where.even), where.aligned).numpy()
+    ours = log_weights(model.packed, model.nodes(where.even), where.aligned).numpy()
     assert (np.abs(ours - weights).max(axis=1) / spread).max() < 1e-4
     np.testing.assert_array_equal(posterior.node_of.numpy(), weights.argmax(axis=1))
     np.testing.assert_allclose(posterior.max_probability.numpy(), share.max(axis=1), atol=2e-3)
@@ -108,7 +108,7 @@ def test_both_steps_agree_with_the_oracle(box, astigmatism, groups):
     found = model.maximize(sums, FIXED)
     pictures = in_band(basis, np.einsum("km,mra->kra", functions, truth))
     assert np.abs(found.field.numpy() - pictures).max() < 1e-3 * np.abs(pictures).max()
-    ours, truth = found.triangle.field(found.coefficients).numpy(), in_band(basis, truth)
+    ours, truth = found.packed.field(found.coefficients).numpy(), in_band(basis, truth)
     assert np.abs(ours - truth).max() < 1e-3 * np.abs(truth).max()
     expected_weights = (share.sum(axis=0) + FIXED.pseudo_count) / (len(share) + grid.k * FIXED.pseudo_count)
     np.testing.assert_allclose(found.weights.numpy(), expected_weights, rtol=5e-3)
@@ -135,7 +135,7 @@ def test_turning_the_image_turns_nothing_else():
     for psi, shift in ((0.0, (0.0, 0.0)), (101.7, (1.3, -2.2))):
         images = particle_images(blob.image(48, psi, shift)[None], RADIUS_PX)
         posed = aligned(images, where.model, np.deg2rad([psi]), np.array([shift]))
-        weights.append(log_weights(where.model.triangle, where.model.nodes(), posed).numpy()[0])
+        weights.append(log_weights(where.model.packed, where.model.nodes(), posed).numpy()[0])
     assert np.abs(weights[0] - weights[1]).max() < 2e-3 * np.ptp(weights[0])
 
 
@@ -156,10 +156,10 @@ def test_batches_add_up_and_repeat_and_leave_their_arguments():
     nodes = model.nodes(where.even)
     tensors = [t for t in (*vars(images).values(), *vars(nodes).values()) if isinstance(t, torch.Tensor)]
     before = [t.clone() for t in (*tensors, model.coefficients)]
-    _, whole = expect_nodes(model.triangle, nodes, images)
-    _, again = expect_nodes(model.triangle, nodes, images)
-    first = expect_nodes(model.triangle, nodes, images.take(slice(0, 3)))[1].double()
-    total = first.include(expect_nodes(model.triangle, nodes, images.take(slice(3, None)))[1])
+    _, whole = expect_nodes(model.packed, nodes, images)
+    _, again = expect_nodes(model.packed, nodes, images)
+    first = expect_nodes(model.packed, nodes, images.take(slice(0, 3)))[1].double()
+    total = first.include(expect_nodes(model.packed, nodes, images.take(slice(3, None)))[1])
     for each in fields(NodeSums):
         ours, truth = getattr(total, each.name), getattr(whole, each.name).double()
         assert torch.equal(getattr(again, each.name), getattr(whole, each.name)), each.name
@@ -184,16 +184,16 @@ def test_probes_find_the_trace_without_the_constant(m):
 
 def test_vectors_multiply_as_fields_do():
     basis = PolarBasis(47, 11.0, 15, slack_px=2.0)
-    triangle, rng = Triangle(basis), np.random.default_rng(0)
-    vectors = torch.from_numpy(rng.standard_normal((2, triangle.d)))
-    field = triangle.field(vectors)
+    packed, rng = PackedHarmonics(basis), np.random.default_rng(0)
+    vectors = torch.from_numpy(rng.standard_normal((2, packed.d)))
+    field = packed.field(vectors)
     torch.testing.assert_close((field[0] * field[1]).sum(), vectors[0] @ vectors[1])
-    torch.testing.assert_close(triangle.vectors(basis.harmonics(field)), vectors)
-    torch.testing.assert_close(triangle.ring_sums(vectors), torch.stack([field_sums(triangle, v) for v in vectors]))
+    torch.testing.assert_close(packed.vectors(basis.harmonics(field)), vectors)
+    torch.testing.assert_close(packed.ring_sums(vectors), torch.stack([field_sums(packed, v) for v in vectors]))
 
 
-def field_sums(triangle: Triangle, vector: torch.Tensor) -> torch.Tensor:
-    return torch.stack([vector[triangle.ring_of == r].sum() for r in range(triangle.basis.r_max)])
+def field_sums(packed: PackedHarmonics, vector: torch.Tensor) -> torch.Tensor:
+    return torch.stack([vector[packed.ring_of == r].sum() for r in range(packed.basis.r_max)])
 
 
 def test_a_larger_basis_and_back_is_the_identity():
@@ -275,7 +275,7 @@ def test_a_continuum_comes_out_in_its_order(astigmatism, noise_sd):
     best, found, laid_out = (
         abs(rank_correlation(posterior.latent_mean[:, 0].numpy(), truth))
         for posterior, _ in (
-            expect_nodes(where.empty.triangle, arc, where.aligned),
+            expect_nodes(where.empty.packed, arc, where.aligned),
             expected(model, where.aligned, where.even),
             expected(start, where.aligned, where.even),
         )
@@ -292,7 +292,7 @@ def test_a_continuum_comes_out_in_its_order(astigmatism, noise_sd):
 def test_the_posterior_spread_is_the_error(astigmatism, noise_sd):
     """With the true arc as nodes, the latent coordinate is as far from the truth as its standard deviation says."""
     where, truth, arc = arc_set((20,), astigmatism, noise_sd)
-    posterior, _ = expect_nodes(where.empty.triangle, arc, where.aligned)
+    posterior, _ = expect_nodes(where.empty.packed, arc, where.aligned)
     error = np.abs(posterior.latent_mean[:, 0].numpy() - truth)
     spread = np.maximum(posterior.latent_sd[:, 0].numpy(), 0.5 * 2 / 40)  # the nodes are that far apart
     assert 0.9 < np.mean(error < 2 * spread) < 0.99
@@ -340,7 +340,7 @@ def test_a_mixture_comes_apart():
     model = fitted(start, where.aligned, 20)
     found, laid_out = (expected(m, where.aligned)[0].node_of for m in (model, start))
     truth = true_nodes(where, kinds, np.zeros((5, 2)))
-    best = purity(expect_nodes(where.empty.triangle, truth, where.aligned)[0].node_of, species)
+    best = purity(expect_nodes(where.empty.packed, truth, where.aligned)[0].node_of, species)
     assert purity(found, species) > best - 0.04
     assert purity(found, species) > purity(laid_out, species) + 0.15
     assert purity(found, species) > purity(found, rng.permutation(species)) + 0.4
@@ -374,7 +374,7 @@ def test_pure_noise_is_told_from_signal():
 def varying_power(model: Manifold) -> float:
     """Sum over Cartesian k of the variance over nodes."""
     mean = model.weights.float() @ model.vectors
-    deviation = (model.vectors - mean).square() * model.basis.weight[model.triangle.ring_of]
+    deviation = (model.vectors - mean).square() * model.basis.weight[model.packed.ring_of]
     return float(model.weights.float() @ deviation.sum(dim=1))
 
 

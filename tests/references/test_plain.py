@@ -12,12 +12,12 @@ import torch
 from polarice.align.images import Clock
 from polarice.align.polar import PolarBasis
 from polarice.cluster import SERIAL, Comm
-from polarice.references.aligned import AlignedImages, Triangle
+from polarice.references.aligned import AlignedImages, PackedHarmonics
+from polarice.references.aligned_particles import AlignedParticles
 from polarice.references.plain import PlainAverages
-from polarice.references.posed import PosedImages
 from polarice.types import Pose2D
 
-TRIANGLE = Triangle(PolarBasis(32, 10.0, 8))
+TRIANGLE = PackedHarmonics(PolarBasis(32, 10.0, 8))
 NOISE, SHARE = 0.5, 0.3  # variance, and what the mask lets through of it
 POWER = 2.0  # of every average on every ring
 
@@ -28,7 +28,7 @@ class Ready:
 
     rows: np.ndarray
     images: AlignedImages
-    triangle: Triangle = TRIANGLE
+    packed: PackedHarmonics = TRIANGLE
     comm: Comm = SERIAL
 
     def batches(self, *_: Any) -> Iterator[tuple[np.ndarray, AlignedImages]]:
@@ -52,7 +52,7 @@ def test_each_is_divided_by_its_ctfs_and_filtered_by_its_own_signal_to_noise_rat
     power = torch.from_numpy(np.repeat(ctf_power[:, None], basis.r_max, axis=1) * basis.n_theta**0.5).float()
     images = AlignedImages(seen, power[..., None], torch.ones(n, basis.r_max), torch.zeros(n, dtype=torch.int64))
     scale = basis.weight.double()[None] / NOISE
-    posed = cast(PosedImages, Ready(np.arange(n), images))
+    posed = cast(AlignedParticles, Ready(np.arange(n), images))
     found = PlainAverages.of(posed, Pose2D.unknown(len(label)), label, (3, scale, SHARE), Clock())
     assert found.count.tolist() == [4, 0, 6] and not found.vector[1].any() and not found.ssnr[1].any()
     for k in (0, 2):

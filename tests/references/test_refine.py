@@ -14,15 +14,15 @@ from align.phantoms import Blobs, ctf_parameters, particle_images
 from polarice.align.fit import fit
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
-from polarice.align.store import Room
+from polarice.align.store import CacheBudget
 from polarice.references import mapping
-from polarice.references.growth import pca_start
+from polarice.references.aligned_particles import AlignedParticles
+from polarice.references.component_count import pca_start
 from polarice.references.latent import LatentGrid
 from polarice.references.manifold import Manifold, ManifoldPrior
 from polarice.references.mapping import KeepModel, ManifoldExpectation, ManifoldState, Plan, expected, first_state
 from polarice.references.nodes import expect_nodes
-from polarice.references.posed import PosedImages
-from polarice.references.refine import Freedom, refined
+from polarice.references.refine import PosePrior, refined
 from polarice.types import Pose2D
 from references.maps import RADIUS_PX, seen_through
 
@@ -31,7 +31,7 @@ PSI_SD_DEG, SHIFT_SD_PX = 5.0, 0.6
 
 
 @pytest.fixture(scope="module")
-def scene() -> tuple[PosedImages, Pose2D, Pose2D, np.ndarray]:
+def scene() -> tuple[AlignedParticles, Pose2D, Pose2D, np.ndarray]:
     """Images of four species, their true poses, poses that are off, and the species."""
     rng = np.random.default_rng(0)
     kinds = [Blobs.random(8.0, seed) for seed in range(4)]
@@ -48,24 +48,29 @@ def scene() -> tuple[PosedImages, Pose2D, Pose2D, np.ndarray]:
         psi_deg=psi + PSI_SD_DEG * rng.standard_normal(N),
         shift_px=shift + SHIFT_SD_PX * rng.standard_normal((N, 2)),
     )
-    return PosedImages(images, PolarBasis(BOX, RADIUS_PX, 14, 2.0), np.arange(N), Room()), truth, off, species
+    return (
+        AlignedParticles(images, PolarBasis(BOX, RADIUS_PX, 14, 2.0), np.arange(N), CacheBudget()),
+        truth,
+        off,
+        species,
+    )
 
 
-def blank(images: PosedImages) -> Manifold:
+def blank(images: AlignedParticles) -> Manifold:
     noise = torch.full((1, BOX // 2 + 1), NOISE_SD**2, dtype=torch.float64)
     return Manifold.empty(images.basis, LatentGrid.of((4, 4)), noise, images.images.preparation.mask_fraction)
 
 
-def mapped(images: PosedImages, pose: Pose2D, freedom: Freedom | None) -> tuple[ManifoldState, float]:
+def mapped(images: AlignedParticles, pose: Pose2D, pose_prior: PosePrior | None) -> tuple[ManifoldState, float]:
     """The end of twelve iterations, and its log posterior."""
     prior = ManifoldPrior()
     subset = images.subset(images.rows, pose, Clock())
     model = pca_start(blank(images), subset, images.even, prior, 0)
-    last = iterated(images, first_state(model, pose, images.basis.r_max), Plan(12, prior, 1024, freedom))[-1]
+    last = iterated(images, first_state(model, pose, images.basis.r_max), Plan(12, prior, 1024, pose_prior))[-1]
     return last.state, last.found.model.log_posterior(last.found.sums, prior)
 
 
-def iterated(images: PosedImages, state: ManifoldState, plan: Plan) -> list[Any]:
+def iterated(images: AlignedParticles, state: ManifoldState, plan: Plan) -> list[Any]:
     return list(fit(state, plan, ManifoldExpectation(images, plan), KeepModel()))
 
 
@@ -82,7 +87,7 @@ def off_by(pose: Pose2D, truth: Pose2D, species: np.ndarray) -> tuple[float, flo
 
 def test_poses_come_nearer_to_the_truth_and_explain_more(scene):
     images, truth, off, species = scene
-    moved, free = mapped(images, off, Freedom(PSI_SD_DEG, SHIFT_SD_PX))
+    moved, free = mapped(images, off, PosePrior(PSI_SD_DEG, SHIFT_SD_PX))
     stayed, fixed = mapped(images, off, None)
     before, after = off_by(off, truth, species), off_by(moved.pose, truth, species)
     assert before[0] > 3 and before[1] > 0.5
@@ -94,7 +99,7 @@ def test_poses_come_nearer_to_the_truth_and_explain_more(scene):
 
 def test_true_poses_stay_near_the_truth(scene):
     images, truth, _, species = scene
-    moved, _ = mapped(images, truth, Freedom(PSI_SD_DEG, SHIFT_SD_PX))
+    moved, _ = mapped(images, truth, PosePrior(PSI_SD_DEG, SHIFT_SD_PX))
     angle, shift = off_by(moved.pose, truth, species)
     assert angle < 2.5 and shift < 0.35
 
@@ -102,27 +107,27 @@ def test_true_poses_stay_near_the_truth(scene):
 def test_a_sweep_never_lowers_the_posterior(scene):
     """The model stays, the poses move: log likelihood less the prior's cost, of all images together."""
     images, _, off, _ = scene
-    prior, freedom = ManifoldPrior(), Freedom(PSI_SD_DEG, SHIFT_SD_PX)
+    prior, pose_prior = ManifoldPrior(), PosePrior(PSI_SD_DEG, SHIFT_SD_PX)
     model = pca_start(blank(images), images.subset(images.rows, off, Clock()), images.even, prior, 0)
     pose, values = off, []
     for _ in range(4):
         _, _, sums, _ = expected(images, model, pose, (1024, images.basis.r_max), Clock())
-        away = ((pose.psi_deg - off.psi_deg) / freedom.psi_sd_deg) ** 2
-        cost = away.sum() + ((pose.shift_px - off.shift_px) ** 2).sum() / freedom.shift_sd_px**2
+        away = ((pose.psi_deg - off.psi_deg) / pose_prior.psi_sd_deg) ** 2
+        cost = away.sum() + ((pose.shift_px - off.shift_px) ** 2).sum() / pose_prior.shift_sd_px**2
         values.append(model.log_posterior(sums, prior) - 0.5 * cost)
         before = pose.psi_deg.copy()
-        moved = refined(images, model, (pose, off), freedom, Clock())
+        moved = refined(images, model, (pose, off), pose_prior, Clock())
         assert np.array_equal(before, pose.psi_deg)  # no argument is changed
         pose = moved
     assert values[1] > values[0] + 0.5 * N
     assert np.diff(values).min() > -0.01 * N
-    assert np.abs(pose.psi_deg - off.psi_deg).max() <= 2 * freedom.psi_sd_deg + 1e-9
+    assert np.abs(pose.psi_deg - off.psi_deg).max() <= 2 * pose_prior.psi_sd_deg + 1e-9
 
 
 def test_streamed_chunks_are_the_kept_ones(scene):
     images, _, off, _ = scene
     small: ParticleImages = images.images
-    streamed = PosedImages(small, images.basis, images.rows, Room(0))
+    streamed = AlignedParticles(small, images.basis, images.rows, CacheBudget(0))
     for (rows, a), (again, b) in zip(
         images.batches(off, 256, Clock()), streamed.batches(off, 256, Clock()), strict=True
     ):
@@ -151,7 +156,7 @@ def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatc
 
     monkeypatch.setattr(mapping, "expect_nodes", short(expect_nodes))
     monkeypatch.setattr(PolarBasis, "sample", short(PolarBasis.sample))
-    streamed = PosedImages(images.images, images.basis, images.rows, Room(0))
+    streamed = AlignedParticles(images.images, images.basis, images.rows, CacheBudget(0))
     _, halved, sums_halved, _ = expected(streamed, model, off, how, Clock())
     assert seen == {"expect_nodes": [256, 128, 64, 64, 64, 64, 44], "sample": [1, 32, *[16] * 18, 12]}
     assert torch.equal(halved.node_of, whole.node_of)
@@ -162,7 +167,7 @@ def test_where_memory_is_short_images_meet_the_nodes_in_halves(scene, monkeypatc
 def test_images_kept_or_streamed_give_the_same_map_of_few_ways(scene):
     """Kept ones are looked at twice, for the rows alone; streamed ones once, for all nodes. More batches than one."""
     images, pose, _, _ = scene
-    streamed = PosedImages(images.images, images.basis, images.rows, Room(0))
+    streamed = AlignedParticles(images.images, images.basis, images.rows, CacheBudget(0))
     assert images.all_kept and not streamed.all_kept
     start = pca_start(blank(images), images.subset(images.rows, pose, Clock()), images.even, ManifoldPrior(), 0).cut(3)
     plan = Plan(3, ManifoldPrior(), 100)

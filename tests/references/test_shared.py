@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polarice.cluster import SERIAL, Comm, part
 from polarice.cluster.packed import dealt, joined, summed
-from polarice.references.growth import unseen_rank
+from polarice.references.component_count import unseen_rank
 from polarice.references.manifold import Manifold, ManifoldPrior
 from polarice.references.nodes import expect_nodes, expect_thin, gathered
 from polarice.references.sharing import RingShares
@@ -82,13 +82,13 @@ def test_ranks_that_share_images_and_rings_find_the_map_of_one(size, astigmatism
     def iterated(comm: Comm) -> Manifold:
         model, own = start, images.take(part(np.zeros(24), comm.rank, comm.size))
         for _ in range(2):
-            nodes, triangle, shares, gather = model.nodes(even), model.triangle, model.shares(comm), None
-            if model.thin:
-                _, sums, first = expect_thin(triangle, nodes, own)
+            nodes, packed, shares, gather = model.nodes(even), model.packed, model.shares(comm), None
+            if model.low_rank:
+                _, sums, first = expect_thin(packed, nodes, own)
                 sums = comm.sum(sums.double())
-                gather = partial(_dealt, shares, partial(gathered, triangle, nodes, own, first, None))
+                gather = partial(_dealt, shares, partial(gathered, packed, nodes, own, first, None))
             else:
-                sums = shares.together(expect_nodes(triangle, nodes, own)[1].double())
+                sums = shares.together(expect_nodes(packed, nodes, own)[1].double())
             model = model.maximize(sums, prior, comm, gather)
         return model
 
@@ -116,7 +116,7 @@ def test_ranks_agree_on_how_many_ways_unseen_images_confirm():
 
     def found(comm: Comm) -> int:
         own = where.aligned.take(part(np.zeros(400), comm.rank, comm.size))
-        return unseen_rank(where.empty, 400, own, where.even, ManifoldPrior(evenness=1.5), 0, comm)
+        return unseen_rank(where.empty, 400, own, where.even, ManifoldPrior(equal_shares=1.5), 0, comm)
 
     with ThreadPoolExecutor(3) as pool:
         several = set(pool.map(lambda rank: found(Rank(board, rank)), range(3)))

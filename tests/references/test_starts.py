@@ -23,7 +23,7 @@ def empty(shape: tuple[int, ...]) -> Manifold:
 
 def structure(axes: int, seed: int) -> tuple[Tensor, Tensor]:
     """A mean (d,) and orthogonal directions (axis, d), the first the longest; all much shorter than the mean."""
-    rng, d = np.random.default_rng(seed), empty((3,)).triangle.d
+    rng, d = np.random.default_rng(seed), empty((3,)).packed.d
     directions = np.linalg.qr(rng.standard_normal((d, axes)))[0].T * [[0.5 / 2**a] for a in range(axes)]
     return torch.from_numpy(10 * rng.standard_normal(d) / d**0.5), torch.from_numpy(directions)
 
@@ -33,7 +33,7 @@ def seen(model: Manifold, images: Tensor, seed: int) -> AlignedImages:
     ctf_power = np.random.default_rng(seed).uniform(0.1, 1, (len(images), BASIS.r_max))
     powers = torch.from_numpy(ctf_power).float()
     return AlignedImages(
-        vector=images.float() * powers[:, model.triangle.ring_of],
+        vector=images.float() * powers[:, model.packed.ring_of],
         ctf_power=(powers * BASIS.n_theta**0.5)[..., None],
         image_power=torch.ones_like(powers),
         optics_of=torch.zeros(len(images), dtype=torch.int64),
@@ -67,7 +67,7 @@ def test_averages_along_a_line():
     weights = torch.exp(-0.5 * (ENDS_SD * place) ** 2)
     weights /= weights.sum()
     sd = float((weights @ place.square()).sqrt())
-    field = model.triangle.field((mean + place[:, None] * directions).float())
+    field = model.packed.field((mean + place[:, None] * directions).float())
     start = from_averages(model, field, weights)
     assert start.grid.nodes[2].item() == -0.5 and start.grid.nodes[6].item() == 0.5
     first, last = start.vectors[2].double(), start.vectors[6].double()

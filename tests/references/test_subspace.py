@@ -12,15 +12,15 @@ from scipy.stats import spearmanr
 from align.phantoms import Blobs
 from polarice.cluster import SERIAL
 from polarice.references import subspace
-from polarice.references.growth import pca_start
+from polarice.references.component_count import pca_start
 from polarice.references.manifold import ManifoldPrior
 from polarice.references.nodes import expect_nodes, expect_thin, gathered, log_weights
 from polarice.references.starts import from_pca
 from polarice.simulation.score import adjusted_rand_index
 from references.maps import PosedSet, climbed, expected, on_arc, posed_set, problem
 
-FIXED = ManifoldPrior(learn_tau2=False, evenness=1.5)
-LEARNED = ManifoldPrior(evenness=1.5)
+FIXED = ManifoldPrior(learn_tau2=False, equal_shares=1.5)
+LEARNED = ManifoldPrior(equal_shares=1.5)
 
 
 def arc_set(shape: int | tuple[int, ...], n: int = 150, noise_sd: float = 1.0, astigmatism_A: float = 0.0) -> PosedSet:
@@ -40,7 +40,7 @@ def test_both_steps_solve_the_equations_written_out(rank):
     seen = subspace.Weighted(numerator @ old.rows.T, lambda design: design.T @ numerator)
     new, variance, product = subspace.improved(grid, model.shares(SERIAL), held, seen, old)
 
-    phi, of = grid.phi, model.triangle.ring_of
+    phi, of = grid.phi, model.packed.ring_of
     power, penalty = held.power[:, of], held.penalty[of]
     free = torch.ones(grid.m, dtype=torch.float64)
     free[0] = 0
@@ -57,10 +57,10 @@ def test_both_steps_solve_the_equations_written_out(rank):
     found = torch.cat([new.mean[None], new.rows]).T
     torch.testing.assert_close(found, rows, rtol=0, atol=1e-6 * float(rows.abs().max()))
     trace = torch.einsum("dab,ba->d", torch.linalg.inv(systems), tied) / (grid.m - 1)
-    firsts = torch.from_numpy(model.triangle.bounds[:-1])
+    firsts = torch.from_numpy(model.packed.bounds[:-1])
     torch.testing.assert_close(variance, trace[firsts], rtol=1e-6, atol=0)
     torch.testing.assert_close(
-        product, model.triangle.ring_sums((numerator * (design @ found.T)).sum(dim=0)), rtol=1e-8, atol=1e-8
+        product, model.packed.ring_sums((numerator * (design @ found.T)).sum(dim=0)), rtol=1e-8, atol=1e-8
     )
     error = torch.einsum("ka,dab,kb->kd", design, torch.linalg.inv(systems), design)[:, firsts]
     torch.testing.assert_close(subspace.variance(grid, held, new), error, rtol=1e-6, atol=0)
@@ -83,29 +83,29 @@ def test_rows_alone_give_the_same_map(groups, rings):
     """Weights, posterior and sums of thin factors, and what maximization makes of them, as with whole nodes."""
     where = problem(48, 1500.0, n=12, groups=groups)
     model = where.model.cut(2)
-    nodes, images, triangle = model.nodes(where.even), where.aligned, where.model.triangle
+    nodes, images, packed = model.nodes(where.even), where.aligned, where.model.packed
     whole = replace(nodes, vector=model.vectors, factors=None)
-    thin, plain = (log_weights(triangle, each, images, rings) for each in (nodes, whole))
-    assert (thin - plain).abs().max() < 1e-5 * float(np.ptp(plain.numpy(), axis=1).min())
+    low_rank, plain = (log_weights(packed, each, images, rings) for each in (nodes, whole))
+    assert (low_rank - plain).abs().max() < 1e-5 * float(np.ptp(plain.numpy(), axis=1).min())
 
-    posterior, sums, first = expect_thin(triangle, nodes, images, rings)
-    at, seen = expect_nodes(triangle, whole, images, rings)
+    posterior, sums, first = expect_thin(packed, nodes, images, rings)
+    at, seen = expect_nodes(packed, whole, images, rings)
     torch.testing.assert_close(posterior.latent_mean, at.latent_mean, rtol=0, atol=1e-3)
     design, rows = nodes.factors
     for ours, truth in (
         (sums.numerator, seen.numerator @ rows.T),
         (sums.denominator, seen.denominator),
-        (gathered(triangle, nodes, images, first, rings, design), design.T @ seen.numerator),
+        (gathered(packed, nodes, images, first, rings, design), design.T @ seen.numerator),
     ):
         assert (ours - truth).abs().max() < 1e-4 * truth.abs().max()
 
     found = model.maximize(
-        sums.double(), FIXED, gather=lambda z: gathered(triangle, nodes, images, first, rings, z).double()
+        sums.double(), FIXED, gather=lambda z: gathered(packed, nodes, images, first, rings, z).double()
     )
     truth = model.maximize(seen.double(), FIXED)
     assert (found.vectors - truth.vectors).abs().max() < 1e-3 * (truth.vectors - model.vectors).abs().max()
     torch.testing.assert_close(found.noise_power, truth.noise_power, rtol=1e-4, atol=0)
-    torch.testing.assert_close(found.ring_power, found.triangle.ring_sums(found.vectors.square()), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.ring_power, found.packed.ring_sums(found.vectors.square()), rtol=1e-4, atol=0)
 
 
 def test_a_cut_keeps_what_varies_most():

@@ -17,7 +17,7 @@ from polarice.align.model import M
 from polarice.align.products import Precision
 from polarice.align.schedule import Step, shift_grid
 from polarice.align.search import Search
-from polarice.align.store import PolarStore, Room
+from polarice.align.store import CacheBudget, PolarStore
 from polarice.align.sweep import Sweep, batch_size
 from polarice.cluster import SERIAL, Comm, part
 from polarice.types import Assignment
@@ -33,7 +33,7 @@ class Settings:
     tau2_fudge: float = 2.0
     batch_bytes: int = 64 << 20  # memory of one batch's weights
     workers: int = 1  # threads that each work on a batch
-    room: Room = Room()  # for polar fields
+    room: CacheBudget = CacheBudget()  # for polar fields
     precision: Precision = "float32"  # of the products of images and references
     kernel: Kernel = "plain"  # what sums the weights of coarse levels
 
@@ -45,7 +45,7 @@ DEFAULT = Settings()
 class Cuts:
     """Where images were cut last."""
 
-    cut_px: np.ndarray  # (n, 2) whole pixels
+    crop_centre_px: np.ndarray  # (n, 2) whole pixels
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,17 @@ class ClassExpectation(Generic[M]):
         used, mine = rows[drawn], rows[drawn[slice(*np.searchsorted(drawn, (own.start, own.stop)))]]
         size = batch_size(model.basis, len(model.weights), search, settings.batch_bytes)
         sweep = Sweep(self.images, model, search, size, settings.workers)
-        cut_px = _cut(state.carried.cut_px, state.pose.shift_px)
-        assignment, sums = sweep.run(mine, state.assignment, cut_px, self.store, clock)
+        crop_centre_px = _cut(state.carried.crop_centre_px, state.pose.shift_px)
+        assignment, sums = sweep.run(mine, state.assignment, crop_centre_px, self.store, clock)
         if comm.size > 1:
             since = time.perf_counter()
             sums = comm.sum(sums.light())
-            assignment = assignment.put(used, comm.join(assignment.take(mine)))
+            assignment = assignment.put(used, comm.all_gather(assignment.take(mine)))
             clock.add("communication", since)
         prior = step.prior(settings.tau2_fudge)
-        return Searched(model, assignment, Cuts(cut_px), used, sums, lambda: model.maximize(sums, prior), search)
+        return Searched(
+            model, assignment, Cuts(crop_centre_px), used, sums, lambda: model.maximize(sums, prior), search
+        )
 
 
 def _drawn(count: int, batch: int, rng: np.random.Generator) -> np.ndarray:
@@ -98,10 +100,10 @@ def _drawn(count: int, batch: int, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rng.integers(edges[:-1], edges[1:]) % count)
 
 
-def _cut(cut_px: np.ndarray, centre_px: np.ndarray) -> np.ndarray:
+def _cut(crop_centre_px: np.ndarray, centre_px: np.ndarray) -> np.ndarray:
     """Where to cut images (n, 2): where they were cut before, or anew where their centre has gone too far from it."""
-    far = np.abs(centre_px - cut_px).max(axis=1) > FARTHEST_FROM_CUT_PX
-    return np.where(far[:, None], np.rint(centre_px), cut_px)
+    far = np.abs(centre_px - crop_centre_px).max(axis=1) > FARTHEST_FROM_CUT_PX
+    return np.where(far[:, None], np.rint(centre_px), crop_centre_px)
 
 
 def _search(model: M, step: Step, before: Assignment, rng: np.random.Generator) -> Search:

@@ -257,7 +257,7 @@ class _Problem:
         if reach_px == 0:
             return psi * (2 * torch.pi / weights.shape[1]), shift_px
         psi_rad = between_angles(weights, psi) * (2 * torch.pi / weights.shape[1])
-        moved = self.basis.moved(self.field, level.shifts_px[shift])
+        moved = self.basis.unshifted(self.field, level.shifts_px[shift])
         turned = self.basis.turned(self.references.conjugate, reference, psi_rad)
         beside = between_shifts(self.basis, moved, turned, (shift_px, self.search.shift_sigma_px))
         return psi_rad, shift_px + beside.clamp(-reach_px, reach_px)
@@ -408,13 +408,13 @@ def _normalise(pairs: Tensor, weights: Tensor, problem: _Problem) -> tuple[Poste
     of_best = torch.empty_like(weights[:n]).index_copy_(0, image[at], weights.index_select(0, at))
     psi_rad, shift_px = problem.best_pose(of_best, best)
 
-    near = (pair_peak > peak[image] - math.log(of_image * n_psi / LOST_MASS)).nonzero()[:, 0]
-    of_pair, above = _totals(weights, near, peak[image[near]])
+    to_device = (pair_peak > peak[image] - math.log(of_image * n_psi / LOST_MASS)).nonzero()[:, 0]
+    of_pair, above = _totals(weights, to_device, peak[image[to_device]])
     mass = torch.zeros_like(table)
-    mass[pairs[near]] = of_pair
+    mass[pairs[to_device]] = of_pair
     mass = mass.view(n, -1)
     total = mass.sum(dim=1)
-    significant = torch.zeros_like(total).index_add_(0, image[near], above)
+    significant = torch.zeros_like(total).index_add_(0, image[to_device], above)
     posterior = Posterior(
         class_of=best % n_refs,
         psi_rad=psi_rad,

@@ -19,7 +19,7 @@ from polarice.align.pixels import PixelStore
 from polarice.align.polar import PolarBasis
 from polarice.align.premultiplied import divided
 from polarice.align.prepare import Preparation
-from polarice.align.transfer import near, sent
+from polarice.align.transfer import sent, to_device
 from polarice.contrast_transfer import ctf, wavelength_A
 from polarice.types import CTFParameters, ImageSource, Particles
 
@@ -155,21 +155,21 @@ class ParticleImages:
         """Batches that lie on the processor, made ahead and brought to the device."""
         return sent(batches, self.device, self.read_ahead)
 
-    def fields(self, basis: PolarBasis, images: np.ndarray | Tensor, cut_px: np.ndarray) -> Tensor:
+    def fields(self, basis: PolarBasis, images: np.ndarray | Tensor, crop_centre_px: np.ndarray) -> Tensor:
         """Polar fields (batch, ring, n_theta) of images (batch, N, N), cut around whole-pixel centres (batch, 2)."""
         pixels = torch.as_tensor(images).to(self.device, torch.float32)
-        return basis.sample(self.preparation(pixels, torch.from_numpy(cut_px)))
+        return basis.sample(self.preparation(pixels, torch.from_numpy(crop_centre_px)))
 
     def polar(
-        self, basis: PolarBasis, rows: np.ndarray, field: Tensor, cut_px: np.ndarray, centre_px: np.ndarray
+        self, basis: PolarBasis, rows: np.ndarray, field: Tensor, crop_centre_px: np.ndarray, centre_px: np.ndarray
     ) -> PolarImages:
         """Fields of images cut around `cut_px`, moved the rest of the way to their centres; with their CTFs."""
-        rest_px = (centre_px - cut_px).astype(np.float32)
+        rest_px = (centre_px - crop_centre_px).astype(np.float32)
         return PolarImages(
-            field=basis.moved(field, near(rest_px, self.device)) if rest_px.any() else field,
+            field=basis.unshifted(field, to_device(rest_px, self.device)) if rest_px.any() else field,
             ctf=self.polar_ctf(basis, rows),
-            optics_of=near(self.particles.optics_of[rows].astype(np.int64), self.device),
-            centre_px=near(centre_px.astype(np.float32), self.device),
+            optics_of=to_device(self.particles.optics_of[rows].astype(np.int64), self.device),
+            centre_px=to_device(centre_px.astype(np.float32), self.device),
         )
 
     def polar_ctf(self, basis: PolarBasis, rows: np.ndarray) -> Tensor:
@@ -184,7 +184,7 @@ class ParticleImages:
                 mine = np.flatnonzero(optics_of == group)
                 optics = self.particles.optics[group]
                 found = ctf(optics, parameters.take(rows[mine]), fx, fy, self.intact_first_peak)
-                values.index_copy_(0, near(mine, self.device), found.abs() if optics.phase_flipped else found)
+                values.index_copy_(0, to_device(mine, self.device), found.abs() if optics.phase_flipped else found)
         return torch.cat([values, values], dim=2)
 
     def even_harmonics(self, basis: PolarBasis) -> int:

@@ -38,11 +38,11 @@ def between_shifts(basis: PolarBasis, field: Tensor, reference: Tensor, prior: t
     shift_px, sigma_px = prior
     half = basis.n_theta // 2
     kx, ky = (k[:, :half].float() * (2 * math.pi / basis.box_px) for k in basis.frequency)
-    near, far = field[..., :half], field[..., half:]
+    to_device, far = field[..., :half], field[..., half:]
     near_reference, far_reference = reference[..., :half], reference[..., half:]
     odd = far * near_reference
-    odd.addcmul_(near, far_reference, value=-1)
-    even = near * near_reference
+    odd.addcmul_(to_device, far_reference, value=-1)
+    even = to_device * near_reference
     even.addcmul_(far, far_reference)
     odd, even = odd.flatten(1), even.flatten(1)
     slope = odd @ torch.stack([kx, ky], dim=-1).view(-1, 2) - shift_px / sigma_px**2

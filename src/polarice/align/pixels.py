@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polarice.align.store import roomy
-from polarice.align.transfer import near
+from polarice.align.store import allocate_or_halve
+from polarice.align.transfer import to_device
 
 
 class PixelStore:
@@ -28,17 +28,19 @@ class PixelStore:
         """Keep those images (row, N, N) of the rows that are not here yet and find room."""
         if self._pixels is None:
             shape = pixels.shape[1:]
-            self._pixels = roomy(lambda count: pixels.new_empty(count, *shape), self._capacity)
+            self._pixels = allocate_or_halve(lambda count: pixels.new_empty(count, *shape), self._capacity)
             self._capacity = len(self._pixels)
         new = np.flatnonzero(self._slot[rows] < 0)[: self._capacity - self._used]
         if len(new) == 0:
             return
         slots = np.arange(self._used, self._used + len(new))
-        self._pixels.index_copy_(0, near(slots, self._device), pixels.index_select(0, near(new, self._device)))
+        self._pixels.index_copy_(
+            0, to_device(slots, self._device), pixels.index_select(0, to_device(new, self._device))
+        )
         self._slot[rows[new]] = slots
         self._used += len(new)
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Images (row, N, N) of rows that are here."""
         assert self._pixels is not None, "nothing has been put here"
-        return self._pixels.index_select(0, near(self._slot[rows], self._device))
+        return self._pixels.index_select(0, to_device(self._slot[rows], self._device))

@@ -208,10 +208,10 @@ class PolarBasis:
     def _adjoint(self, field: Tensor) -> Tensor:
         """The steps of `sample` backwards, each of them transposed: (batch, ring, n_theta) -> (batch, N, N)."""
         n, c, batch, columns, reach = self.box_px, self.box_px // 2, len(field), self._columns, self._reach
-        near, far = field.unflatten(2, (2, -1)).unbind(dim=2)
+        to_device, far = field.unflatten(2, (2, -1)).unbind(dim=2)
         real, imaginary = self._spreader
         grid = torch.stack(
-            [real @ (near + far).reshape(batch, -1).T, imaginary @ (near - far).reshape(batch, -1).T], dim=-1
+            [real @ (to_device + far).reshape(batch, -1).T, imaginary @ (to_device - far).reshape(batch, -1).T], dim=-1
         )
         parts = torch.view_as_complex(grid.view(columns, 2 * reach, batch, 2)).permute(2, 0, 1)
         tall = parts.new_zeros(batch, columns, self._grid_px)
@@ -256,17 +256,17 @@ class PolarBasis:
         cos, sin = phases
         return cos * field + sin * self.opposite(field)
 
-    def moved(self, field: Tensor, shifts_px: Tensor) -> Tensor:
+    def unshifted(self, field: Tensor, shifts_px: Tensor) -> Tensor:
         """Fields (batch, ring, n_theta) of images each moved by its own -t; shifts_px (batch, 2; x, y)."""
         half = self.n_theta // 2
         kx, ky = (k[:, :half].float() * (2 * math.pi / self.box_px) for k in self.frequency)
         phase = shifts_px[:, 0, None, None] * kx
         phase += shifts_px[:, 1, None, None] * ky
         cos, sin = phase.cos(), phase.sin_()
-        near, far = field[..., :half], field[..., half:]
+        to_device, far = field[..., :half], field[..., half:]
         moved = torch.empty_like(field)
-        torch.mul(near, cos, out=moved[..., :half]).addcmul_(far, sin)
-        torch.mul(far, cos, out=moved[..., half:]).addcmul_(near, sin, value=-1)
+        torch.mul(to_device, cos, out=moved[..., :half]).addcmul_(far, sin)
+        torch.mul(far, cos, out=moved[..., half:]).addcmul_(to_device, sin, value=-1)
         return moved
 
 

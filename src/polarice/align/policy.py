@@ -123,7 +123,7 @@ def centred(model: M, assignment: Assignment, used: np.ndarray) -> tuple[M, Assi
     count = np.bincount(class_of, minlength=k)
     total = np.stack([np.bincount(class_of, in_frame[:, axis], minlength=k) for axis in (0, 1)], axis=1)
     offset = -total / (count + CENTRE_PSEUDOCOUNT)[:, None]
-    model = model.moved(torch.from_numpy(offset).to(model.weights.device))
+    model = model.recentred(torch.from_numpy(offset).to(model.weights.device))
     known = pose.class_of >= 0
     back = _rotated(offset[np.maximum(pose.class_of, 0)] * known[:, None], np.deg2rad(pose.psi_deg))
     return model, replace(assignment, pose=replace(pose, shift_px=pose.shift_px + back))

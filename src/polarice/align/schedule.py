@@ -18,11 +18,11 @@ FIRST_REFERENCES = 5
 PARTICLES_PER_REFERENCE = 50  # of a mini-batch, at the least
 SMALLEST_BATCH = 1000
 LARGEST_SHARE = 0.3  # of the particles, that mini-batches grow to
-MEMORY = 0.8  # of what the particles that are not looked at again have told before; none while classes grow
+MOMENTUM = 0.8  # of what the particles that are not looked at again have told before; none while classes grow
 BETWEEN_STEPS = 0.75  # of the shift grid's step: how far beside it the best shift is looked for
 GROWTH_SHIFT_SIGMA_PX = 2.0  # while averages are vague, images would all seem centred
 MIN_SSNR = 0.5  # granted to every ring while classes grow: an average that is zero on a ring aligns nothing there
-BALANCE = 0.5  # strength of the pull to equal occupancy, per iteration
+OCCUPANCY_PENALTY = 0.5  # strength of the pull to equal occupancy, per iteration
 SETTLED = 0.02  # share of the particles that changed their class in an iteration
 RING_STEP = 4  # the number of rings grows by
 RESOLUTION_MARGIN_RINGS = 10  # images are compared this far beyond where the averages still hold signal
@@ -41,8 +41,8 @@ class Step:
     shift_step_px: float
     psi_step_deg: float | None  # None: the ring's own sampling
     between_px: float  # the best shift is looked for so far beside the grid's points, 0: only on them
-    memory: float  # share of the sums of earlier iterations that stays
-    balance: float  # strength of the pull towards equal occupancy, 0 for none
+    momentum: float  # share of the sums of earlier iterations that stays
+    occupancy_penalty: float  # strength of the pull towards equal occupancy, 0 for none
     settling: bool  # averages are centred; not in the last three iterations
     min_ssnr: float  # signal that the prior grants every ring
     min_shift_sigma_px: float  # the shift prior stays at least so wide
@@ -50,7 +50,7 @@ class Step:
 
     def prior(self, tau2_fudge: float) -> Prior:
         """What holds the references down in its maximization."""
-        return Prior(tau2_fudge, self.balance, self.min_ssnr, self.memory, self.min_shift_sigma_px)
+        return Prior(tau2_fudge, self.occupancy_penalty, self.min_ssnr, self.momentum, self.min_shift_sigma_px)
 
     def whole_rings(self, rings: int) -> int:
         """So many rings or a few more: what is prepared for a basis then serves several iterations."""
@@ -89,8 +89,8 @@ class Schedule:
             shift_step_px=shift_step_px,
             psi_step_deg=self.psi_step_deg,
             between_px=min(self.offset_range_px, BETWEEN_STEPS * shift_step_px) if number >= self._fine else 0.0,
-            memory=MEMORY * (1 - batch / self.particles) if number > growth else 0.0,
-            balance=0.0 if last else BALANCE,
+            momentum=MOMENTUM * (1 - batch / self.particles) if number > growth else 0.0,
+            occupancy_penalty=0.0 if last else OCCUPANCY_PENALTY,
             settling=number <= self.iterations - 3,
             min_ssnr=MIN_SSNR if number <= growth else 0.0,
             min_shift_sigma_px=GROWTH_SHIFT_SIGMA_PX if number <= growth else 0.5,

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polarice.align.memory_chunks import is_out_of_memory
 from polarice.align.polar import PolarBasis
-from polarice.align.portions import is_out_of_memory
-from polarice.align.transfer import near
+from polarice.align.transfer import to_device
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheBudget:
     """Where what is kept between iterations may lie."""
 
     memory_bytes: int = 1 << 30
@@ -32,7 +32,7 @@ class PolarStore:
     goes on keeps the same ones.
     """
 
-    def __init__(self, rows: np.ndarray, room: Room) -> None:
+    def __init__(self, rows: np.ndarray, room: CacheBudget) -> None:
         """rows: all that will ever be used, in the order of the disk."""
         self._rows, self._room = rows, room
         self._basis: PolarBasis | None = None
@@ -40,7 +40,7 @@ class PolarStore:
         self._slot = np.full(int(rows.max(initial=-1)) + 1, -1, np.int64)
         self._centre_px = np.zeros((0, 2))
 
-    def suit(self, basis: PolarBasis) -> None:
+    def reset(self, basis: PolarBasis) -> None:
         """Forget everything if the basis is another one."""
         if basis == self._basis:
             return
@@ -50,7 +50,7 @@ class PolarStore:
         if self._room.scratch is None:
             capacity = min(capacity, self._room.memory_bytes // each)
             self._fields = torch.empty(0)  # give the room back first
-            self._fields = roomy(lambda count: torch.empty(count, *shape, device=basis.device), capacity)
+            self._fields = allocate_or_halve(lambda count: torch.empty(count, *shape, device=basis.device), capacity)
             capacity = len(self._fields)
         else:
             self._fields = mapped(self._room.scratch, capacity * each).view(capacity, *shape)
@@ -71,12 +71,12 @@ class PolarStore:
     def put(self, rows: np.ndarray, fields: Tensor, centre_px: np.ndarray) -> None:
         """Keep fields (row, ring, angle) of images centred at (row, 2)."""
         slots = self._slot[rows]
-        self._fields.index_copy_(0, near(slots, self._fields.device), fields.to(self._fields.device))
+        self._fields.index_copy_(0, to_device(slots, self._fields.device), fields.to(self._fields.device))
         self._centre_px[slots] = centre_px
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Fields (row, ring, angle), where they are kept."""
-        return self._fields.index_select(0, near(self._slot[rows], self._fields.device))
+        return self._fields.index_select(0, to_device(self._slot[rows], self._fields.device))
 
     @property
     def at_hand(self) -> bool:
@@ -84,7 +84,7 @@ class PolarStore:
         return self._basis is None or self._fields.device.type == self._basis.device.type
 
 
-def roomy(allocate: Callable[[int], Tensor], count: int) -> Tensor:
+def allocate_or_halve(allocate: Callable[[int], Tensor], count: int) -> Tensor:
     """allocate(count), or of half as many, and so on, where there is no room for so many."""
     while True:
         try:

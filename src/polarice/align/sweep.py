@@ -15,9 +15,9 @@ from torch import Tensor
 
 from polarice.align.expect import Posterior, References, expect
 from polarice.align.images import Clock, ParticleImages
+from polarice.align.memory_chunks import Portions
 from polarice.align.model import M
 from polarice.align.polar import PolarBasis
-from polarice.align.portions import Portions
 from polarice.align.search import Level, Search
 from polarice.align.store import PolarStore
 from polarice.align.sums import Sums
@@ -40,15 +40,15 @@ class Sweep(Generic[M]):
     workers: int = 1
 
     def run(
-        self, used: np.ndarray, before: Assignment, cut_px: np.ndarray, store: PolarStore, clock: Clock
+        self, used: np.ndarray, before: Assignment, crop_centre_px: np.ndarray, store: PolarStore, clock: Clock
     ) -> tuple[Assignment, Sums]:
         """New assignments of the rows `used` (others stay) and their sums; images are cut around cut_px (n, 2)."""
         basis = self.model.basis
         basis.prepare()
-        store.suit(basis)
+        store.reset(basis)
         kept, streamed = store.parted(used)
         centre_px = before.pose.shift_px
-        fill(store, self.images, basis, store.missing(kept, cut_px[kept]), cut_px, self.workers, clock)
+        fill(store, self.images, basis, store.missing(kept, crop_centre_px[kept]), crop_centre_px, self.workers, clock)
 
         references = self.model.references(self.images.even_harmonics(basis))
         assignment = _writable(before)
@@ -60,7 +60,7 @@ class Sweep(Generic[M]):
         def work(worker: int, batch: _Batch) -> tuple[np.ndarray, Posterior]:
             def part(some: slice) -> tuple[Posterior, Sums]:
                 rows, since = batch.rows[some], time.perf_counter()
-                polar = self.images.polar(basis, rows, batch.field(some), cut_px[rows], centre_px[rows])
+                polar = self.images.polar(basis, rows, batch.field(some), crop_centre_px[rows], centre_px[rows])
                 since = clocks[worker].add("preparation", since)
                 found = expect(basis, references, polar, self.search, self.model.ring_noise)
                 clocks[worker].add("expectation", since)
@@ -73,7 +73,7 @@ class Sweep(Generic[M]):
                 totals[worker] = sums.double() if total is None else total.include(sums)
             return batch.rows, Posterior.joined([posterior for posterior, _ in found])
 
-        batches = clock.waiting("reading", self._batches(store, kept, streamed, cut_px))
+        batches = clock.waiting("reading", self._batches(store, kept, streamed, crop_centre_px))
         for rows, posterior in _one_behind(in_turn(batches, work, self.workers)):
             _store(assignment, rows, posterior)
             self.images.progress(len(rows))
@@ -88,7 +88,7 @@ class Sweep(Generic[M]):
         return Sums.of_none(shape, self.images.groups, self.images.device)
 
     def _batches(
-        self, store: PolarStore, kept: np.ndarray, streamed: np.ndarray, cut_px: np.ndarray
+        self, store: PolarStore, kept: np.ndarray, streamed: np.ndarray, crop_centre_px: np.ndarray
     ) -> Iterator[_Batch]:
         """Rows, and what makes their fields where they are worked on."""
 
@@ -96,7 +96,9 @@ class Sweep(Generic[M]):
             return _Batch(rows, lambda some: store.take(rows[some]))
 
         def made(rows: np.ndarray, pixels: Tensor) -> _Batch:
-            return _Batch(rows, lambda some: self.images.fields(self.model.basis, pixels[some], cut_px[rows[some]]))
+            return _Batch(
+                rows, lambda some: self.images.fields(self.model.basis, pixels[some], crop_centre_px[rows[some]])
+            )
 
         chunks = [kept[start : start + self.batch] for start in range(0, len(kept), self.batch)]
         if store.at_hand:
@@ -113,7 +115,7 @@ def fill(
     images: ParticleImages,
     basis: PolarBasis,
     rows: np.ndarray,
-    cut_px: np.ndarray,
+    crop_centre_px: np.ndarray,
     workers: int,
     clock: Clock,
 ) -> None:
@@ -126,9 +128,9 @@ def fill(
         chunk, pixels = item
         with clocks[worker].counting("preparation"):
             whole = torch.cat([pixels, pixels.new_zeros(size - len(pixels), *pixels.shape[1:])])
-            cut = np.concatenate([cut_px[chunk], np.zeros((size - len(chunk), 2))])
+            cut = np.concatenate([crop_centre_px[chunk], np.zeros((size - len(chunk), 2))])
             made = portions[worker].each(lambda some: images.fields(basis, whole[some], cut[some]), size)
-            store.put(chunk, torch.cat(made)[: len(chunk)], cut_px[chunk])
+            store.put(chunk, torch.cat(made)[: len(chunk)], crop_centre_px[chunk])
 
     for _ in in_turn(clock.waiting("reading", images.batches(rows, size)), work, workers):
         pass

@@ -26,12 +26,12 @@ def sent(batches: Iterable[Tensor], device: torch.device, ahead: Callable[[Any],
     `ahead` turns an iterable into one whose next items are made in another thread meanwhile: that thread fills the
     pinned buffers and starts the copies.
     """
-    lane = lane_to(device)
+    lane = prefetch_to(device)
     for on_its_way in ahead(lane.send(batch) for batch in batches):
         yield lane.receive(*on_its_way)
 
 
-def near(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A small array on the device, without waiting for what the device still has to do.
 
     From memory that is not pinned the driver takes a copy before the call returns, so that the array may go.
@@ -52,7 +52,7 @@ class Direct:
         return there
 
 
-class Card:
+class CudaDevice:
     """What a lane asks of a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -81,10 +81,10 @@ class Card:
         there.record_stream(main)
 
 
-class Lane:
+class PinnedPrefetch:
     """The way to a card, through a ring of pinned buffers, none of which is overwritten while a copy is under way."""
 
-    def __init__(self, card: Card, buffers: int = BUFFERS) -> None:
+    def __init__(self, card: CudaDevice, buffers: int = BUFFERS) -> None:
         self._card = card
         self._buffers = [torch.empty(0)] * buffers
         self._left: list[Any] = [None] * buffers  # the event of the last copy from each
@@ -109,6 +109,6 @@ class Lane:
         return there
 
 
-def lane_to(device: torch.device) -> Lane | Direct:
+def prefetch_to(device: torch.device) -> PinnedPrefetch | Direct:
     """The way to a device from the processor's memory."""
-    return Lane(Card(device)) if device.type == "cuda" else Direct(device)
+    return PinnedPrefetch(CudaDevice(device)) if device.type == "cuda" else Direct(device)

@@ -19,7 +19,7 @@ def class_iterations(job: str, data: ParticleSet, options: dict[str, Any]) -> It
     """The classes after each iteration of align2d or class2d. Raises InputError for what cannot be used."""
     from polarice.api.functions import params_of
     from polarice.jobs.classification import first_state, iteration_of, iterations, schedule_of
-    from polarice.jobs.intake import images_of, look_at_images, require_usable
+    from polarice.jobs.particle_job import check_images, images_of, require_usable
     from polarice.jobs.resources import device_of
 
     if data.table.particles.ctf is None:
@@ -29,7 +29,7 @@ def class_iterations(job: str, data: ParticleSet, options: dict[str, Any]) -> It
     params = replace(params, iter=params.iter or (30 if growing else 25))
     device = device_of(params)
     require_usable(params, data.table, data.box_px)
-    looked = look_at_images(data.table, images_of(params, data.table.particles, data.source, device), params)
+    looked = check_images(data.table, images_of(params, data.table.particles, data.source, device), params)
     schedule = schedule_of(looked.images, params, len(looked.rows), growing)
     state = first_state(looked.images, schedule, looked.order, looked.noise_power, params)
     for result in iterations(state, schedule, looked, params):

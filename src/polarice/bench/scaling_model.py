@@ -108,9 +108,9 @@ def look_s(work: Work, nodes: int, disks: Disks) -> float:
 
 def start_s(work: Work, nodes: int) -> float:
     """Start and report: one node's charts are drawn by processes of its own, those of several by their ranks."""
-    drawers = min(work.cores, DRAWERS) if nodes == 1 else min(nodes, CHARTS)
+    chart_processes = min(work.cores, DRAWERS) if nodes == 1 else min(nodes, CHARTS)
     start = work.start
-    return start.constant_s + start.first_s / (nodes * work.cores) + start.draw_s / drawers
+    return start.constant_s + start.first_s / (nodes * work.cores) + start.draw_s / chart_processes
 
 
 def total_s(work: Work, nodes: int, network: Network, pack_s_per_byte: float, disks: Disks) -> float:

@@ -43,11 +43,11 @@ class Comm(Protocol):
         """The sum over all ranks of `stats`: a tensor, an array, a number, or a dataclass, dict or tuple of them."""
         ...
 
-    def deal(self, parts: Sequence[T]) -> T:
+    def reduce_scatter(self, parts: Sequence[T]) -> T:
         """The sum over all ranks of parts[rank], tensors of real numbers: `sum` where each needs a part."""
         ...
 
-    def join(self, parts: T) -> T:
+    def all_gather(self, parts: T) -> T:
         """Arrays of all ranks (a dataclass, dict or tuple of them), one rank's after another's along the first axis."""
         ...
 
@@ -59,11 +59,11 @@ class Comm(Protocol):
         """`value` as rank `root` holds it."""
         ...
 
-    def once(self, make: Callable[[], T]) -> T:
+    def on_root(self, make: Callable[[], T]) -> T:
         """What `make` gives on rank 0, where alone it is called; if it raises there, every rank ends."""
         ...
 
-    def once_a_node(self, make: Callable[[], T]) -> T:
+    def on_node_root(self, make: Callable[[], T]) -> T:
         """What `make` gives on this node's first rank, where alone it is called; other nodes' ranks do theirs."""
         ...
 
@@ -79,10 +79,10 @@ class Serial:
     def sum(self, stats: T) -> T:
         return stats
 
-    def deal(self, parts: Sequence[T]) -> T:
+    def reduce_scatter(self, parts: Sequence[T]) -> T:
         return parts[0]
 
-    def join(self, parts: T) -> T:
+    def all_gather(self, parts: T) -> T:
         return parts
 
     def collect(self, value: T) -> list[T]:
@@ -91,10 +91,10 @@ class Serial:
     def broadcast(self, value: T, root: int = 0) -> T:
         return value
 
-    def once(self, make: Callable[[], T]) -> T:
+    def on_root(self, make: Callable[[], T]) -> T:
         return make()
 
-    def once_a_node(self, make: Callable[[], T]) -> T:
+    def on_node_root(self, make: Callable[[], T]) -> T:
         return make()
 
 
@@ -140,7 +140,7 @@ def part(files: np.ndarray, rank: int, size: int) -> slice:
 
     def edge(number: int) -> int:
         even = round(number * n / size)
-        near = ends[np.abs(ends - even) <= slack] if 0 < number < size else ends[:0]
-        return int(near[np.argmin(np.abs(near - even))]) if len(near) else even
+        to_device = ends[np.abs(ends - even) <= slack] if 0 < number < size else ends[:0]
+        return int(to_device[np.argmin(np.abs(to_device - even))]) if len(to_device) else even
 
     return slice(edge(rank), edge(rank + 1))

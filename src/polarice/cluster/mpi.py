@@ -45,11 +45,11 @@ class MPI:
         self._meet()
         return summed(stats, lambda buffer: self._comm.Allreduce(IN_PLACE, buffer))
 
-    def deal(self, parts: Sequence[T]) -> T:
+    def reduce_scatter(self, parts: Sequence[T]) -> T:
         self._meet()
         return dealt(parts, self.rank, self._comm.Reduce_scatter)
 
-    def join(self, parts: T) -> T:
+    def all_gather(self, parts: T) -> T:
         self._meet()
         return joined(parts, self._gathered)
 
@@ -61,10 +61,10 @@ class MPI:
         self._meet()
         return self._comm.bcast(value, root)
 
-    def once(self, make: Callable[[], T]) -> T:
+    def on_root(self, make: Callable[[], T]) -> T:
         return self._made(self._comm, make)
 
-    def once_a_node(self, make: Callable[[], T]) -> T:
+    def on_node_root(self, make: Callable[[], T]) -> T:
         return self._made(self._node, make)
 
     def _made(self, comm: Intracomm, make: Callable[[], T]) -> T:

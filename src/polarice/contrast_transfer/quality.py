@@ -152,8 +152,8 @@ def ice_excess(spectrum: Spectrum) -> float:
     reach = (high - low) * BESIDE_ICE / 2
     if high + reach > 0.5 / spectrum.pixel_size_A:
         return 0.0
-    near = (s > low - reach) & (s < high + reach)
-    radius, value = s[near], spectrum.log_power[near]
+    to_device = (s > low - reach) & (s < high + reach)
+    radius, value = s[to_device], spectrum.log_power[to_device]
     inside = (radius > low) & (radius < high)
     slope, level = np.polyfit(radius[~inside], value[~inside], 1)
     return float(

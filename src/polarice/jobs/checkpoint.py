@@ -48,7 +48,9 @@ def checkpoints(folder: Path) -> list[int]:
 def write_checkpoint(folder: Path, state: State[Averages, Cuts], classes: ClassModel) -> Path:
     """Write the state of align2d or class2d; InputError where the disk is full."""
     arrays = _of_model(state.model) | arrays_of_assignment(state.assignment) | arrays_of_classes(classes)
-    return write(folder, state.number, arrays | {"cut_px": state.carried.cut_px, "changed_class": state.changed_class})
+    return write(
+        folder, state.number, arrays | {"cut_px": state.carried.crop_centre_px, "changed_class": state.changed_class}
+    )
 
 
 def read_checkpoint(folder: Path, number: int, device: torch.device) -> State[Averages, Cuts]:
@@ -206,7 +208,7 @@ def _require_fitting(state: ManifoldState) -> None:
     """Raise ValueError where the arrays of a map are not of one map, or not of one set of particles."""
     model, latent = state.model, state.carried
     shapes = {
-        "coefficients": (1 + model.rank if model.rank else model.grid.m, model.triangle.d),
+        "coefficients": (1 + model.rank if model.rank else model.grid.m, model.packed.d),
         "weights": (model.grid.k,),
         "tau2": (model.basis.r_max,),
         "noise_power": (len(model.noise_power), model.basis.box_px // 2 + 1),

@@ -27,7 +27,7 @@ def write_refinement(folder: Path, state: RefineState, outline: ClassModel) -> P
         arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
     assert progress.step is not None, "an iteration has been made"
     arrays |= {f"step.{each.name}": np.asarray(getattr(progress.step, each.name)) for each in fields(progress.step)}
-    arrays |= {"cut_px": progress.cut_px, "direction": progress.direction, "half_of": progress.half_of}
+    arrays |= {"cut_px": progress.crop_centre_px, "direction": progress.direction, "half_of": progress.half_of}
     return write(folder, state.number, arrays | {"gain": np.array([progress.best_shell, progress.idle])})
 
 

@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polarice.cluster import SERIAL, Comm, world
-from polarice.jobs.intake import (
+from polarice.jobs.params import RUN, option
+from polarice.jobs.particle_job import (
     SURVEY_BATCH,
-    Looked,
+    CheckedParticles,
     ParticleJob,
+    check_images,
     last_ring,
-    look_at_images,
     open_particles,
     relion_settings,
     with_copies,
 )
-from polarice.jobs.params import RUN, option
 from polarice.jobs.particle_run import ClassReportRun, figures_of_pass
 from polarice.jobs.resources import (
     Comparing,
     batch_bytes,
+    cache_budget_of,
     card_of,
     device_of,
     kernel_of,
     precision_of,
     require_room,
-    room_of,
     workers_of,
 )
 from polarice.jobs.running import carry_out, page_of, settled
@@ -105,15 +105,15 @@ def classify(job: str, params: Classification, growing_batches: bool, iterations
     Raises InputError for what cannot be used, and for a full disk; Ctrl-C says how to go on.
     """
     with world(job) as comm, ExitStack() as held:
-        params = comm.once(lambda: settled(job, params, iterations))
+        params = comm.on_root(lambda: settled(job, params, iterations))
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
-        comm.once(lambda: _require_suitable(params, images))
+        comm.on_root(lambda: _require_suitable(params, images))
 
         def begin() -> ClassRun:
             watch.mark("loading")
-            looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
+            looked = check_images(table, with_copies(images, params, comm, held), params, comm)
             watch.mark("looking at images")
             run = ClassRun(job, params, looked, growing_batches, (comm, watch))
             watch.mark("first classes")
@@ -163,7 +163,12 @@ class ClassRun(ClassReportRun["ClassResult", None]):
     params: Classification
 
     def __init__(
-        self, job: str, params: Classification, looked: Looked, growing_batches: bool, ranks: tuple[Comm, Watch]
+        self,
+        job: str,
+        params: Classification,
+        looked: CheckedParticles,
+        growing_batches: bool,
+        ranks: tuple[Comm, Watch],
     ) -> None:
         self.schedule = schedule_of(looked.images, params, len(looked.rows), growing_batches)
         super().__init__(job, params, looked, ranks)
@@ -238,7 +243,7 @@ class ClassRun(ClassReportRun["ClassResult", None]):
 
 
 def iterations(
-    state: ClassState, schedule: Schedule, looked: Looked, params: Classification, comm: Comm = SERIAL
+    state: ClassState, schedule: Schedule, looked: CheckedParticles, params: Classification, comm: Comm = SERIAL
 ) -> Iterator[ClassResult]:
     """Every iteration that follows on a state; nothing is written."""
     from polarice.align.classify import ClassExpectation, Settings
@@ -252,7 +257,7 @@ def iterations(
         tau2_fudge=params.tau2_fudge,
         batch_bytes=batch_bytes(params, device, workers, held),
         workers=workers,
-        room=room_of(params, device, len(comm.node_ranks), held),
+        room=cache_budget_of(params, device, len(comm.node_ranks), held),
         precision=precision_of(params),
         kernel=kernel_of(params, device),
     )
@@ -309,7 +314,7 @@ def _random_classes(
     params: Classification,
     comm: Comm,
 ) -> Averages:
-    from polarice.align.survey import random_sums
+    from polarice.align.image_statistics import random_sums
     from polarice.references.averages import Averages
 
     step = schedule.step(1)

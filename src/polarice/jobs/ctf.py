@@ -12,9 +12,9 @@ import numpy as np
 from polarice.cluster import Comm
 from polarice.io.micrographs import MicrographTable, read_micrographs, require_pixel_sizes, write_micrographs
 from polarice.jobs.micrographs import (
-    Farm,
     Item,
     Outcome,
+    TaskPool,
     Writes,
     begin,
     cells_of,
@@ -86,7 +86,7 @@ def _fit_all(params: Params, comm: Comm) -> None:
     _check_optics(table, params.angpix)
     items = _items(table, params)
     begin("ctf", params, Writes(params.o, ("micrographs.star",), items, (".ctf", "_ctf.png")), [params.micrographs])
-    outcomes = treat(items, Fitting(params), Farm.of("ctf", params, comm=comm))
+    outcomes = treat(items, Fitting(params), TaskPool.of("ctf", params, comm=comm))
     cells = cells_of(outcomes)
     kept = _kept(cells.rows, outcomes, params)
     of_row = {row: place for place, row in enumerate(cells.rows)}

@@ -40,7 +40,7 @@ def run(params: Params) -> None:
     from polarice.jobs import resume
 
     with world("deep2d") as comm, ExitStack() as held:
-        params = comm.once(lambda: _begun(params, held))
+        params = comm.on_root(lambda: _begun(params, held))
         first, second = parts_of(params)
         try:
             print(f"1/2  align2d with {first.k} references, in {first.o}", flush=True)
@@ -49,7 +49,7 @@ def run(params: Params) -> None:
             _do("sml", second, comm)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('deep2d', params.o)}") from None
-        comm.once(lambda: _tell_page(params, first, second))
+        comm.on_root(lambda: _tell_page(params, first, second))
 
 
 def _tell_page(params: Params, first: Any, second: Any) -> None:
@@ -109,7 +109,7 @@ def _do(job: str, wanted: Any, comm: Comm) -> None:
     from polarice.jobs import resume
     from polarice.jobs.provenance import NAME
 
-    ended, begun = comm.once(lambda: (resume.finished(wanted.o, wanted.iter), (wanted.o / NAME).exists()))
+    ended, begun = comm.on_root(lambda: (resume.finished(wanted.o, wanted.iter), (wanted.o / NAME).exists()))
     if not ended:
         jobs.run(job, replace(wanted, continue_=wanted.o if begun else None))
 

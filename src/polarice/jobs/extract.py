@@ -15,9 +15,9 @@ from polarice.io.micrographs import MicrographTable, found, read_micrographs, re
 from polarice.io.optics import require_defoci
 from polarice.io.pairing import Matching
 from polarice.jobs.micrographs import (
-    Farm,
     Item,
     Outcome,
+    TaskPool,
     Writes,
     begin,
     cells_of,
@@ -124,7 +124,7 @@ def _extract_all(params: Params, comm: Comm) -> None:
     begin("extract", params, _writes(table, params), [params.micrographs, params.coords])
     items, asides = _with_coordinates(table, params)
     told(asides)
-    outcomes = treat(items, Extraction(params), Farm.of("extract", params, comm=comm))
+    outcomes = treat(items, Extraction(params), TaskPool.of("extract", params, comm=comm))
     done = cells_of(outcomes).rows
     totals = {name: int(sum(outcomes[row].figures[name] for row in done)) for name in ("particles", *LOST, TWINS)}
     if not totals["particles"]:

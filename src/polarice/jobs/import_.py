@@ -17,7 +17,7 @@ from polarice.io.optics import DEFOCUS_LABELS, require_defoci
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
-from polarice.jobs.alone import alone
+from polarice.jobs.folder_lock import alone
 from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder, end, told_reason
 from polarice.jobs.params import Parameters, argument, option, output
 from polarice.jobs.patterns import listed

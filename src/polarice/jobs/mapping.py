@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarice.cluster import world
-from polarice.jobs.intake import Looked, look_at_images, open_particles, relion_settings, with_copies
+from polarice.jobs.particle_job import CheckedParticles, check_images, open_particles, relion_settings, with_copies
 from polarice.jobs.particle_run import ClassReportRun, figures_of_pass
 from polarice.jobs.resources import card_of, device_of, give_back_freed_memory
 from polarice.jobs.running import carry_out, page_of, settled
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from polarice.jobs.report import Report
     from polarice.jobs.report.index import Chapter
     from polarice.jobs.sml import MapJob
+    from polarice.references.aligned_particles import AlignedParticles
     from polarice.references.manifold import Manifold
     from polarice.references.mapping import Latent, ManifoldState, ManifoldStep
-    from polarice.references.posed import PosedImages
 
     ManifoldResult = IterationResult[Manifold, Latent, ManifoldStep, Expected[Manifold, Latent]]
 
@@ -41,21 +41,21 @@ NAMED = 20  # nodes without particles that are named on the screen
 
 def map_particles(job: str, params: MapJob) -> None:
     """Run or continue a map. Raises InputError for what cannot be used, and for a full disk."""
-    from polarice.jobs.footprint import require_room_for_map
+    from polarice.jobs.memory_estimate import require_room_for_map
 
     _ = params.shape
     with world(job) as comm, ExitStack() as held:
-        params = comm.once(lambda: settled(job, params, ITERATIONS))
+        params = comm.on_root(lambda: settled(job, params, ITERATIONS))
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
         table, images = open_particles(params, device, comm)
-        comm.once(lambda: require_poses(table))
-        comm.once(lambda: require_room_for_map(images, params))
+        comm.on_root(lambda: require_poses(table))
+        comm.on_root(lambda: require_room_for_map(images, params))
         warn_of_few(len(table.particles), params.classes)
 
         def begin() -> ManifoldRun:
             watch.mark("loading")
-            looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
+            looked = check_images(table, with_copies(images, params, comm, held), params, comm)
             watch.mark("looking at images")
             run = ManifoldRun(job, params, looked, (comm, watch))
             watch.mark("first classes")
@@ -89,20 +89,20 @@ class ManifoldRun(ClassReportRun["ManifoldResult", "Pictures | None"]):
 
     params: MapJob
 
-    posed: PosedImages | None = None  # while iterations are made
+    posed: AlignedParticles | None = None  # while iterations are made
 
     def images_of_iterations(self) -> list[int]:
         return [len(self.looked.order)] * int(self.params.iterations)
 
     def beginning(self) -> ManifoldState:
         from polarice.jobs.checkpoint import read_iteration, read_map_checkpoint
-        from polarice.jobs.layout import first_map, plan_of, posed_images
+        from polarice.jobs.manifold_start import aligned_particles, first_map, plan_of
 
         params, done, device = self.params, self.done, self.images.device
         if done == params.iterations:
             self.last = read_iteration(params.o, done, done, self.rows)
             return read_map_checkpoint(params.o, done, device)
-        self.posed = posed_images(self.images, self.looked, params, self.comm)
+        self.posed = aligned_particles(self.images, self.looked, params, self.comm)
         self.plan = plan_of(self.posed, params)
         if done:
             return read_map_checkpoint(params.o, done, device)
@@ -218,7 +218,7 @@ class Pictures:
     ssnr: torch.Tensor | None  # (K, ring) where they have one of their own, and not the map's
 
 
-def pictures_of(result: ManifoldResult, posed: PosedImages, params: MapJob) -> Pictures:
+def pictures_of(result: ManifoldResult, posed: AlignedParticles, params: MapJob) -> Pictures:
     """Averages as --average asks for them; every rank makes its share and has them all."""
     model, comm = result.state.model, posed.comm
     vectors, ssnr = (
@@ -228,8 +228,8 @@ def pictures_of(result: ManifoldResult, posed: PosedImages, params: MapJob) -> P
     mask = posed.images.preparation.mask(model.basis.device)
     pixels = mask.new_empty(0, *mask.shape)
     if len(vectors):  # there may be more ranks than nodes
-        pixels = model.triangle.images(vectors).mul_(mask)
-    return Pictures(comm.join(pixels).cpu().numpy(), ssnr)
+        pixels = model.packed.images(vectors).mul_(mask)
+    return Pictures(comm.all_gather(pixels).cpu().numpy(), ssnr)
 
 
 def class_model(result: ManifoldResult, pictures: Pictures, pixel_A: float) -> ClassModel:
@@ -241,7 +241,7 @@ def class_model(result: ManifoldResult, pictures: Pictures, pixel_A: float) -> C
     if ssnr is None:
         ssnr = smooth_ssnr(model.ring_power.double() / basis.n_theta, model.error(result.found.sums))
     box = basis.box_px
-    prior = model.grid.squares[:, None] * model.tau2 * model.freedom
+    prior = model.grid.squares[:, None] * model.tau2 * model.pose_prior
     return replace(
         _outline(result),
         averages=pictures.averages,
@@ -252,7 +252,9 @@ def class_model(result: ManifoldResult, pictures: Pictures, pixel_A: float) -> C
     )
 
 
-def _hard_averages(result: ManifoldResult, posed: PosedImages, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _hard_averages(
+    result: ManifoldResult, posed: AlignedParticles, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors and SSNR of plain averages; nodes without particles keep the map's image, with no signal of its own."""
     import torch
 
@@ -290,7 +292,7 @@ def _outline(result: ManifoldResult) -> ClassModel:
     )
 
 
-def iteration_of(result: ManifoldResult, model: ClassModel, looked: Looked, total: int) -> Iteration:
+def iteration_of(result: ManifoldResult, model: ClassModel, looked: CheckedParticles, total: int) -> Iteration:
     """What an iteration left behind, about the particles looked at."""
     rows, found = looked.rows, result.state.assignment
     basis = result.state.model.basis

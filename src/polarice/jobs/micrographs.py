@@ -51,8 +51,8 @@ from polarice.cluster import SERIAL, Comm, world
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import MicrographTable, stem_of
 from polarice.io.pictures import HEADER_SAYS
-from polarice.jobs.alone import alone
 from polarice.jobs.fault import spared
+from polarice.jobs.folder_lock import alone
 from polarice.jobs.inputs import content_of, fingerprint, is_same
 from polarice.jobs.outputs import KEY, RECORD, Outputs
 from polarice.jobs.params import Parameters, as_dict, command_line, options_of, resources_of
@@ -104,7 +104,7 @@ P = TypeVar("P", bound=PerMicrograph)
 
 
 @dataclass(frozen=True)
-class Farm:
+class TaskPool:
     """How a job's items are treated."""
 
     settings: Mapping[str, Any]  # what the results depend on, beside the items (JSON)
@@ -121,7 +121,7 @@ class Farm:
     @staticmethod
     def of(
         job: str, params: PerMicrograph, what: str = "micrographs", inputs: Iterable[str] = (), comm: Comm = SERIAL
-    ) -> Farm:
+    ) -> TaskPool:
         """The farm that a job's Params ask for; `inputs` are files that all results depend on, a gain reference say."""
         kept = {
             name: value for name, value in as_dict(params).items() if name not in {*resources_of(params), "micrographs"}
@@ -130,7 +130,9 @@ class Farm:
         workers = min(params.workers or threads, threads)
         settings = {"job": job, "params": kept, "inputs": [content_of(path) for path in inputs]}
         each = max(1, threads // workers)
-        return Farm(settings, workers, each, what, job, comm, params.device, params.price, params.o, params.time_limit)
+        return TaskPool(
+            settings, workers, each, what, job, comm, params.device, params.price, params.o, params.time_limit
+        )
 
 
 def items_of(table: MicrographTable, folder: Path) -> list[Item]:
@@ -169,13 +171,13 @@ def on_ranks(job: str, params: P, body: Callable[[P, Comm], None]) -> None:
         if comm.rank == 0:
             with alone(params.o):
                 body(params, comm)
-            comm.once(lambda: None)
+            comm.on_root(lambda: None)
             return
         while (share := _handed_out(comm)) is not None:
             share.done(comm)
 
 
-def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
+def treat(items: Sequence[Item], work: Work, farm: TaskPool) -> list[Outcome]:
     """The outcome of every item, in their order: kept from before where nothing has changed, else made now.
 
     Called inside `on_ranks` where the farm has several ranks. Raises KeyboardInterrupt on Ctrl-C (what is done is
@@ -201,7 +203,7 @@ def treat(items: Sequence[Item], work: Work, farm: Farm) -> list[Outcome]:
         _taken_notes(farm.folder),
     )
     if farm.comm.size > 1:
-        farm.comm.once(lambda: share)
+        farm.comm.on_root(lambda: share)
     spent = share.done(farm.comm)
     if farm.folder is not None and (missing or items_of_last_run(farm.folder) is None):
         write_usage(farm.folder, Items(**vars(spent), count=len(missing), what=farm.what))
@@ -216,7 +218,7 @@ class _Share:
     marks: Sequence[str]
     files: Sequence[Sequence[Mapping[str, Any]]]  # fingerprints of what each item reads
     work: Work
-    farm: Farm
+    farm: TaskPool
     total: int  # items, those done before among them
     suspects: frozenset[str]  # stems of those at which a run was killed
 
@@ -305,11 +307,11 @@ def end(report: MicrographReport, beside: str = "") -> None:
 
 def _handed_out(comm: Comm) -> _Share | None:
     """What rank 0 hands out; None when it is at its end."""
-    return comm.once(lambda: None)
+    return comm.on_root(lambda: None)
 
 
 def _made(
-    rows: Sequence[int], items: Sequence[Item], work: Work, farm: Farm, killed: frozenset[str]
+    rows: Sequence[int], items: Sequence[Item], work: Work, farm: TaskPool, killed: frozenset[str]
 ) -> Iterator[tuple[int, Outcome]]:
     """Outcomes as they are made; `killed` are the stems of items at which a run was killed before."""
     waiting, suspects = deque(rows), list[int]()
@@ -356,7 +358,7 @@ def _noting(note: Path | None, stem: str) -> Iterator[None]:
 
 
 def _pooled(
-    waiting: deque[int], items: Sequence[Item], work: Work, farm: Farm
+    waiting: deque[int], items: Sequence[Item], work: Work, farm: TaskPool
 ) -> Generator[tuple[int, Outcome], None, list[int]]:
     """Work off `waiting` in processes; where one of them is killed, end and return the rows that were under work."""
     running: dict[Future[Outcome], int] = {}
@@ -473,7 +475,7 @@ def told_reason(error: Exception) -> str:
     return f"a fault of polarice, not of the file: {what} ({place}); please report it"
 
 
-def _mark(item: Item, farm: Farm) -> str:
+def _mark(item: Item, farm: TaskPool) -> str:
     """A short text that changes with everything the outcome depends on, beside the content of the item's files."""
     told = json.dumps([farm.settings, item.name, item.settings], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -17,9 +17,9 @@ from polarice.io.motion import MovieFacts, write_motion
 from polarice.io.movies import EER_ENDING, EerMovie, Events, Movie, open_movie, read_frames
 from polarice.io.mrc import write_image
 from polarice.jobs.micrographs import (
-    Farm,
     Item,
     Outcome,
+    TaskPool,
     Writes,
     begin,
     cells_of,
@@ -113,7 +113,7 @@ def _correct_all(params: Params, comm: Comm) -> None:
     table = read_micrographs(params.micrographs, "movies")
     check(params, table.optics, "rlnMicrographDoseRate" in table.table)
     references = [path for path in (params.gainref, params.defect_file) if path is not None]
-    farm = Farm.of("motion", params, "movies", map(str, references), comm)
+    farm = TaskPool.of("motion", params, "movies", map(str, references), comm)
     items = items_of(table, params.o)
     work = Correct(params, farm.threads)
     _require_fitting(items, work)

@@ -152,7 +152,7 @@ def claimed(
     """The record of outputs for job.json of a job that makes these files in its folder, which is made, kept from other
     processes until `held` is closed, and swept of the job's own results. InputError as `Outputs.require_free`, and
     where the folder cannot be made; then nothing is left of it."""
-    from polarice.jobs.alone import alone
+    from polarice.jobs.folder_lock import alone
 
     outputs, new = Outputs(job, folder, files), not os.path.lexists(folder)
     kept = outputs.require_free(inputs)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from polarice.cluster import Comm
-from polarice.jobs.intake import Looked, progress_bar
+from polarice.jobs.particle_job import CheckedParticles, progress_bar
 from polarice.jobs.resources import threads_of
 from polarice.jobs.usage import Usage, Watch, write_usage
 from polarice.types import Iteration
 
 if TYPE_CHECKING:
     from polarice.align.fit import IterationResult, State
-    from polarice.jobs.intake import ParticleJob
+    from polarice.jobs.particle_job import ParticleJob
     from polarice.jobs.report import Report
-    from polarice.jobs.report.drawers import Drawers
+    from polarice.jobs.report.chart_processes import ChartProcesses
 
 R = TypeVar("R", bound="IterationResult[Any, Any, Any, Any]")
 P = TypeVar("P")  # what all ranks make together for rank 0 to write
@@ -43,14 +43,14 @@ def figures_of_pass(result: IterationResult[Any, Any, Any, Any]) -> dict[str, An
 class ParticleRun(ABC, Generic[R, P]):
     """What has been read, where the job stands, what it has written. Subclasses know the model."""
 
-    def __init__(self, job: str, params: ParticleJob, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
+    def __init__(self, job: str, params: ParticleJob, looked: CheckedParticles, ranks: tuple[Comm, Watch]) -> None:
         from polarice.jobs.resume import rewind
 
         self.job, self.params, self.looked = job, params, looked
         self.comm, self.watch = ranks
         self.rows, sd = looked.rows, looked.background_sd
         self.columns = {} if sd is None else {"rlnNormCorrection": sd[self.rows]}
-        self.done = self.comm.once(lambda: rewind(params))
+        self.done = self.comm.on_root(lambda: rewind(params))
         self.batches = self.images_of_iterations()
         self.bar = progress_bar(
             f"{job} {self.done + 1}/{params.iter}", sum(self.batches), sum(self.batches[: self.done])
@@ -84,7 +84,7 @@ class ParticleRun(ABC, Generic[R, P]):
         """Put one iteration on disk: files, its line of the history, and last the checkpoint."""
 
     @abstractmethod
-    def report(self, usage: Usage, drawers: Drawers) -> Path:
+    def report(self, usage: Usage, chart_processes: ChartProcesses) -> Path:
         """Write the report on the last iteration, all ranks together; the page's path."""
 
     @abstractmethod
@@ -100,16 +100,16 @@ class ParticleRun(ABC, Generic[R, P]):
     def all(self) -> None:
         """Every iteration that is left, then the report. Rank 0 writes, an iteration while the next one is made."""
         from polarice.io.particles import StackSource
-        from polarice.jobs.report.drawers import Drawers
+        from polarice.jobs.report.chart_processes import ChartProcesses
 
         result: R | None = None
         writing: Future[None] | None = None
         images, waited_s = 0, 0.0
-        drawers = Drawers(threads_of(self.params), self.comm)
-        with self.bar, drawers, ThreadPoolExecutor(1, "writer") as writer:
+        chart_processes = ChartProcesses(threads_of(self.params), self.comm)
+        with self.bar, chart_processes, ThreadPoolExecutor(1, "writer") as writer:
             for result in self.results():
                 if self.following(result.state) == self.params.iter:
-                    drawers.load()
+                    chart_processes.load()
                 self.state = result.state
                 images += len(result.found.used)
                 waited_s += result.clock.seconds.get("reading", 0.0)
@@ -123,17 +123,17 @@ class ParticleRun(ABC, Generic[R, P]):
             self.release()
             source = self.images.source
             assert isinstance(source, StackSource)
-            self._report(self.watch.usage(source.traffic, images, waited_s, self.params.price), drawers)
+            self._report(self.watch.usage(source.traffic, images, waited_s, self.params.price), chart_processes)
         if self.comm.rank == 0:
             self.finish(result)
 
     def _write(self, result: R, prepared: P) -> None:
         self.last = self.write(result, prepared)
 
-    def _report(self, usage: Usage, drawers: Drawers) -> None:
-        self.comm.once(lambda: write_usage(self.params.o, usage))
-        path = self.report(usage, drawers)
-        self.comm.once(lambda: write_usage(self.params.o, self.watch.ended(usage)))
+    def _report(self, usage: Usage, chart_processes: ChartProcesses) -> None:
+        self.comm.on_root(lambda: write_usage(self.params.o, usage))
+        path = self.report(usage, chart_processes)
+        self.comm.on_root(lambda: write_usage(self.params.o, self.watch.ended(usage)))
         print(self.conclusion(path))
 
 
@@ -144,7 +144,7 @@ class ClassReportRun(ParticleRun[R, P]):
     def page(self, usage: Usage) -> Report:
         """What the report on the last iteration shows."""
 
-    def report(self, usage: Usage, drawers: Drawers) -> Path:
+    def report(self, usage: Usage, chart_processes: ChartProcesses) -> Path:
         from polarice.jobs.report import write_report
 
-        return write_report(self.params.o, self.comm.once(lambda: self.page(usage)), self.comm, drawers)
+        return write_report(self.params.o, self.comm.on_root(lambda: self.page(usage)), self.comm, chart_processes)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from polarice.references.aligned import AlignedImages
-    from polarice.references.posed import PosedImages
+    from polarice.references.aligned_particles import AlignedParticles
 
 
 def simulate_states(params: Any, views: int, arc_deg: float) -> Path:
@@ -65,8 +65,8 @@ def features(params: Any) -> np.ndarray:
     posed, noise_power = _posed(params)
     batch = _all_of(posed)
     noise = noise_power[:, 1 : posed.basis.r_max + 1]
-    scale = (posed.basis.weight / noise).sqrt().float()[batch.optics_of][:, posed.triangle.ring_of]
-    found = np.zeros((len(posed.images), posed.triangle.d), np.float32)
+    scale = (posed.basis.weight / noise).sqrt().float()[batch.optics_of][:, posed.packed.ring_of]
+    found = np.zeros((len(posed.images), posed.packed.d), np.float32)
     found[posed.rows] = (batch.vector * scale).cpu().numpy()
     return found
 
@@ -95,27 +95,27 @@ def untied(params: Any) -> np.ndarray:
     model = replace(model, coefficients=torch.cat([mean, plain - mean]))
     images = _all_of(posed)
     for rings in ring_ramp(posed.basis, params.iter):
-        model = model.maximize(expect_nodes(model.triangle, model.nodes(posed.even), images, rings)[1], ManifoldPrior())
+        model = model.maximize(expect_nodes(model.packed, model.nodes(posed.even), images, rings)[1], ManifoldPrior())
     found = np.full(len(pose.psi_deg), -1)
-    found[posed.rows] = expect_nodes(model.triangle, model.nodes(posed.even), images)[0].node_of.cpu().numpy()
+    found[posed.rows] = expect_nodes(model.packed, model.nodes(posed.even), images)[0].node_of.cpu().numpy()
     return found
 
 
-def _posed(params: Any) -> tuple[PosedImages, torch.Tensor]:
+def _posed(params: Any) -> tuple[AlignedParticles, torch.Tensor]:
     """The images of a table under its poses, and their noise power (group, shell) float64."""
     import torch
 
-    from polarice.jobs.intake import look_at_images, open_particles
-    from polarice.jobs.layout import posed_images
+    from polarice.jobs.manifold_start import aligned_particles
+    from polarice.jobs.particle_job import check_images, open_particles
     from polarice.jobs.resources import device_of
 
     table, images = open_particles(params, device_of(params))
-    looked = look_at_images(table, images, params)
-    posed = posed_images(images, looked, params)
+    looked = check_images(table, images, params)
+    posed = aligned_particles(images, looked, params)
     return posed, torch.from_numpy(looked.noise_power).to(posed.basis.device)
 
 
-def _all_of(posed: PosedImages) -> AlignedImages:
+def _all_of(posed: AlignedParticles) -> AlignedImages:
     from polarice.align.images import Clock
 
     return posed.subset(posed.rows, posed.images.particles.pose, Clock())

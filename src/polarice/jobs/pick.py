@@ -16,9 +16,9 @@ from polarice.io.micrographs import MicrographTable, read_micrographs, require_p
 from polarice.io.optics import require_defoci
 from polarice.io.pairing import Matching
 from polarice.jobs.micrographs import (
-    Farm,
     Item,
     Outcome,
+    TaskPool,
     Writes,
     begin,
     cells_of,
@@ -158,10 +158,10 @@ def _tell_why_none(params: Params, outcomes: Sequence[Outcome]) -> None:
     print(f"hint: {hint}", file=sys.stderr)
 
 
-def _farm(params: Params, comm: Comm) -> Farm:
+def _farm(params: Params, comm: Comm) -> TaskPool:
     """Options that only choose among candidates are no reason to search again."""
     inputs = [str(params.templates)] if params.templates else []
-    farm = Farm.of("pick", params, inputs=inputs, comm=comm)
+    farm = TaskPool.of("pick", params, inputs=inputs, comm=comm)
     searched = {name: value for name, value in farm.settings["params"].items() if name not in AFTERWARDS}
     return replace(farm, settings={**farm.settings, "params": searched})
 

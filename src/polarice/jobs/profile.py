@@ -37,17 +37,17 @@ def write_profile(folder: Path, images: ParticleImages, result: ClassResult, bat
 
     from polarice.align.images import Clock
     from polarice.align.model import Prior
-    from polarice.align.store import PolarStore, Room
+    from polarice.align.store import CacheBudget, PolarStore
     from polarice.align.sweep import Sweep
 
     device = images.device.type
     state, rows, search = result.state, np.sort(result.found.used[: IMAGES[device]]), result.found.search
     sweep = Sweep(images, state.model, search, batch)
-    store = PolarStore(rows, Room(4 * len(rows) * state.model.basis.r_max * state.model.basis.n_theta))
+    store = PolarStore(rows, CacheBudget(4 * len(rows) * state.model.basis.r_max * state.model.basis.n_theta))
 
     def one_pass() -> Clock:
         clock = Clock()
-        _, sums = sweep.run(rows, state.assignment, state.carried.cut_px, store, clock)
+        _, sums = sweep.run(rows, state.assignment, state.carried.crop_centre_px, store, clock)
         state.model.maximize(sums, Prior())
         return clock
 

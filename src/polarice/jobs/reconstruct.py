@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarice.jobs.intake import ParticleJob
 from polarice.jobs.params import argument, option, output
+from polarice.jobs.particle_job import ParticleJob
 from polarice.jobs.resources import Computing
 from polarice.types import InputError
 
@@ -50,10 +50,10 @@ class Params(Computing):
 
 def run(params: Params) -> None:
     """Reconstruct. Raises InputError for what cannot be used."""
-    from polarice.align.portions import is_out_of_memory
-    from polarice.jobs.intake import look_at_images, open_particles
+    from polarice.align.memory_chunks import is_out_of_memory
     from polarice.jobs.outputs import claimed
     from polarice.jobs.params import as_dict, command_line
+    from polarice.jobs.particle_job import check_images, open_particles
     from polarice.jobs.provenance import write_job_json
     from polarice.jobs.refinement import given_halves, require_room_of_halves
     from polarice.jobs.resources import device_of
@@ -67,7 +67,7 @@ def run(params: Params) -> None:
     with ExitStack() as held:
         inputs: list[str | Path] = [params.particles, *table.particles.stacks]
         kept = claimed("reconstruct", params.o, FILES, inputs, held)
-        looked = look_at_images(table, images, given)
+        looked = check_images(table, images, given)
         write_job_json(
             params.o, "reconstruct", as_dict(params), command_line("reconstruct", params),
             inputs=inputs, seed=0, more={"outputs": kept},
@@ -95,7 +95,7 @@ def _write(
     """Make the maps and write them; what is to be said of them."""
     from polarice.io.mrc import write_volume
     from polarice.io.refine3d import write_fsc, write_unfiltered
-    from polarice.jobs.intake import last_ring
+    from polarice.jobs.particle_job import last_ring
     from polarice.references.fsc import correlation, resolved_shell, soft_sphere, ssnr_of
     from polarice.references.slices import FourierGrid
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from polarice.jobs.intake import ParticleJob
 from polarice.jobs.params import MAP, option, output
+from polarice.jobs.particle_job import ParticleJob
 
 SUMMARY = "refine a map from particles: two half sets, global and then local search, resolution by their FSC"
 EXAMPLE = (

@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarice.cluster import Comm, world
-from polarice.jobs.intake import Looked, ParticleJob, last_ring, look_at_images, open_particles, with_copies
+from polarice.jobs.particle_job import (
+    CheckedParticles,
+    ParticleJob,
+    check_images,
+    last_ring,
+    open_particles,
+    with_copies,
+)
 from polarice.jobs.particle_run import ParticleRun, figures_of_pass
-from polarice.jobs.resources import batch_bytes, card_of, device_of, memory_bytes, room_of, workers_of
+from polarice.jobs.resources import batch_bytes, cache_budget_of, card_of, device_of, memory_bytes, workers_of
 from polarice.jobs.running import carry_out, settled
 from polarice.jobs.usage import Usage, Watch
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
@@ -42,7 +49,7 @@ def refine(job: str, params: Params) -> None:
     from polarice.references.symmetry import operators
 
     with world(job) as comm, ExitStack() as held:
-        params = comm.once(lambda: settled(job, params, MOST_ITERATIONS))
+        params = comm.on_root(lambda: settled(job, params, MOST_ITERATIONS))
         operators(params.sym)
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
@@ -60,7 +67,7 @@ def refine(job: str, params: Params) -> None:
 
         def begin() -> RefineRun:
             watch.mark("loading")
-            looked = look_at_images(table, with_copies(images, params, comm, held), params, comm)
+            looked = check_images(table, with_copies(images, params, comm, held), params, comm)
             watch.mark("looking at images")
             return RefineRun(job, params, looked, (comm, watch))
 
@@ -121,7 +128,7 @@ def given_halves(table: ParticleTable) -> np.ndarray | None:
     return given.astype(np.int8) - 1
 
 
-def halves_of(looked: Looked, seed: int) -> np.ndarray:
+def halves_of(looked: CheckedParticles, seed: int) -> np.ndarray:
     """(n,) int8 half set of every particle, -1 for those left out: the table's rlnRandomSubset, else drawn.
 
     Raises InputError where the table's makes no two halves.
@@ -147,7 +154,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
 
     params: Params
 
-    def __init__(self, job: str, params: Params, looked: Looked, ranks: tuple[Comm, Watch]) -> None:
+    def __init__(self, job: str, params: Params, looked: CheckedParticles, ranks: tuple[Comm, Watch]) -> None:
         self.schedule = _schedule(looked.images, params)
         super().__init__(job, params, looked, ranks)
 
@@ -182,7 +189,7 @@ class RefineRun(ParticleRun["RefineResult", None]):
             join_shell=self._shell(params.low_resol_join_halves),
             batch_bytes=batch_bytes(params, device, workers),
             workers=workers,
-            room=room_of(params, device, len(self.comm.node_ranks), _held_bytes(params, self.images)),
+            room=cache_budget_of(params, device, len(self.comm.node_ranks), _held_bytes(params, self.images)),
             group=operators(params.sym),
         )
         expect = ViewExpectation(self.images, self.looked.order, settings, self.comm)
@@ -217,8 +224,8 @@ class RefineRun(ParticleRun["RefineResult", None]):
         )
         return iteration
 
-    def report(self, usage: Usage, drawers: Any) -> Path:
-        return self.comm.once(lambda: self._finish(usage))
+    def report(self, usage: Usage, chart_processes: Any) -> Path:
+        return self.comm.on_root(lambda: self._finish(usage))
 
     def _finish(self, usage: Usage) -> Path:
         """The maps, the poses and the page; the page's path."""
@@ -271,7 +278,7 @@ def _schedule(images: ParticleImages, params: Params) -> RefineSchedule:
     )
 
 
-def first_state(looked: Looked, density: np.ndarray, schedule: RefineSchedule, params: Params) -> RefineState:
+def first_state(looked: CheckedParticles, density: np.ndarray, schedule: RefineSchedule, params: Params) -> RefineState:
     """Before the first iteration: both halves begin with the low-passed map, nothing is assigned."""
     import torch
 

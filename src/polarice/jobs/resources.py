@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from polarice.align.fused import Kernel
     from polarice.align.products import Precision
-    from polarice.align.store import Room
+    from polarice.align.store import CacheBudget
 
 CARDS = Path("/proc/driver/nvidia/gpus")  # a folder for each
 SCRATCH = PathRole("output", "folder", "scratch")
@@ -206,11 +206,13 @@ def batch_bytes(params: Resources, device: torch.device, workers: int, held: int
     return default if params.memory is None else min(default, _beside(params, held) // (parts * workers))
 
 
-def room_of(params: Resources, device: torch.device, ranks: int = 1, held: int = 0, parts: int = 2) -> Room:
+def cache_budget_of(
+    params: Resources, device: torch.device, ranks: int = 1, held: int = 0, parts: int = 2
+) -> CacheBudget:
     """Where prepared images are kept: in memory, or in a file below --scratch."""
-    from polarice.align.store import Room
+    from polarice.align.store import CacheBudget
 
-    return Room(store_bytes(params, device, ranks, held, parts), params.scratch)
+    return CacheBudget(store_bytes(params, device, ranks, held, parts), params.scratch)
 
 
 def store_bytes(params: Resources, device: torch.device, ranks: int = 1, held: int = 0, parts: int = 2) -> int:

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from polarice.io.atomic import naming_target
 from polarice.jobs import JOBS
-from polarice.jobs.alone import alone
+from polarice.jobs.folder_lock import alone
 from polarice.jobs.inputs import is_same, located
-from polarice.jobs.intake import ParticleJob
 from polarice.jobs.outputs import KEY, Outputs
 from polarice.jobs.params import RESULTS, Option, as_dict, command_line, from_dict, options_of
+from polarice.jobs.particle_job import ParticleJob
 from polarice.jobs.provenance import NAME, inputs_of, read_job_json, write_job_json
 from polarice.jobs.usage import USAGE_NAME
 from polarice.project import state

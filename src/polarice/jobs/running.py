@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from polarice.cluster import SERIAL, Comm
-from polarice.jobs.intake import Looked, ParticleJob, image_name
 from polarice.jobs.params import command_line
+from polarice.jobs.particle_job import CheckedParticles, ParticleJob, image_name
 from polarice.types import InputError, Iteration
 
 if TYPE_CHECKING:
-    from polarice.jobs.intake import ParticleJob
+    from polarice.jobs.particle_job import ParticleJob
     from polarice.jobs.report import Report
     from polarice.jobs.report.index import Chapter
 
@@ -46,13 +46,13 @@ def carry_out(
     Raises InputError for what cannot be used, for a full disk, and where memory is short; a folder that nothing was
     begun in is taken back. Ctrl-C says how to go on.
     """
-    from polarice.align.portions import is_out_of_memory
+    from polarice.align.memory_chunks import is_out_of_memory
     from polarice.jobs import resume
 
     begun, claimed, new = False, False, False
     try:
         with ExitStack() as held:
-            new = comm.once(lambda: resume.claim(job, params, list(inputs), held))
+            new = comm.on_root(lambda: resume.claim(job, params, list(inputs), held))
             claimed = True
             run = begin()
             begun = True
@@ -83,7 +83,7 @@ def carry_out(
 def page_of(
     job: str,
     params: ParticleJob,
-    looked: Looked,
+    looked: CheckedParticles,
     iteration: Iteration,
     chapters: Sequence[Chapter] = (),
     notes: Mapping[str, str] | None = None,

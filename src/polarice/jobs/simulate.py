@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from polarice.jobs.alone import alone
+from polarice.jobs.folder_lock import alone
 from polarice.jobs.outputs import KEY, Outputs
 from polarice.jobs.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.project import state

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from polarice.jobs.intake import ParticleJob
 from polarice.jobs.params import option, output
+from polarice.jobs.particle_job import ParticleJob
 from polarice.types import InputError
 
 SUMMARY = "classify aligned particles deeply, into a map of many classes on which neighbours resemble each other"
@@ -94,7 +94,7 @@ class Params(MapJob):
 def run(params: Params) -> None:
     """Map; raises InputError for what cannot be used."""
     from polarice.jobs.mapping import map_particles
-    from polarice.jobs.within import search, searches
+    from polarice.jobs.per_class import search, searches
 
     if searches(params):
         search(params)

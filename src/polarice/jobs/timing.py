@@ -110,10 +110,10 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     Products are of `params.precision`. `fresh` prepares the images, `kept` finds them prepared. The flops are those of
     the matrix products, counted. `largest_error`, `changed_best`: see `errors_of`.
     """
-    from polarice.align.store import PolarStore, Room
+    from polarice.align.store import CacheBudget, PolarStore
     from polarice.align.sweep import Sweep, batch_size
     from polarice.jobs.checkpoint import read_checkpoint
-    from polarice.jobs.intake import disk_order, open_particles
+    from polarice.jobs.particle_job import disk_order, open_particles
     from polarice.jobs.resources import batch_bytes, device_of, kernel_of, precision_of, workers_of
 
     device = device_of(params)
@@ -128,7 +128,7 @@ def time_passes(params: Any, shifts: int, repeat: int) -> dict[str, Any]:
     rows = disk_order(table.particles)
     fresh, kept = [], []
     for _ in range(repeat):
-        store = PolarStore(rows, Room(4 * len(rows) * model.basis.r_max * model.basis.n_theta))
+        store = PolarStore(rows, CacheBudget(4 * len(rows) * model.basis.r_max * model.basis.n_theta))
         fresh.append(_pass(sweep, state, rows, store))
         kept.append(_pass(sweep, state, rows, store))
     with counted_products() as products:
@@ -158,9 +158,9 @@ def errors_of(sweep: Sweep[Averages], state: State[Averages, Cuts], rows: np.nda
     references = model.references(images.even_harmonics(basis))
     chosen = rows[:: max(1, len(rows) // COMPARED_IMAGES)]
     for row in chosen.reshape(-1, 1):
-        cut_px = state.carried.cut_px[row]
-        field = images.fields(basis, images.read(row), cut_px)
-        batch = images.polar(basis, row, field, cut_px, state.assignment.pose.shift_px[row])
+        crop_centre_px = state.carried.crop_centre_px[row]
+        field = images.fields(basis, images.read(row), crop_centre_px)
+        batch = images.polar(basis, row, field, crop_centre_px, state.assignment.pose.shift_px[row])
         true, found = (
             log_weights(basis, references, batch, search, model.ring_noise)[0] for search in (exact, sweep.search)
         )
@@ -208,7 +208,7 @@ def _pass(sweep: Sweep[Averages], state: State[Averages, Cuts], rows: np.ndarray
     from polarice.align.model import Prior
 
     clock, since = Clock(), time.perf_counter()
-    _, sums = sweep.run(rows, state.assignment, state.carried.cut_px, store, clock)
+    _, sums = sweep.run(rows, state.assignment, state.carried.crop_centre_px, store, clock)
     summed = time.perf_counter()
     sweep.model.maximize(sums, Prior())
     _wait(sweep.model.basis.device)
@@ -261,15 +261,15 @@ def time_map(box_px: int, k: int, rank: int = 0) -> dict[str, Any]:
     basis.prepare()
     empty = Manifold.empty(basis, LatentGrid.of((k,)), torch.ones(1, box_px // 2 + 1, dtype=torch.float64), 0.5)
     model = replace(empty, coefficients=torch.randn(empty.coefficients.shape, dtype=torch.float64))
-    triangle, many = model.triangle, MAP_IMAGES
+    packed, many = model.packed, MAP_IMAGES
     pixels = torch.randn(many, box_px, box_px)
     with one_thread():
-        prepare_s, vectors = _timed(lambda: triangle.vectors(basis.harmonics(basis.sample(pixels))))
+        prepare_s, vectors = _timed(lambda: packed.vectors(basis.harmonics(basis.sample(pixels))))
         ones = torch.ones(many, basis.r_max, 1)
         images = AlignedImages(vectors, ones, ones[..., 0], torch.zeros(many, dtype=torch.int64))
         times = _thin_times(model.cut(rank), images) if rank else _free_times(model, images)
     products = 1 + STEPS if rank else 0
-    sent = (1 + rank) * (triangle.d + k) + products * k * rank / 2 if rank else (k + model.grid.m / 2) * triangle.d
+    sent = (1 + rank) * (packed.d + k) + products * k * rank / 2 if rank else (k + model.grid.m / 2) * packed.d
     return {
         "image_ms": 1e3 * times["expect_s"] / many, "prepare_ms": 1e3 * prepare_s / many,
         "divided_s": times["divided_s"], "maximize_s": max(0.0, times["whole_s"] - times["divided_s"]),
@@ -283,7 +283,7 @@ def _free_times(model: Manifold, images: AlignedImages) -> dict[str, float]:
     from polarice.references.nodes import expect_nodes
 
     nodes = model.nodes()
-    expect_s, (_, sums) = _timed(lambda: expect_nodes(model.triangle, nodes, images))
+    expect_s, (_, sums) = _timed(lambda: expect_nodes(model.packed, nodes, images))
     whole_s, _ = _timed(lambda: model.maximize(sums, ManifoldPrior()))
     divided_s, _ = _timed(lambda: model._solved(sums, model.shares(SERIAL)))
     return {"expect_s": expect_s, "whole_s": whole_s, "divided_s": divided_s}
@@ -295,17 +295,17 @@ def _thin_times(model: Manifold, images: AlignedImages) -> dict[str, float]:
     from polarice.references.manifold import ManifoldPrior
     from polarice.references.nodes import expect_thin, gathered
 
-    nodes, triangle = model.nodes(), model.triangle
+    nodes, packed = model.nodes(), model.packed
     assert nodes.factors is not None
     design = nodes.factors[0]
-    first_s, (_, sums, along) = _timed(lambda: expect_thin(triangle, nodes, images))
-    second_s, right = _timed(lambda: gathered(triangle, nodes, images, along, None, design))
+    first_s, (_, sums, along) = _timed(lambda: expect_thin(packed, nodes, images))
+    second_s, right = _timed(lambda: gathered(packed, nodes, images, along, None, design))
     sums = sums.double()
     whole_s, _ = _timed(lambda: model.maximize(sums, ManifoldPrior(), gather=lambda _: right).ring_power)
     seen, old = subspace.Weighted(sums.numerator[:, 1:], lambda _: right.double()), model._rows
     held, grid = model._held(sums), model.grid
     both_s, _ = _timed(lambda: subspace.improved(grid, model.shares(SERIAL), held, seen, old))
-    power_s, _ = _timed(lambda: model._thin_power(slice(0, triangle.basis.r_max)))
+    power_s, _ = _timed(lambda: model._low_rank_power(slice(0, packed.basis.r_max)))
     one = model.shares(_OneOfMany(size=grid.k))
     alone_s, _ = _timed(lambda: subspace.first_step(grid, one, held, seen.along, old))
     return {"expect_s": first_s + second_s, "whole_s": whole_s, "divided_s": max(0.0, both_s + power_s - alone_s)}

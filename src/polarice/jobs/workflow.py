@@ -38,8 +38,8 @@ from typing import Any
 from polarice import jobs
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import named_files
-from polarice.jobs.alone import alone
 from polarice.jobs.fault import spared
+from polarice.jobs.folder_lock import alone
 from polarice.jobs.inputs import fingerprint
 from polarice.jobs.micrographs import other_options
 from polarice.jobs.params import (

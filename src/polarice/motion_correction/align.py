@@ -194,20 +194,23 @@ def _peaks(maps: np.ndarray, shifts: np.ndarray, pitch: tuple[float, float], rea
     middle[[0, -1]] = 0
     found = np.zeros((n, 2))
     for frame in range(n):
-        near = maps[frame][np.ix_(rows, columns)].astype(np.float64)
+        to_device = maps[frame][np.ix_(rows, columns)].astype(np.float64)
         if np.isfinite(sigma):
             apart = (x - middle[frame, 0]) ** 2 + ((y - middle[frame, 1]) ** 2)[:, None]
-            near -= apart / (2 * sigma**2)
-        found[frame] = _summit(near) * pitch
+            to_device -= apart / (2 * sigma**2)
+        found[frame] = _summit(to_device) * pitch
     return found
 
 
-def _summit(near: np.ndarray) -> np.ndarray:
+def _summit(to_device: np.ndarray) -> np.ndarray:
     """The highest place (x, y) of a map, in samples from its middle, to a part of one by a parabola along each axis."""
-    top = np.unravel_index(int(near.argmax()), near.shape)
-    y, x = (min(max(int(at), 1), length - 2) for at, length in zip(top, near.shape, strict=True))
+    top = np.unravel_index(int(to_device.argmax()), to_device.shape)
+    y, x = (min(max(int(at), 1), length - 2) for at, length in zip(top, to_device.shape, strict=True))
     place = []
-    for three, at, length in ((near[y, x - 1 : x + 2], x, near.shape[1]), (near[y - 1 : y + 2, x], y, near.shape[0])):
+    for three, at, length in (
+        (to_device[y, x - 1 : x + 2], x, to_device.shape[1]),
+        (to_device[y - 1 : y + 2, x], y, to_device.shape[0]),
+    ):
         bend = three[0] - 2 * three[1] + three[2]
         part = 0.5 * float((three[0] - three[2]) / bend) if bend < 0 else 0.0
         place.append(at - length // 2 + min(max(part, -1.0), 1.0))

@@ -41,12 +41,12 @@ def peaks_of(scores: np.ndarray, apart_px: float) -> Peaks:
 def _apart(xy: np.ndarray, apart_px: float) -> np.ndarray:
     """(n,) bool: going through (n, 2) places in their order, those not within `apart_px` of one kept before."""
     kept = np.ones(len(xy), bool)
-    near: dict[int, list[int]] = {}
+    to_device: dict[int, list[int]] = {}
     for first, second in cKDTree(xy).query_pairs(apart_px) if len(xy) else ():
-        near.setdefault(min(first, second), []).append(max(first, second))
-    for i in sorted(near):
+        to_device.setdefault(min(first, second), []).append(max(first, second))
+    for i in sorted(to_device):
         if kept[i]:
-            kept[near[i]] = False
+            kept[to_device[i]] = False
     return kept
 
 

@@ -202,6 +202,6 @@ def projections(images: ClassImages, found: AbInitio) -> tuple[np.ndarray, np.nd
     psi_rad = torch.from_numpy(np.radians(found.psi_deg)).float().to(basis.device)
     conjugate = basis.harmonics(field).conj().permute(2, 1, 0).contiguous().resolve_conj()
     turned = basis.turned(conjugate, torch.arange(len(field), device=basis.device), psi_rad)
-    back = basis.moved(turned, torch.from_numpy(-found.shift_px).float().to(basis.device))
+    back = basis.unshifted(turned, torch.from_numpy(-found.shift_px).float().to(basis.device))
     averages = some.field / some.ctf.clamp_min(1e-6)
     return basis.to_images(averages).cpu().numpy(), basis.to_images(back).cpu().numpy()

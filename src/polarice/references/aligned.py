@@ -23,7 +23,7 @@ IMAGE_BLOCK = 64  # vectors turned into images at once
 
 
 @dataclass(frozen=True)
-class Triangle:
+class PackedHarmonics:
     """The plan of the vectors; d is their length, the sum over rings of 2 q_max + 1. Rings lie one after the other."""
 
     basis: PolarBasis
@@ -115,19 +115,19 @@ class AlignedImages:
         return len(self.vector)
 
     @staticmethod
-    def of(triangle: Triangle, images: PolarImages, psi_rad: Tensor, even_harmonics: int = 1) -> AlignedImages:
+    def of(packed: PackedHarmonics, images: PolarImages, psi_rad: Tensor, even_harmonics: int = 1) -> AlignedImages:
         """Images, moved by -shift already (`PolarImages`), turned by -psi (image,) radians with their CTFs.
 
         even_harmonics of C^2 are kept (`ParticleImages.even_harmonics`); 1 is exact for round CTFs.
         """
-        basis = triangle.basis
+        basis = packed.basis
         turn = torch.polar(torch.ones_like(psi_rad, dtype=torch.float64), psi_rad.double())[:, None]
         phase = turn ** torch.arange(basis.n_q, device=psi_rad.device)
         turned = basis.harmonics(images.field * images.ctf) * phase.to(torch.complex64)[:, None]
         power = torch.fft.rfft(images.ctf.square())[..., : 2 * even_harmonics : 2]
         power = power * phase[:, : 2 * even_harmonics : 2].to(torch.complex64)[:, None]
         return AlignedImages(
-            vector=triangle.vectors(turned),
+            vector=packed.vectors(turned),
             ctf_power=power_vectors(power, basis.n_theta),
             image_power=torch.linalg.vector_norm(images.field, dim=2).square_().div_(basis.n_theta),
             optics_of=images.optics_of,

@@ -54,13 +54,13 @@ class Averages:
         """The model that the sums speak for."""
         sums = sums.double()
         seen_numerator, seen_denominator = _fields(self.basis, sums)
-        numerator, denominator = self._remembered(seen_numerator, seen_denominator, prior.memory)
+        numerator, denominator = self._remembered(seen_numerator, seen_denominator, prior.momentum)
         error, ssnr = _signal_to_noise(numerator, denominator, self.mask_fraction)
-        granted = torch.maximum(ssnr, _granted(ssnr).clamp_min(prior.min_ssnr))
-        tau2 = prior.tau2_fudge * granted * error
+        floored = torch.maximum(ssnr, _ssnr_floor(ssnr).clamp_min(prior.min_ssnr))
+        tau2 = prior.tau2_fudge * floored * error
         field = numerator * tau2[..., None] / (denominator * tau2[..., None] + self.mask_fraction)
         explained = (2 * field * seen_numerator - seen_denominator * field.square()).sum(dim=(0, 2))  # (ring,)
-        weights = (sums.class_weight / sums.class_weight.sum() + prior.memory * self.weights) / (1 + prior.memory)
+        weights = (sums.class_weight / sums.class_weight.sum() + prior.momentum * self.weights) / (1 + prior.momentum)
         return replace(
             self,
             field=field.float(),
@@ -73,16 +73,16 @@ class Averages:
             shift_sigma_px=max(prior.min_shift_sigma_px, _shift_sigma_px(sums)),
         )
 
-    def _remembered(self, numerator: Tensor, denominator: Tensor, memory: float) -> tuple[Tensor, Tensor]:
+    def _remembered(self, numerator: Tensor, denominator: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
         """The sums (K, ring, angle), and beside them the share `memory` of those that this model was made of.
 
         These are had from the model itself, its denominator taken to be round: den = f / error, and num by A's formula.
         """
-        if memory == 0:
+        if momentum == 0:
             return numerator, denominator
         known = self.error > 0
-        weight = memory * torch.where(known, self.mask_fraction / self.error, 0.0)[..., None]
-        prior = memory * torch.where(known, self.mask_fraction / self.tau2.clamp_min(1e-30), 0.0)[..., None]
+        weight = momentum * torch.where(known, self.mask_fraction / self.error, 0.0)[..., None]
+        prior = momentum * torch.where(known, self.mask_fraction / self.tau2.clamp_min(1e-30), 0.0)[..., None]
         return numerator + self.field * (weight + prior), denominator + weight
 
     @staticmethod
@@ -111,10 +111,10 @@ class Averages:
 
     def _log_prior(self, weights: Tensor, prior: Prior) -> Tensor:
         """Log class weights, or, while classes are being balanced, what makes crowded ones dearer step by step."""
-        if prior.balance == 0:
+        if prior.occupancy_penalty == 0:
             return weights.clamp_min(1e-12).log()
         relative = (weights * len(weights)).clamp_min(MIN_RELATIVE_WEIGHT)
-        pulled = self.log_prior - prior.balance * relative.log()
+        pulled = self.log_prior - prior.occupancy_penalty * relative.log()
         return (pulled - pulled.mean()).clamp(-MAX_PULL, MAX_PULL)
 
     def on(self, basis: PolarBasis) -> Averages:
@@ -157,7 +157,7 @@ class Averages:
             ssnr=self.ssnr[into],
         )
 
-    def moved(self, offset_px: Tensor) -> Averages:
+    def recentred(self, offset_px: Tensor) -> Averages:
         """Every average moved by -offset_px (K, 2; x, y): what lay at the offset comes to the centre."""
         return replace(self, field=self.basis.unshift(self.field, self.basis.shift_phases(offset_px)))
 
@@ -170,7 +170,7 @@ class Averages:
         return self.basis.to_images(self.field)
 
 
-def _granted(ssnr: Tensor) -> Tensor:
+def _ssnr_floor(ssnr: Tensor) -> Tensor:
     """(K, ring) the SSNR that the prior grants the next few rings: an average that is zero there would stay so."""
     ring = torch.arange(1, ssnr.shape[1] + 1, device=ssnr.device)
     return (ring <= resolved_px(ssnr)[:, None] + GRANTED_RINGS).to(ssnr.dtype)

@@ -146,8 +146,8 @@ class LatentGrid:
         place, decay = self._pairs
 
         def block(rows: slice, columns: slice) -> Tensor:
-            near = place[rows, columns]
-            found = of_ring.index_select(1, near.flatten()).view(len(of_ring), *near.shape)
+            to_device = place[rows, columns]
+            found = of_ring.index_select(1, to_device.flatten()).view(len(of_ring), *to_device.shape)
             return found.mul_(decay[rows, columns])
 
         return Systems(
@@ -208,10 +208,10 @@ class LatentGrid:
         decay = torch.ones(1, 1, dtype=torch.float64, device=self.device)
         for m in self.functions:
             index = torch.arange(m, device=self.device)
-            near = torch.exp(-(index[:, None] - index).double().square() / (4 * self.width**2))
+            to_device = torch.exp(-(index[:, None] - index).double().square() / (4 * self.width**2))
             both = index[:, None] + index
             place = _outer(place * (2 * m - 1), both, torch.add)
-            decay = _outer(decay, near, torch.mul)
+            decay = _outer(decay, to_device, torch.mul)
         return place, decay
 
 
@@ -252,8 +252,8 @@ class _Factor:
         blocks, reach = [], []
         for some in x.split(AXIS_BLOCK):
             values = _gaussians(some, others, sd)
-            near = (values.amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist()
-            reach.append(slice(near[0], near[-1] + 1))
+            to_device = (values.amax(dim=0) > NEGLIGIBLE).nonzero()[:, 0].tolist()
+            reach.append(slice(to_device[0], to_device[-1] + 1))
             blocks.append(values[:, reach[-1]].clone())
         return _Factor((len(x), len(others)), blocks, reach)
 

@@ -31,7 +31,7 @@ from polarice.align.expect import References
 from polarice.align.polar import PolarBasis
 from polarice.cluster import SERIAL, Comm
 from polarice.references import subspace
-from polarice.references.aligned import Triangle, power_vectors
+from polarice.references.aligned import PackedHarmonics, power_vectors
 from polarice.references.banded import Factors
 from polarice.references.latent import LatentGrid
 from polarice.references.nodes import Nodes, NodeSums
@@ -54,11 +54,11 @@ class ManifoldPrior:
     tau2_fudge: float = 1.0  # variances of the coefficients are taken to be so many times what the data speak for
     learn_tau2: bool = True
     pseudo_count: float = 0.1  # images that every node's weight is granted
-    evenness: float = 0.0  # and so many times an equal share of all images
+    equal_shares: float = 0.0  # and so many times an equal share of all images
 
-    def granted(self, images: Tensor, k: int) -> Tensor:
+    def weight_floor(self, images: Tensor, k: int) -> Tensor:
         """() images that each of k nodes' weights is granted beyond its own."""
-        return self.pseudo_count + self.evenness * images / k
+        return self.pseudo_count + self.equal_shares * images / k
 
 
 def first_rings(basis: PolarBasis) -> int:
@@ -96,7 +96,7 @@ class Manifold:
         return Manifold(
             basis=basis,
             grid=grid,
-            coefficients=torch.zeros(grid.m, Triangle(basis).d, dtype=torch.float64, device=basis.device),
+            coefficients=torch.zeros(grid.m, PackedHarmonics(basis).d, dtype=torch.float64, device=basis.device),
             weights=torch.full((grid.k,), 1 / grid.k, dtype=torch.float64, device=basis.device),
             tau2=torch.ones(basis.r_max, dtype=torch.float64, device=basis.device),
             noise_power=noise_power,
@@ -104,8 +104,8 @@ class Manifold:
         )
 
     @cached_property
-    def triangle(self) -> Triangle:
-        return Triangle(self.basis)
+    def packed(self) -> PackedHarmonics:
+        return PackedHarmonics(self.basis)
 
     @property
     def rank(self) -> int:
@@ -113,13 +113,13 @@ class Manifold:
         return 0 if self.amplitudes is None else self.amplitudes.shape[1]
 
     @property
-    def thin(self) -> bool:
+    def low_rank(self) -> bool:
         """Whether products with rows are cheaper than with nodes."""
         return 0 < self.rank < self.grid.k // 2
 
     def shares(self, comm: Comm) -> RingShares:
         """Which rings are whose."""
-        return RingShares(self.triangle, comm)
+        return RingShares(self.packed, comm)
 
     @property
     def dense(self) -> Tensor:
@@ -129,14 +129,14 @@ class Manifold:
     @cached_property
     def vectors(self) -> Tensor:
         """(K, d) float32 Phi W."""
-        if self.thin:
+        if self.low_rank:
             return self._design.float() @ self.coefficients.float()
         return self.grid.images(self.dense, torch.float32)
 
     @property
     def field(self) -> Tensor:
         """(K, ring, angle) float32 Phi W."""
-        return self.triangle.field(self.vectors)
+        return self.packed.field(self.vectors)
 
     @property
     def scale(self) -> Tensor:
@@ -145,28 +145,28 @@ class Manifold:
 
     def images(self) -> Tensor:
         """(K, N, N) float32 node averages in pixels."""
-        return self.triangle.images(self.vectors)
+        return self.packed.images(self.vectors)
 
     def nodes(self, even_harmonics: int = 1) -> Nodes:
         """The nodes as the expectation takes them; `even_harmonics` of the CTF's square are accounted for.
 
         Raises ValueError where all hold the same image: expectation maximization would never part them.
         """
-        apart = self._design if self.thin else self.vectors
+        apart = self._design if self.low_rank else self.vectors
         if torch.equal(apart, apart[:1].expand_as(apart)):
             raise ValueError("all nodes of the latent grid hold the same image and would stay together")
         return Nodes(
-            vector=None if self.thin else self.vectors,
+            vector=None if self.low_rank else self.vectors,
             power=power_vectors(self._power(even_harmonics), self.basis.n_theta),
             log_weight=self.weights.log().float(),
             scale=self.scale.float(),
             place=self.grid.nodes,
-            factors=(self._design.float(), self.coefficients.float()) if self.thin else None,
+            factors=(self._design.float(), self.coefficients.float()) if self.low_rank else None,
         )
 
     def references(self, even_harmonics: int) -> References:
         """The nodes as references of a search over poses (`align.expect`)."""
-        harmonics, power = self.triangle.harmonics(self.vectors), self._power(even_harmonics)
+        harmonics, power = self.packed.harmonics(self.vectors), self._power(even_harmonics)
         return References(
             conjugate=harmonics.conj().permute(2, 1, 0).contiguous().resolve_conj(),
             power_conjugate=power.conj().permute(2, 1, 0).contiguous().resolve_conj(),
@@ -183,14 +183,14 @@ class Manifold:
         shares = self.shares(comm)
         solved = self._solved(sums, shares) if self.rank == 0 else self._improved(sums, shares, gather)
         count = sums.node_weight.double()
-        count = count + prior.granted(count.sum(), self.grid.k)
+        count = count + prior.weight_floor(count.sum(), self.grid.k)
         weights = count / count.sum()
         model = replace(self, coefficients=solved.coefficients, amplitudes=solved.amplitudes, weights=weights)
         model.__dict__.update(solved.images)
-        if model.thin:
-            model.__dict__["ring_power"] = shares.join(model._thin_power(shares.own))
+        if model.low_rank:
+            model.__dict__["ring_power"] = shares.join(model._low_rank_power(shares.own))
         noise_power = model._noise(sums, solved.product, comm)
-        tau2 = _smooth(prior.tau2_fudge * (model._coefficient_power() + solved.spread) / self.freedom)
+        tau2 = _smooth(prior.tau2_fudge * (model._coefficient_power() + solved.spread) / self.pose_prior)
         return model._with(noise_power, tau2 if prior.learn_tau2 else self.tau2)
 
     def log_posterior(self, sums: NodeSums, prior: ManifoldPrior) -> float:
@@ -206,8 +206,8 @@ class Manifold:
         power = (numbers * sums.image_power / noise).sum()
         normal = (count[:, None] * self.mask_fraction * numbers * noise.log()).sum()
         strength = self._penalty * self._coefficient_power() * (self.grid.m - 1) * self.basis.n_theta
-        granted = prior.granted(count.sum(), self.grid.k)
-        weights = granted * self.weights.clamp_min(1e-30).log().sum()
+        weight_floor = prior.weight_floor(count.sum(), self.grid.k)
+        weights = weight_floor * self.weights.clamp_min(1e-30).log().sum()
         return float(sums.log_likelihood - power - normal - 0.5 * strength.sum() + weights)
 
     def error(self, sums: NodeSums) -> Tensor:
@@ -228,11 +228,11 @@ class Manifold:
     def on(self, basis: PolarBasis) -> Manifold:
         """The same map on another basis of the same box: rings are cut, or filled with nothing and held as the last."""
         rings, n_q = min(basis.r_max, self.basis.r_max), min(basis.n_q, self.basis.n_q)
-        old = self.triangle.harmonics(self.coefficients)[:, :rings, :n_q]
+        old = self.packed.harmonics(self.coefficients)[:, :rings, :n_q]
         harmonics = old.new_zeros(len(self.coefficients), basis.r_max, basis.n_q)
         harmonics[:, :rings, :n_q] = old * (basis.n_theta / self.basis.n_theta)
         tau2 = torch.cat([self.tau2[:rings], self.tau2[rings - 1 : rings].expand(basis.r_max - rings)])
-        return replace(self, basis=basis, coefficients=Triangle(basis).vectors(harmonics), tau2=tau2)
+        return replace(self, basis=basis, coefficients=PackedHarmonics(basis).vectors(harmonics), tau2=tau2)
 
     def cut(self, rank: int) -> Manifold:
         """The map with what varies most over it, in `rank` ways, which stays its rank; ValueError below 1."""
@@ -242,14 +242,14 @@ class Manifold:
         return replace(self, coefficients=rows.stacked, amplitudes=rows.amplitudes)
 
     @property
-    def freedom(self) -> float:
+    def pose_prior(self) -> float:
         """Which share of the Gaussians' coefficients is free along one harmonic: what the prior's variance is of."""
         return self.rank / (self.grid.m - 1) if self.rank else 1.0
 
     @property
     def _telling(self) -> Tensor:
         """(d,) how much a number of an image tells, by the noise."""
-        return self.scale.mean(dim=0)[self.triangle.ring_of]
+        return self.scale.mean(dim=0)[self.packed.ring_of]
 
     @property
     def _rows(self) -> Rows:
@@ -285,7 +285,7 @@ class Manifold:
         """(ring,) mean over the Gaussians' coefficients and the circle of W^2."""
         if self.amplitudes is None:
             square = sum(block.square().sum(dim=0) for block in self.coefficients[1:].split(NODE_BLOCK))
-            found = self.triangle.ring_sums(square)
+            found = self.packed.ring_sums(square)
         else:
             others = self.amplitudes[1:]
             found = torch.einsum("rab,ab->r", self._products[:, 1:, 1:], others.T @ others)
@@ -301,9 +301,9 @@ class Manifold:
     def ring_power(self) -> Tensor:
         """(K, ring) float32 sums over the circle of the squared fields."""
         every = slice(0, self.basis.r_max)
-        return self._thin_power(every) if self.thin else self.triangle.ring_squares(self.vectors, every)
+        return self._low_rank_power(every) if self.low_rank else self.packed.ring_squares(self.vectors, every)
 
-    def _thin_power(self, rings: slice) -> Tensor:
+    def _low_rank_power(self, rings: slice) -> Tensor:
         """(K, those of `rings`) float32 the same of a map of few ways."""
         found = self._design.new_empty(rings.stop - rings.start, self.grid.k)
         for ring, products in zip(found, self._products[rings], strict=True):
@@ -313,7 +313,7 @@ class Manifold:
     @cached_property
     def _products(self) -> Tensor:
         """(ring, 1 + rank, 1 + rank) of mean and rows of a map of few ways with each other."""
-        return self.triangle.ring_products(self.coefficients)
+        return self.packed.ring_products(self.coefficients)
 
     def _power(self, even_harmonics: int, comm: Comm = SERIAL) -> Tensor:
         """(K, ring, e) complex64 even harmonics of the squared fields, found once; ranks share them out by nodes."""
@@ -325,9 +325,9 @@ class Manifold:
                 len(own), self.basis.r_max, even_harmonics, dtype=torch.complex64, device=self.basis.device
             )
             for start in range(0, len(own), NODE_BLOCK):
-                fields = self.triangle.field(self._vectors_of(own[start : start + NODE_BLOCK]))
+                fields = self.packed.field(self._vectors_of(own[start : start + NODE_BLOCK]))
                 found[start : start + NODE_BLOCK] = torch.fft.rfft(fields.square_())[..., : 2 * even_harmonics : 2]
-            self._powers[even_harmonics] = comm.join(found)
+            self._powers[even_harmonics] = comm.all_gather(found)
         return self._powers[even_harmonics]
 
     @cached_property
@@ -338,7 +338,7 @@ class Manifold:
     def _vectors_of(self, nodes: range) -> Tensor:
         """(node, d) float32 of some nodes, where the others are not wanted."""
         some = slice(nodes.start, nodes.stop)
-        return self._design[some].float() @ self.coefficients.float() if self.thin else self.vectors[some]
+        return self._design[some].float() @ self.coefficients.float() if self.low_rank else self.vectors[some]
 
     def _solved(self, sums: NodeSums, shares: RingShares) -> _Solution:
         """The coefficients' equations: one factor for each ring serves all of its harmonics."""
@@ -348,7 +348,7 @@ class Manifold:
         count = probes.shape[1]
         traces, products = [right.new_empty(0)], [right.new_empty(0)]
         for block, factors in self._factors(sums, count + 2 * self.basis.n_q, own):
-            ends = [end - first for end in self.triangle.bounds[block.start : block.stop + 1]]
+            ends = [end - first for end in self.packed.bounds[block.start : block.stop + 1]]
             rings = list(itertools.pairwise(ends))
             most = max(b - a for a, b in rings)
             padded = right.new_zeros(len(rings), self.grid.m, count + most)
@@ -361,10 +361,10 @@ class Manifold:
             padded *= found
             traces.append(padded[..., :count].sum(dim=(1, 2)))
             products.append(padded[..., count:].sum(dim=(1, 2)))
-        trace, product = shares.comm.join((torch.cat(traces), torch.cat(products)))
+        trace, product = shares.comm.all_gather((torch.cat(traces), torch.cat(products)))
         spread = self.mask_fraction * self.basis.weight.double() * trace / (self.grid.m - 1)
         vectors = self.grid.images(right, torch.float32)
-        power = self.triangle.ring_squares(vectors, own)
+        power = self.packed.ring_squares(vectors, own)
         images = {"vectors": shares.join(vectors), "ring_power": shares.join(power)}
         return _Solution(shares.join(right), spread, product, images=images)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from polarice.align.fit import Expected, State
 from polarice.align.images import Clock
-from polarice.align.portions import Portions
+from polarice.align.memory_chunks import Portions
 from polarice.references.aligned import AlignedImages
+from polarice.references.aligned_particles import AlignedParticles
 from polarice.references.manifold import Manifold, ManifoldPrior, ring_ramp
 from polarice.references.nodes import NodePosterior, NodeSums, expect_nodes, expect_thin, gathered
-from polarice.references.posed import PosedImages
-from polarice.references.refine import Freedom, refined
+from polarice.references.refine import PosePrior, refined
 from polarice.references.subspace import Gather
 from polarice.types import Assignment, Pose2D
 
@@ -89,7 +89,7 @@ class Plan:
     iterations: int
     prior: ManifoldPrior
     batch: int  # images that meet the nodes at once
-    freedom: Freedom | None = None  # of the poses; None: they stay
+    pose_prior: PosePrior | None = None  # of the poses; None: they stay
 
     def next(self, state: ManifoldState) -> ManifoldStep | None:
         """The step after a state; None when all iterations are done."""
@@ -102,7 +102,7 @@ class Plan:
     def refines(self, number: int) -> bool:
         """Whether poses move before iteration `number`: now and then, once the manifold has formed."""
         first = max(2, round(FIRST_REFINED * self.iterations))
-        return self.freedom is not None and number >= first and (number - first) % REFINED_EVERY == 0
+        return self.pose_prior is not None and number >= first and (number - first) % REFINED_EVERY == 0
 
 
 class KeepModel:
@@ -121,15 +121,15 @@ class KeepModel:
 class ManifoldExpectation:
     """Goes over all images; raises ValueError where all nodes hold the same image."""
 
-    images: PosedImages
+    images: AlignedParticles
     plan: Plan
 
     def __call__(
         self, state: ManifoldState, model: Manifold, step: ManifoldStep, rng: np.random.Generator, clock: Clock
     ) -> Expected[Manifold, Latent]:
         images, plan, start = self.images, self.plan, state.assignment
-        if plan.freedom is not None and step.refines:
-            moved = refined(images, model, (start.pose, state.carried.anchor), plan.freedom, clock)
+        if plan.pose_prior is not None and step.refines:
+            moved = refined(images, model, (start.pose, state.carried.anchor), plan.pose_prior, clock)
             start = replace(start, pose=moved)
         rows, posterior, sums, gather = expected(images, model, start.pose, (plan.batch, step.rings), clock)
 
@@ -143,7 +143,7 @@ class ManifoldExpectation:
 
 
 def expected(
-    images: PosedImages, model: Manifold, pose: Pose2D, how: tuple[int, int], clock: Clock
+    images: AlignedParticles, model: Manifold, pose: Pose2D, how: tuple[int, int], clock: Clock
 ) -> tuple[np.ndarray, NodePosterior, NodeSums, Gather | None]:
     """Rows of all ranks' images, their posterior under a model, and their sums; how = (batch, rings).
 
@@ -151,7 +151,7 @@ def expected(
     """
     (batch, rings), comm = how, images.comm
     shares = model.shares(comm)
-    nodes, thin = model.nodes(images.even), model.thin and images.all_kept
+    nodes, low_rank = model.nodes(images.even), model.low_rank and images.all_kept
     found: list[np.ndarray] = []
     posteriors: list[NodePosterior] = []
     products: list[Tensor] = []
@@ -159,9 +159,9 @@ def expected(
     portions = Portions()
 
     def compared(part: AlignedImages) -> Callable[[slice], tuple[NodePosterior, NodeSums, Tensor]]:
-        if thin:
-            return lambda some: expect_thin(images.triangle, nodes, part.take(some), rings)
-        return lambda some: (*expect_nodes(images.triangle, nodes, part.take(some), rings), part.vector.new_empty(0))
+        if low_rank:
+            return lambda some: expect_thin(images.packed, nodes, part.take(some), rings)
+        return lambda some: (*expect_nodes(images.packed, nodes, part.take(some), rings), part.vector.new_empty(0))
 
     for rows, part in images.batches(pose, batch, clock):
         with clock.counting("expectation"):
@@ -176,15 +176,15 @@ def expected(
     rows, posterior, first = np.concatenate(found), NodePosterior.joined(posteriors), torch.cat(products)
     if comm.size > 1:
         with clock.counting("communication"):
-            total = comm.sum(total.light()).double() if thin else shares.together(total)
-            rows, posterior = comm.join((rows, posterior))
+            total = comm.sum(total.light()).double() if low_rank else shares.together(total)
+            rows, posterior = comm.all_gather((rows, posterior))
 
     def gather(design: Tensor) -> Tensor:
         """Z' S of all ranks, this one's rings: a second look at the images."""
-        done, sums = 0, torch.zeros(design.shape[1], images.triangle.d, dtype=torch.float64, device=design.device)
+        done, sums = 0, torch.zeros(design.shape[1], images.packed.d, dtype=torch.float64, device=design.device)
 
         def again(part: AlignedImages, along: Tensor) -> Callable[[slice], Tensor]:
-            return lambda some: gathered(images.triangle, nodes, part.take(some), along[some], rings, design)
+            return lambda some: gathered(images.packed, nodes, part.take(some), along[some], rings, design)
 
         for _, part in images.batches(pose, batch, clock):
             with clock.counting("expectation"):
@@ -194,4 +194,4 @@ def expected(
         with clock.counting("communication"):
             return shares.deal(sums)
 
-    return rows, posterior, total, gather if thin else None
+    return rows, posterior, total, gather if low_rank else None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polarice.align.expect import SIGNIFICANT
 from polarice.align.sums import Additive
-from polarice.references.aligned import AlignedImages, Triangle
+from polarice.references.aligned import AlignedImages, PackedHarmonics
 
 FLOOR = -60.0  # log shares below this count as this: nothing, yet no slow denormal numbers, however many nodes
 
@@ -78,70 +78,70 @@ class NodeSums(Additive):
         return replace(self, numerator=self.numerator.float(), denominator=self.denominator.float())
 
 
-def log_weights(triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None) -> Tensor:
+def log_weights(packed: PackedHarmonics, nodes: Nodes, images: AlignedImages, rings: int | None = None) -> Tensor:
     """log p(i, k) up to the image's own power, on the first `rings` (all): (image, K) float32.
 
     One large matrix product and a small one; where nodes have thin factors, small ones only.
     """
-    rings = _within(triangle, rings)
+    rings = _within(packed, rings)
     if nodes.factors is not None:
-        along = _products(triangle, nodes, images, nodes.factors[1], slice(0, rings))
+        along = _products(packed, nodes, images, nodes.factors[1], slice(0, rings))
         return _weights(nodes, images, along, nodes.factors[0], rings)
     assert nodes.vector is not None
-    kept = slice(0, int(triangle.bounds[rings]))
-    each = _scale_of(nodes, images)[:, triangle.ring_of[kept]]
+    kept = slice(0, int(packed.bounds[rings]))
+    each = _scale_of(nodes, images)[:, packed.ring_of[kept]]
     data, right = images.vector[:, kept], nodes.vector[:, kept]
     data, right = (data, right * each) if len(each) == 1 else (data * each, right)
     return _weights(nodes, images, data, right, rings)
 
 
 def expect_nodes(
-    triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None
+    packed: PackedHarmonics, nodes: Nodes, images: AlignedImages, rings: int | None = None
 ) -> tuple[NodePosterior, NodeSums]:
     """The posterior of a batch over the nodes, on the first `rings` (all), and its share of the sums of all rings."""
-    share, posterior = _posterior(nodes, log_weights(triangle, nodes, images, rings))
+    share, posterior = _posterior(nodes, log_weights(packed, nodes, images, rings))
     by_node = share.T.contiguous()  # as it is, the large product took twice as long
-    each = _scale_of(nodes, images)[:, triangle.ring_of]
+    each = _scale_of(nodes, images)[:, packed.ring_of]
     numerator = (by_node @ images.vector).mul_(each) if len(each) == 1 else by_node @ (images.vector * each)
-    return posterior, _sums(triangle, nodes, images, by_node, (posterior, numerator))
+    return posterior, _sums(packed, nodes, images, by_node, (posterior, numerator))
 
 
 def expect_thin(
-    triangle: Triangle, nodes: Nodes, images: AlignedImages, rings: int | None = None
+    packed: PackedHarmonics, nodes: Nodes, images: AlignedImages, rings: int | None = None
 ) -> tuple[NodePosterior, NodeSums, Tensor]:
     """The same where nodes have thin factors, the sums being S V' instead of S; and what `gathered` takes of the batch:
     products of the images with the rows on the first `rings`, (image, a)."""
     assert nodes.factors is not None
-    (design, rows), rings = nodes.factors, _within(triangle, rings)
-    first = _products(triangle, nodes, images, rows, slice(0, rings))
+    (design, rows), rings = nodes.factors, _within(packed, rings)
+    first = _products(packed, nodes, images, rows, slice(0, rings))
     along = first
-    if rings < triangle.basis.r_max:
-        along = first + _products(triangle, nodes, images, rows, slice(rings, triangle.basis.r_max))
+    if rings < packed.basis.r_max:
+        along = first + _products(packed, nodes, images, rows, slice(rings, packed.basis.r_max))
     share, posterior = _posterior(nodes, _weights(nodes, images, first, design, rings))
     by_node = share.T.contiguous()
-    return posterior, _sums(triangle, nodes, images, by_node, (posterior, by_node @ along)), first
+    return posterior, _sums(packed, nodes, images, by_node, (posterior, by_node @ along)), first
 
 
 def gathered(
-    triangle: Triangle, nodes: Nodes, images: AlignedImages, first: Tensor, rings: int | None, design: Tensor
+    packed: PackedHarmonics, nodes: Nodes, images: AlignedImages, first: Tensor, rings: int | None, design: Tensor
 ) -> Tensor:
     """A batch's part of Z' S, (a, d), for any Z: `design` (K, a); `first` as `expect_thin` gave it."""
     assert nodes.factors is not None
-    weights = _weights(nodes, images, first, nodes.factors[0], _within(triangle, rings))
+    weights = _weights(nodes, images, first, nodes.factors[0], _within(packed, rings))
     share, _ = _shares(weights, weights.amax(dim=1))
     by_column = (share @ design).T.contiguous()
-    each = _scale_of(nodes, images)[:, triangle.ring_of]
+    each = _scale_of(nodes, images)[:, packed.ring_of]
     return (by_column @ images.vector).mul_(each) if len(each) == 1 else by_column @ (images.vector * each)
 
 
-def _within(triangle: Triangle, rings: int | None) -> int:
-    return triangle.basis.r_max if rings is None else min(rings, triangle.basis.r_max)
+def _within(packed: PackedHarmonics, rings: int | None) -> int:
+    return packed.basis.r_max if rings is None else min(rings, packed.basis.r_max)
 
 
-def _products(triangle: Triangle, nodes: Nodes, images: AlignedImages, rows: Tensor, rings: slice) -> Tensor:
+def _products(packed: PackedHarmonics, nodes: Nodes, images: AlignedImages, rows: Tensor, rings: slice) -> Tensor:
     """(image, a) sums over some rings of w / sigma^2 X V'."""
-    place = slice(int(triangle.bounds[rings.start]), int(triangle.bounds[rings.stop]))
-    each = _scale_of(nodes, images)[:, triangle.ring_of[place]]
+    place = slice(int(packed.bounds[rings.start]), int(packed.bounds[rings.stop]))
+    each = _scale_of(nodes, images)[:, packed.ring_of[place]]
     data, rows = images.vector[:, place], rows[:, place]
     return data @ (rows * each).T if len(each) == 1 else (data * each) @ rows.T
 
@@ -185,7 +185,7 @@ def _scale_of(nodes: Nodes, images: AlignedImages) -> Tensor:
 
 
 def _sums(
-    triangle: Triangle, nodes: Nodes, images: AlignedImages, by_node: Tensor, found: tuple[NodePosterior, Tensor]
+    packed: PackedHarmonics, nodes: Nodes, images: AlignedImages, by_node: Tensor, found: tuple[NodePosterior, Tensor]
 ) -> NodeSums:
     """The batch's sums, of shares (K, image); found = (posterior, numerator)."""
     posterior, numerator = found
@@ -196,7 +196,7 @@ def _sums(
         denominator=(by_node @ power).unflatten(1, images.ctf_power.shape[1:]),
         node_weight=by_node.sum(dim=1),
         image_power=member.T @ images.image_power,
-        ctf_power=member.T @ images.mean_ctf_power(triangle.basis.n_theta),
+        ctf_power=member.T @ images.mean_ctf_power(packed.basis.n_theta),
         group_count=member.sum(dim=0),
         log_likelihood=posterior.log_likelihood.double().sum(),
         max_probability=posterior.max_probability.double().sum(),

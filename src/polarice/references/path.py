@@ -41,7 +41,7 @@ def path_points(model: Manifold, share: np.ndarray, frames: int) -> np.ndarray:
 def images_at(model: Manifold, points: np.ndarray) -> Tensor:
     """(point, N, N) float32 images anywhere on the map; points (point, axis) in [-1, 1]."""
     functions = model.grid.at(torch.from_numpy(points).to(model.coefficients))
-    return model.triangle.images((functions @ model.dense).float())
+    return model.packed.images((functions @ model.dense).float())
 
 
 def _farthest(length: np.ndarray, occupied: np.ndarray) -> int:
@@ -51,7 +51,7 @@ def _farthest(length: np.ndarray, occupied: np.ndarray) -> int:
 def _steps(model: Manifold, occupied: np.ndarray) -> coo_array:
     """(K, K) length of every step that may be taken, both ways."""
     a, b = _neighbours(model.grid)
-    scale = model.scale.mean(dim=0).sqrt().float()[model.triangle.ring_of]
+    scale = model.scale.mean(dim=0).sqrt().float()[model.packed.ring_of]
     vectors = model.vectors * scale
     parts = zip(np.array_split(a, 1 + len(a) // 4096), np.array_split(b, 1 + len(a) // 4096), strict=True)
     length = np.concatenate([(vectors[i] - vectors[j]).norm(dim=1).cpu().numpy() for i, j in parts])

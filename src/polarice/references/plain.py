@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polarice.align.images import Clock
-from polarice.references.posed import PosedImages
+from polarice.references.aligned_particles import AlignedParticles
 from polarice.references.snr import smooth_ssnr
 from polarice.types import Pose2D
 
@@ -26,7 +26,7 @@ class PlainAverages:
 
     @staticmethod
     def of(
-        images: PosedImages, pose: Pose2D, label: np.ndarray, how: tuple[int, Tensor, float], clock: Clock
+        images: AlignedParticles, pose: Pose2D, label: np.ndarray, how: tuple[int, Tensor, float], clock: Clock
     ) -> PlainAverages:
         """Averages of all ranks' images by label (n,) of the whole table, from 0; where it is negative, left out.
 
@@ -34,22 +34,22 @@ class PlainAverages:
         to be round, as the map's equations take it.
         """
         labels, scale, mask_fraction = how
-        triangle = images.triangle
-        numerator = torch.zeros(labels, triangle.d, dtype=torch.float64, device=scale.device)
-        weight = torch.zeros(labels, triangle.basis.r_max, dtype=torch.float64, device=scale.device)
+        packed = images.packed
+        numerator = torch.zeros(labels, packed.d, dtype=torch.float64, device=scale.device)
+        weight = torch.zeros(labels, packed.basis.r_max, dtype=torch.float64, device=scale.device)
         for rows, part in images.batches(pose, BATCH, clock):
             used = torch.from_numpy(np.flatnonzero(label[rows] >= 0)).to(scale.device)
             of = torch.from_numpy(label[rows].astype(np.int64)).to(scale.device)[used]
             each = scale[part.optics_of].float()[used]
-            numerator.index_add_(0, of, (part.vector[used] * each[:, triangle.ring_of]).double())
-            weight.index_add_(0, of, (part.mean_ctf_power(triangle.basis.n_theta)[used] * each).double())
+            numerator.index_add_(0, of, (part.vector[used] * each[:, packed.ring_of]).double())
+            weight.index_add_(0, of, (part.mean_ctf_power(packed.basis.n_theta)[used] * each).double())
         numerator, weight = images.comm.sum((numerator, weight))
-        error = mask_fraction * triangle.basis.weight.double() / weight  # infinite where there is nothing
-        average = numerator / weight.clamp_min(1e-30)[:, triangle.ring_of]
-        ssnr = smooth_ssnr(triangle.ring_sums(average.square()) / triangle.basis.n_theta, error)
+        error = mask_fraction * packed.basis.weight.double() / weight  # infinite where there is nothing
+        average = numerator / weight.clamp_min(1e-30)[:, packed.ring_of]
+        ssnr = smooth_ssnr(packed.ring_sums(average.square()) / packed.basis.n_theta, error)
         known = label[images.rows]
         return PlainAverages(
-            vector=average * (ssnr / (1 + ssnr))[:, triangle.ring_of],
+            vector=average * (ssnr / (1 + ssnr))[:, packed.ring_of],
             ssnr=ssnr,
             count=np.bincount(known[known >= 0], minlength=labels),
         )

@@ -22,9 +22,9 @@ from polarice.align.expect import PolarImages
 from polarice.align.images import Clock
 from polarice.align.schedule import shift_grid
 from polarice.references.aligned import AlignedImages
+from polarice.references.aligned_particles import AlignedParticles
 from polarice.references.manifold import Manifold
 from polarice.references.nodes import Nodes, log_weights
-from polarice.references.posed import PosedImages
 from polarice.types import Pose2D
 
 FINER_ANGLES = 4  # angles tried for each of the basis's
@@ -33,7 +33,7 @@ FARTHEST_SD = 2.0  # no pose goes farther than so many standard deviations of it
 
 
 @dataclass(frozen=True)
-class Freedom:
+class PosePrior:
     """How far poses may go from where they were at first: standard deviations of a Gaussian prior."""
 
     psi_sd_deg: float = 4.0
@@ -41,7 +41,7 @@ class Freedom:
 
 
 def refined(
-    images: PosedImages, model: Manifold, poses: tuple[Pose2D, Pose2D], freedom: Freedom, clock: Clock
+    images: AlignedParticles, model: Manifold, poses: tuple[Pose2D, Pose2D], pose_prior: PosePrior, clock: Clock
 ) -> Pose2D:
     """Poses after one sweep over all ranks' images; poses = (as they are, as they were at first)."""
     pose, anchor = poses
@@ -49,16 +49,16 @@ def refined(
     psi_deg, shift_px = pose.psi_deg.copy(), pose.shift_px.copy()
 
     def work(rows: np.ndarray, polar: PolarImages, posed: AlignedImages) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        share = log_weights(images.triangle, nodes, posed).softmax(dim=1)
-        mean = images.triangle.harmonics(nodes.mean(share))
+        share = log_weights(images.packed, nodes, posed).softmax(dim=1)
+        mean = images.packed.harmonics(nodes.mean(share))
         local = _Local(images, nodes, pose.psi_deg[rows], pose.shift_px[rows])
-        turn, move = local.best(polar, mean, anchor.psi_deg[rows], anchor.shift_px[rows], freedom)
+        turn, move = local.best(polar, mean, anchor.psi_deg[rows], anchor.shift_px[rows], pose_prior)
         return rows, turn, move
 
     for rows, turn, move in images.each(pose, work, clock):
         psi_deg[rows] += turn
         shift_px[rows] += move
-    psi_deg[images.rows], shift_px[images.rows] = images.comm.join((psi_deg[images.own], shift_px[images.own]))
+    psi_deg[images.rows], shift_px[images.rows] = images.comm.all_gather((psi_deg[images.own], shift_px[images.own]))
     return replace(pose, psi_deg=psi_deg, shift_px=shift_px)
 
 
@@ -66,34 +66,34 @@ def refined(
 class _Local:
     """The poses near those of a batch."""
 
-    images: PosedImages
+    images: AlignedParticles
     nodes: Nodes
     psi_deg: np.ndarray
     shift_px: np.ndarray
 
     def best(
-        self, polar: PolarImages, mean: Tensor, anchor_psi_deg: np.ndarray, anchor_px: np.ndarray, freedom: Freedom
+        self, polar: PolarImages, mean: Tensor, anchor_psi_deg: np.ndarray, anchor_px: np.ndarray, pose_prior: PosePrior
     ) -> tuple[np.ndarray, np.ndarray]:
         """By how much to turn (n,), degrees, and to shift (n, 2), px."""
         steps = shift_grid(1.5 * STEP_PX, STEP_PX, np.zeros(2))
-        angles_deg = self._angles(freedom)
+        angles_deg = self._angles(pose_prior)
         score = self._scores(polar, mean, steps, angles_deg)
         psi = self.psi_deg[:, None] + angles_deg - anchor_psi_deg[:, None]
         away_deg = (psi + 180) % 360 - 180
         away_px = np.linalg.norm(self.shift_px[:, None] + steps - anchor_px[:, None], axis=2)
-        cost = 0.5 * (away_deg / freedom.psi_sd_deg)[:, None] ** 2
-        cost = cost + 0.5 * (away_px / freedom.shift_sd_px)[..., None] ** 2
-        far = (np.abs(away_deg) > FARTHEST_SD * freedom.psi_sd_deg)[:, None]
-        far = far | (away_px > FARTHEST_SD * freedom.shift_sd_px)[..., None]
+        cost = 0.5 * (away_deg / pose_prior.psi_sd_deg)[:, None] ** 2
+        cost = cost + 0.5 * (away_px / pose_prior.shift_sd_px)[..., None] ** 2
+        far = (np.abs(away_deg) > FARTHEST_SD * pose_prior.psi_sd_deg)[:, None]
+        far = far | (away_px > FARTHEST_SD * pose_prior.shift_sd_px)[..., None]
         far[:, np.flatnonzero(~steps.any(axis=1))[0], np.flatnonzero(angles_deg == 0)[0]] = False  # staying is allowed
         total = np.where(far, -np.inf, score - cost).reshape(len(score), -1)
         which = total.argmax(axis=1)
         return angles_deg[which % len(angles_deg)], steps[which // len(angles_deg)]
 
-    def _angles(self, freedom: Freedom) -> np.ndarray:
+    def _angles(self, pose_prior: PosePrior) -> np.ndarray:
         """(angle,) turns that are tried, degrees, 0 among them."""
         step = 360 / (FINER_ANGLES * self.images.basis.n_theta)
-        reach = math.ceil(FARTHEST_SD * freedom.psi_sd_deg / step)
+        reach = math.ceil(FARTHEST_SD * pose_prior.psi_sd_deg / step)
         return step * np.arange(-reach, reach + 1)
 
     def _scores(self, polar: PolarImages, mean: Tensor, steps: np.ndarray, angles_deg: np.ndarray) -> np.ndarray:

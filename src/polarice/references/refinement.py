@@ -22,7 +22,7 @@ from polarice.align.prepare import MASK_EDGE_PX
 from polarice.align.products import Precision
 from polarice.align.schedule import shift_grid
 from polarice.align.search import Search
-from polarice.align.store import PolarStore, Room
+from polarice.align.store import CacheBudget, PolarStore
 from polarice.cluster import SERIAL, Comm, part
 from polarice.references.directions import step_deg
 from polarice.references.halfmaps import HALVES, HalfMaps
@@ -66,7 +66,7 @@ class RefineStep:
 class Progress:
     """What refinement carries on beside the poses that every job has."""
 
-    cut_px: np.ndarray  # (n, 2) where images were cut last
+    crop_centre_px: np.ndarray  # (n, 2) where images were cut last
     direction: np.ndarray  # (n, 3) unit vectors, where particles are seen from; 0: unknown
     half_of: np.ndarray  # (n,) int8, 0 or 1; -1: takes no part
     step: RefineStep | None = None  # the last one
@@ -153,7 +153,7 @@ class RefineSettings:
     join_shell: int = 0  # up to which both halves are one
     batch_bytes: int = 64 << 20
     workers: int = 1
-    room: Room = Room()
+    room: CacheBudget = CacheBudget()
     precision: Precision = "float32"
     kernel: Kernel = "plain"
     group: np.ndarray = field(default_factory=lambda: operators("C1"))  # (g, 3, 3)
@@ -181,13 +181,13 @@ class ViewExpectation:
         progress, settings = state.carried, self.settings
         rows = tuple(self.own[progress.half_of[self.own] == half] for half in range(HALVES))
         shift_px = state.pose.shift_px
-        far = np.abs(shift_px - progress.cut_px).max(axis=1) > FARTHEST_FROM_CUT_PX
-        cut_px = np.where(far[:, None], np.rint(shift_px), progress.cut_px)
+        far = np.abs(shift_px - progress.crop_centre_px).max(axis=1) > FARTHEST_FROM_CUT_PX
+        crop_centre_px = np.where(far[:, None], np.rint(shift_px), progress.crop_centre_px)
         search = self._search(model, step, rng)
         work = Pass(
             self.images, self._basis(step), search, settings.batch_bytes, settings.workers, group=settings.group
         )
-        halves = Halves(rows, Found.of(state.assignment, progress.direction), cut_px, self.store)
+        halves = Halves(rows, Found.of(state.assignment, progress.direction), crop_centre_px, self.store)
         if step.number == 1:
             model = self._scaled(model, work, progress.half_of, halves, rng)
         work = replace(work, temperature=BEST_ALONE if step.best_alone else 1.0)
@@ -195,13 +195,15 @@ class ViewExpectation:
         if self.comm.size > 1:
             with clock.counting("communication"):
                 sums = self.comm.sum(sums)
-                found = found.put_all(self.rows, self.comm.join(found.of_rows(self.own)))
+                found = found.put_all(self.rows, self.comm.all_gather(found.of_rows(self.own)))
 
         def maximize() -> HalfMaps:
             grid = FourierGrid(model.box_px, step.r_max, self.images.device)
             return model.maximize(sums, grid, settings.tau2_fudge, settings.join_shell)
 
-        carried = replace(progress.gained(state.model.shell), cut_px=cut_px, direction=found.direction, step=step)
+        carried = replace(
+            progress.gained(state.model.shell), crop_centre_px=crop_centre_px, direction=found.direction, step=step
+        )
         return Refined(model, found.assignment(self.rows), carried, self.rows, sums, maximize, search)
 
     def _grids(self, step: RefineStep, halves: Halves, rng: np.random.Generator) -> tuple[ViewGrid, ...]:
@@ -238,7 +240,7 @@ class ViewExpectation:
         chosen = [rows[:: max(1, len(rows) // SCALE_IMAGES)][:SCALE_IMAGES] for rows in every]
         some = tuple(rows[np.isin(rows, self.own)] for rows in chosen)
         rows = np.concatenate(chosen)
-        model = model.scaled(self.comm.once(lambda: scale_by_power(model, self.images, rows, work.basis)))
+        model = model.scaled(self.comm.on_root(lambda: scale_by_power(model, self.images, rows, work.basis)))
         few = replace(halves, rows=some, store=PolarStore(np.sort(np.concatenate(some)), self.settings.room))
         for _ in range(SCALE_PASSES):
             grid = ViewGrid.drawn(FIRST_ORDER, False, rng, work.group)

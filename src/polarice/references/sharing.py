@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from polarice.cluster import SERIAL, Comm, part
-from polarice.references.aligned import Triangle
+from polarice.references.aligned import PackedHarmonics
 from polarice.references.nodes import NodeSums
 
 RING_WORK = 32  # what is done once for a ring is the work of so many of its numbers
@@ -20,7 +20,7 @@ RING_WORK = 32  # what is done once for a ring is the work of so many of its num
 class RingShares:
     """Rings dealt out to ranks one after another, as much work to each as to any other; some may get none."""
 
-    triangle: Triangle
+    packed: PackedHarmonics
     comm: Comm = SERIAL
 
     @property
@@ -41,11 +41,11 @@ class RingShares:
         """The sum over all ranks of values (n, d), of this rank's rings: (n, own); sent in single precision."""
         if self.comm.size == 1:
             return values
-        return self.comm.deal([values[:, self._place(each)].float() for each in self._rings]).to(values.dtype)
+        return self.comm.reduce_scatter([values[:, self._place(each)].float() for each in self._rings]).to(values.dtype)
 
     def join(self, values: Tensor) -> Tensor:
         """All ranks' values (n, own), or of rings, (n, own ring), side by side; sent in single precision."""
-        return values if self.comm.size == 1 else self.comm.join(values.T.float()).T.to(values.dtype)
+        return values if self.comm.size == 1 else self.comm.all_gather(values.T.float()).T.to(values.dtype)
 
     def together(self, sums: NodeSums) -> NodeSums:
         """The sums of all ranks, the numerator that of this rank's rings; float64 as they were."""
@@ -57,10 +57,10 @@ class RingShares:
 
     @cached_property
     def _rings(self) -> list[slice]:
-        bounds = self.triangle.bounds
+        bounds = self.packed.bounds
         work, size = bounds + RING_WORK * np.arange(len(bounds)), self.comm.size
         edges = np.rint(np.interp(work[-1] * np.arange(size + 1) / size, work, np.arange(len(work)))).astype(int)
         return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
     def _place(self, rings: slice) -> slice:
-        return slice(int(self.triangle.bounds[rings.start]), int(self.triangle.bounds[rings.stop]))
+        return slice(int(self.packed.bounds[rings.start]), int(self.packed.bounds[rings.stop]))

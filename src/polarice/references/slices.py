@@ -121,12 +121,15 @@ class FourierGrid:
         a view get its fields.
         """
         total = numerator.new_zeros(3, *self.shape)
-        near, far = numerator.unflatten(2, (2, -1)).unbind(dim=2)
+        to_device, far = numerator.unflatten(2, (2, -1)).unbind(dim=2)
         even = denominator[..., : basis.n_theta // 2]
         for block in self._blocks(basis, len(views), SPREAD_AT_ONCE // len(group)):
             mates = np.einsum("vij,gjk->gvik", views[block], group).reshape(-1, 3, 3)
             points, parts = self._points(basis, mates)
-            fields = torch.stack([near[block] + far[block], near[block] - far[block], 2 * even[block]]).flatten(1) / 2
+            fields = (
+                torch.stack([to_device[block] + far[block], to_device[block] - far[block], 2 * even[block]]).flatten(1)
+                / 2
+            )
             fields = fields.repeat(1, len(group))
             padded = torch.nn.functional.pad(fields, (0, points.shape[3] * parts - fields.shape[1]))
             each = padded.view(3, parts, 1, 1, -1).transpose(0, 1).contiguous()

@@ -45,9 +45,9 @@ def from_averages(empty: Manifold, field: Tensor, weights: Tensor) -> Manifold:
 
     field (K0, ring, angle) in the model's basis, in register with one another; weights (K0,) their shares, sum 1.
     """
-    vectors = empty.triangle.vectors(empty.basis.harmonics(field)).double()
+    vectors = empty.packed.vectors(empty.basis.harmonics(field)).double()
     weights = weights.double()
-    scale = empty.scale.mean(dim=0).sqrt()[empty.triangle.ring_of]
+    scale = empty.scale.mean(dim=0).sqrt()[empty.packed.ring_of]
     deviation = (vectors - weights @ vectors) * scale * weights.sqrt()[:, None]
     value, direction = torch.linalg.eigh(deviation @ deviation.T)
     axes = empty.grid.nodes.shape[1]
@@ -86,13 +86,13 @@ def _image_scores(empty: Manifold, images: AlignedImages, how: tuple[int, int], 
 
     By subspace iteration from a random start (Halko, Martinsson and Tropp 2011); how = (rings, seed).
     """
-    (rings, seed), ring_of, axes = how, empty.triangle.ring_of, empty.grid.nodes.shape[1]
+    (rings, seed), ring_of, axes = how, empty.packed.ring_of, empty.grid.nodes.shape[1]
     ones = images.vector.new_ones(len(images), 1).double()
     mean = _fitted(empty, images, ones, comm)[0].float()
     scale, ctf_power = _scales(empty, images)
     n, seen = comm.sum((len(images), ctf_power.sum(dim=0)))
     seen = (seen / n).clamp_min(1e-6)
-    keep = int(empty.triangle.bounds[rings])
+    keep = int(empty.packed.bounds[rings])
     ring_of = ring_of[:keep]
     data = images.vector[:, :keep] - ctf_power[:, ring_of] * mean[:keep]
     data *= (scale / seen).sqrt()[:, ring_of]
@@ -122,12 +122,12 @@ def _fitted(empty: Manifold, images: AlignedImages, design: Tensor, comm: Comm) 
     scale, ctf_power = _scales(empty, images)
     seen = (scale * ctf_power).double()
     system = torch.einsum("na,nr,nb->rab", design, seen, design)
-    right = (design.T.float() @ (images.vector * scale[:, empty.triangle.ring_of])).double()
+    right = (design.T.float() @ (images.vector * scale[:, empty.packed.ring_of])).double()
     system, right = comm.sum((system, right))
     diagonal = system.diagonal(dim1=-2, dim2=-1)
     diagonal += 1e-9 * diagonal.mean(dim=1, keepdim=True) + 1e-30
     parts = [
         torch.linalg.solve(each, columns)
-        for each, columns in zip(system, right.tensor_split(empty.triangle.bounds[1:-1].tolist(), dim=1), strict=True)
+        for each, columns in zip(system, right.tensor_split(empty.packed.bounds[1:-1].tolist(), dim=1), strict=True)
     ]
     return torch.cat(parts, dim=1)

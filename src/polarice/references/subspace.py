@@ -99,12 +99,12 @@ def improved(
     design, tied, factors = _systems(grid, held.of(shares.own), amplitudes)
     right = seen.gather(design)
     found, product = torch.empty_like(right), right.new_empty(len(factors))
-    ends = shares.triangle.bounds[shares.own.start : shares.own.stop + 1] - shares.place.start
+    ends = shares.packed.bounds[shares.own.start : shares.own.stop + 1] - shares.place.start
     for ring, (factor, (a, b)) in enumerate(zip(factors, itertools.pairwise(ends.tolist()), strict=True)):
         found[:, a:b] = torch.cholesky_solve(right[:, a:b], factor)
         product[ring] = (right[:, a:b] * found[:, a:b]).sum()
     variance = torch.linalg.solve_triangular(factors, _root(tied), upper=False).square().sum(dim=(1, 2)) / (grid.m - 1)
-    found, (variance, product) = shares.join(found), shares.comm.join((variance, product))
+    found, (variance, product) = shares.join(found), shares.comm.all_gather((variance, product))
     return Rows(found, amplitudes), variance, product
 
 
@@ -141,7 +141,7 @@ def _root(matrix: Tensor) -> Tensor:
 
 def first_step(grid: LatentGrid, shares: RingShares, held: Held, along: Tensor, old: Rows) -> Tensor:
     """(M, rank) the first step; along (K, rank) S V'. Every rank multiplies for its nodes, and gets all."""
-    products = shares.triangle.ring_products(old.stacked)
+    products = shares.packed.ring_products(old.stacked)
     with_mean, products = products[:, 0, 1:], products[:, 1:, 1:]
     mean = torch.einsum("r,rab->ab", held.power.sum(dim=0), products)
     turn, back, strength = _diagonal(mean, torch.einsum("r,rab->ab", held.penalty, products))
@@ -151,7 +151,7 @@ def first_step(grid: LatentGrid, shares: RingShares, held: Held, along: Tensor, 
 
     def applied(values: Tensor) -> Tensor:
         images = grid.images(values)[own].float()
-        found = grid.project(shares.comm.join((each @ images[:, :, None])[:, :, 0]).double())
+        found = grid.project(shares.comm.all_gather((each @ images[:, :, None])[:, :, 0]).double())
         found[1:] += values[1:] * strength
         return found
 

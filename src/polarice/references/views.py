@@ -96,11 +96,11 @@ def regions_of(
             mine = rows[cell_of == cell]
             if len(mine):
                 farthest = np.arccos(np.clip(last[mine] @ centres[cell], -1, 1)).max()
-                near = grid.directions @ centres[cell] > np.cos(min(np.pi, farthest + margin))
-                groups.append((mine, np.flatnonzero(near)))
+                to_device = grid.directions @ centres[cell] > np.cos(min(np.pi, farthest + margin))
+                groups.append((mine, np.flatnonzero(to_device)))
         if groups:
-            ids = np.unique(np.concatenate([near for _, near in groups]))
-            regions.append(_Region(ids, [(mine, np.searchsorted(ids, near)) for mine, near in groups]))
+            ids = np.unique(np.concatenate([to_device for _, to_device in groups]))
+            regions.append(_Region(ids, [(mine, np.searchsorted(ids, to_device)) for mine, to_device in groups]))
     return regions
 
 
@@ -169,7 +169,7 @@ class Halves:
 
     rows: tuple[np.ndarray, ...]  # of each half
     before: Found
-    cut_px: np.ndarray  # (n, 2) where images are cut
+    crop_centre_px: np.ndarray  # (n, 2) where images are cut
     store: PolarStore
 
 
@@ -195,11 +195,11 @@ class Pass:
         clock: Clock,
     ) -> tuple[Found, VolumeSums]:
         """New poses of the particles, and their sums; grids: of each half."""
-        basis, store, cut_px = self.basis, halves.store, halves.cut_px
+        basis, store, crop_centre_px = self.basis, halves.store, halves.crop_centre_px
         basis.prepare()
-        store.suit(basis)
+        store.reset(basis)
         kept, _ = store.parted(np.concatenate(halves.rows))
-        fill(store, self.images, basis, store.missing(kept, cut_px[kept]), cut_px, self.workers, clock)
+        fill(store, self.images, basis, store.missing(kept, crop_centre_px[kept]), crop_centre_px, self.workers, clock)
         found = halves.before.copied()
         total = _Total.empty(self.images, FourierGrid(basis.box_px, basis.r_max, basis.device), self.group)
         work = _Round(self, grids, self.temperature * model.ring_noise(basis.r_max), halves, found, total, clock)
@@ -239,7 +239,9 @@ class _Round:
             rows, ids = item
             with clocks[worker].counting("expectation"):
                 mine = references if ids is None else references.take(torch.from_numpy(ids).to(basis.device))
-                polar = images.polar(basis, rows, self._fields(rows), halves.cut_px[rows], halves.before.shift_px[rows])
+                polar = images.polar(
+                    basis, rows, self._fields(rows), halves.crop_centre_px[rows], halves.before.shift_px[rows]
+                )
                 return expect(basis, mine, polar, search, self.noise)
 
         batches = list(self._batches(region))
@@ -263,7 +265,7 @@ class _Round:
         basis = self.of.basis
         if not len(self.halves.store.parted(rows)[1]):
             return self.halves.store.take(rows).to(basis.device)
-        return self.of.images.fields(basis, self.of.images.read(rows), self.halves.cut_px[rows])
+        return self.of.images.fields(basis, self.of.images.read(rows), self.halves.crop_centre_px[rows])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from polarice.types import Iteration
 
 if TYPE_CHECKING:
     from polarice.jobs.params import Parameters
-    from polarice.jobs.report.drawers import Drawers
+    from polarice.jobs.report.chart_processes import ChartProcesses
     from polarice.jobs.report.index import Chapter
 
 __all__ = [
@@ -95,7 +95,7 @@ def _words(value: Any) -> str:
 
 
 def write_report(
-    folder: str | os.PathLike[str], report: Report, comm: Comm = SERIAL, drawers: Drawers | None = None
+    folder: str | os.PathLike[str], report: Report, comm: Comm = SERIAL, chart_processes: ChartProcesses | None = None
 ) -> Path:
     """Write report.html and its pictures into the job's folder; returns the page's path.
 
@@ -126,7 +126,7 @@ def write_report(
         return folder / "report.html"
 
     try:
-        drawn = page.drawn(report, comm.rank, comm.size) if drawers is None else drawers.drawn(report)
+        drawn = page.drawn(report, comm.rank, comm.size) if chart_processes is None else chart_processes.drawn(report)
     except Exception as error:  # the page does without these charts
         note_fault(error, folder / "report.html")
         drawn = []

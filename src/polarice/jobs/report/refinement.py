@@ -16,7 +16,7 @@ from polarice.jobs.report.montage import png_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarice.jobs.intake import Looked
+    from polarice.jobs.particle_job import CheckedParticles
     from polarice.jobs.refine3d import Params
     from polarice.jobs.usage import Usage
     from polarice.references.refinement import RefineState
@@ -26,7 +26,7 @@ AXES = "z, y, x"
 VIEW_BINS = (72, 36)  # of rot and of the cosine of tilt
 
 
-def write_page(params: Params, looked: Looked, state: RefineState, usage: Usage) -> Path:
+def write_page(params: Params, looked: CheckedParticles, state: RefineState, usage: Usage) -> Path:
     """Write report.html and its pictures into the job's folder; InputError where that cannot be."""
     from polarice.io.atomic import replacing
     from polarice.jobs.resume import go_on_command

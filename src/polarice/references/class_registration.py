@@ -128,9 +128,9 @@ def _settled(
     np.fill_diagonal(likeness, -1)
     mean = torch.zeros_like(common)
     for c in range(len(field)):
-        near = np.argsort(-likeness[c])[: min(NEIGHBOURS, len(field) - 1)]
-        weights = np.maximum(likeness[c, near], 0) ** 2 * np.sqrt(count[near])
-        mean[c] = torch.einsum("b,brt->rt", torch.from_numpy(weights).to(common), common[near])
+        to_device = np.argsort(-likeness[c])[: min(NEIGHBOURS, len(field) - 1)]
+        weights = np.maximum(likeness[c, to_device], 0) ** 2 * np.sqrt(count[to_device])
+        mean[c] = torch.einsum("b,brt->rt", torch.from_numpy(weights).to(common), common[to_device])
     turn, move, value = _finely(basis, common, mean, np.zeros(len(field)), np.zeros((len(field), 2)))
     # A = Shift(u) Rotate(alpha) common and common = Shift(move) Rotate(turn) B
     return psi + turn, shift + _turned(move, psi), value
@@ -138,7 +138,7 @@ def _settled(
 
 def _in_frame(basis: PolarBasis, field: Tensor, psi: np.ndarray, shift: np.ndarray) -> Tensor:
     """Fields moved by -shift and turned by -psi."""
-    harmonics = basis.harmonics(basis.moved(field, torch.from_numpy(shift).float().to(field.device)))
+    harmonics = basis.harmonics(basis.unshifted(field, torch.from_numpy(shift).float().to(field.device)))
     q = torch.arange(basis.n_q, device=field.device)
     turn = torch.from_numpy(psi).to(field.device)[:, None] * q
     return basis.field(harmonics * torch.polar(torch.ones_like(turn), turn).to(harmonics.dtype)[:, None])
@@ -156,7 +156,7 @@ def _finely(
     for step in FINE_STEPS:
         around = shift_grid(1.5 * step, step, np.zeros(2))
         phases = basis.shift_phases(torch.from_numpy(around))
-        moved = basis.moved(image, torch.from_numpy(shift).float().to(image.device))
+        moved = basis.unshifted(image, torch.from_numpy(shift).float().to(image.device))
         data = basis.harmonics(basis.unshift(moved[:, None], phases))  # (image, shift, ring, q)
         spectrum = torch.einsum("isrq,irq->isq", data, conjugate)
         cells = torch.fft.irfft(spectrum, n=n_psi) * FINER_ANGLES

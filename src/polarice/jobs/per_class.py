@@ -39,7 +39,7 @@ def search(params: Params) -> None:
     from polarice.jobs import resume
 
     with world("sml") as comm, ExitStack() as held:
-        params, table, classes, large = comm.once(lambda: _begun(params, held))
+        params, table, classes, large = comm.on_root(lambda: _begun(params, held))
         try:
             for place, number in enumerate(large.tolist()):
                 many = np.count_nonzero(table.particles.pose.class_of == number)
@@ -47,7 +47,7 @@ def search(params: Params) -> None:
                 _map_class(params, table, number, comm)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; to go on: {resume.go_on_command('sml', params.o)}") from None
-        comm.once(lambda: _join(params, table, classes, large))
+        comm.on_root(lambda: _join(params, table, classes, large))
 
 
 def _begun(params: Params, held: ExitStack) -> tuple[Any, ParticleTable, np.ndarray, np.ndarray]:
@@ -97,7 +97,7 @@ def _map_class(params: Params, table: ParticleTable, number: int, comm: Comm) ->
             write_particles(particles, table, np.flatnonzero(table.particles.pose.class_of == number))
         return None if resume.finished(folder, params.iterations) else begun
 
-    begun = comm.once(left)
+    begun = comm.on_root(left)
     if begun is None:
         return
     inside = replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polarice.jobs.intake import last_ring
+from polarice.jobs.particle_job import last_ring
 from polarice.jobs.resources import memory_bytes, require_room, workers_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ REST_BYTES = 64 << 20  # for tables of the basis, and pieces of freed memory too
 REST = 8  # ... but no more than one part in so many of --memory
 
 
-def posed_basis(images: ParticleImages, params: MapJob) -> PolarBasis:
+def aligned_basis(images: ParticleImages, params: MapJob) -> PolarBasis:
     """All rings that --strict-highres-exp allows."""
     from polarice.align.polar import PolarBasis
     from polarice.align.prepare import MASK_EDGE_PX
@@ -47,11 +47,11 @@ def held_bytes(images: ParticleImages, params: MapJob) -> int:
     copies are written while the next iteration is made, comes to that.
     """
     from polarice.align.sweep import PREPARED_AT_ONCE
-    from polarice.references.aligned import Triangle
+    from polarice.references.aligned import PackedHarmonics
     from polarice.references.latent import LatentGrid
 
-    basis, grid = posed_basis(images, params), LatentGrid.of(params.shape, device=images.device)
-    d = Triangle(basis).d + basis.r_max * (2 * images.even_harmonics(basis) - 1)
+    basis, grid = aligned_basis(images, params), LatentGrid.of(params.shape, device=images.device)
+    d = PackedHarmonics(basis).d + basis.r_max * (2 * images.even_harmonics(basis) - 1)
     equations = 8 * grid.m * (5 * grid.m + 3 * (grid.bandwidth + 2 * basis.n_q))
     read = 4 * READ_AHEAD * PREPARED_AT_ONCE[images.device.type] * basis.box_px**2
     prepared = read + preparing(images, params) * _preparation_bytes(images)

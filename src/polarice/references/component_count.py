@@ -36,7 +36,7 @@ def pca_start(
     images do not differ. Every rank gives images of its own, and gets the same map.
     """
     coarsest, *finer = _coarser(empty.grid)
-    some = _Some(images, even, replace(prior, evenness=0.0), comm)
+    some = _Some(images, even, replace(prior, equal_shares=0.0), comm)
     trials = [_trial(_on(empty, coarsest), some, how) for how in _candidates(empty, seed)]
     best = max(range(len(trials)), key=lambda i: trials[i][0])
     return _grown(empty, some, trials[best][1], finer)
@@ -139,8 +139,8 @@ class _Some:
 
     def log_likelihood(self, model: Manifold) -> Tensor:
         """() float64 of this rank's, up to the images' own power."""
-        return log_weights(model.triangle, model.nodes(self.even), self.images).double().logsumexp(dim=1).sum()
+        return log_weights(model.packed, model.nodes(self.even), self.images).double().logsumexp(dim=1).sum()
 
     def sums(self, model: Manifold, rings: int | None) -> NodeSums:
-        sums = expect_nodes(model.triangle, model.nodes(self.even), self.images, rings)[1]
+        sums = expect_nodes(model.packed, model.nodes(self.even), self.images, rings)[1]
         return model.shares(self.comm).together(sums)

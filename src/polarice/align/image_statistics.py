@@ -79,7 +79,7 @@ def survey(
         np.add.at(power, groups, seen.spectra)
         np.add.at(count, groups, 1)
     power, count = comm.sum((power, count))
-    background_sd[rows] = comm.join(background_sd[own])
+    background_sd[rows] = comm.all_gather(background_sd[own])
     bad, mended = (_gathered(each, comm) for each in (bad, mended))
     mean = power.sum(axis=0) / max(1.0, count.sum())
     power = np.where(count[:, None] > 0, power / np.maximum(count[:, None], 1), mean)
@@ -153,8 +153,10 @@ def random_sums(
     def blind(_worker: int, item: tuple[int, tuple[np.ndarray, Tensor]]) -> Sums:
         start, (chunk, pixels) = item
         centre_px = images.particles.pose.shift_px[chunk]
-        cut_px = np.rint(centre_px)
-        batch_images = images.polar(basis, chunk, images.fields(basis, pixels, cut_px), cut_px, centre_px)
+        crop_centre_px = np.rint(centre_px)
+        batch_images = images.polar(
+            basis, chunk, images.fields(basis, pixels, crop_centre_px), crop_centre_px, centre_px
+        )
         scale = (basis.weight / noise)[batch_images.optics_of][:, :, None]
         data = basis.harmonics(batch_images.field * batch_images.ctf * scale)
         power = (batch_images.ctf.square() * scale).sum(dim=2)

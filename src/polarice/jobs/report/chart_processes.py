@@ -1,7 +1,8 @@
 """Who draws a report's charts: processes side by side that load matplotlib while the job still computes, or the ranks.
 
 A process reads the report from its standard input, and answers with its charts; it ends when its input does, so that
-nothing is left behind by a job that is killed. `python -m polarice.jobs.report.drawers RANK SIZE` is one of them.
+nothing is left behind by a job that is killed. One of them is
+`python -m polarice.jobs.report.chart_processes RANK SIZE`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 MOST = 3  # processes; there are six charts
 
 
-class Drawers:
+class ChartProcesses:
     """As many processes as there are threads to use. With one thread, charts are drawn here; of several ranks each
     draws its part."""
 
@@ -33,7 +34,7 @@ class Drawers:
         self._count = min(threads, MOST) if threads > 1 and comm.size == 1 else 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> Drawers:
+    def __enter__(self) -> ChartProcesses:
         return self
 
     def __exit__(

@@ -9,10 +9,10 @@ import torch
 from align.phantoms import Blobs, ctf_parameters, particle_images
 from polarice.align.images import Clock
 from polarice.align.polar import PolarBasis
-from polarice.align.store import Room
+from polarice.align.store import CacheBudget
+from polarice.references.aligned_particles import AlignedParticles
+from polarice.references.class_registration import register, register_basis
 from polarice.references.plain import PlainAverages
-from polarice.references.posed import PosedImages
-from polarice.references.register import register, register_basis
 from polarice.types import Pose2D
 from references.maps import RADIUS_PX, seen_through
 
@@ -93,10 +93,10 @@ def test_particles_follow_their_classes():
     to_class = psi - alpha[label]
     pose = Pose2D(label.astype(np.int32), to_class, shift - turned(u[label], to_class))
     basis = register_basis(BOX, RADIUS_PX, 16, torch.device("cpu"))
-    posed = PosedImages(images, basis, np.arange(n), Room())
+    posed = AlignedParticles(images, basis, np.arange(n), CacheBudget())
     scale = basis.weight.double()[None] / 0.49
     plain = PlainAverages.of(posed, pose, label, (5, scale, images.preparation.mask_fraction), Clock())
-    field = posed.triangle.field(plain.vector.float())
+    field = posed.packed.field(plain.vector.float())
     found = register(basis, field, torch.full((basis.r_max,), 0.49), plain.count)
     angle, offset = spread(found.pose(pose, label), psi, shift)
     assert np.median(angle) < 3 and angle.max() < 7
@@ -114,7 +114,7 @@ def test_a_plain_average_is_the_particle():
     parameters = ctf_parameters(n, 0.0)
     images = particle_images(seen_through(clean, parameters), RADIUS_PX, parameters)
     basis = PolarBasis(BOX, RADIUS_PX, 16, 1.0)
-    posed = PosedImages(images, basis, np.arange(n), Room())
+    posed = AlignedParticles(images, basis, np.arange(n), CacheBudget())
     label = np.where(np.arange(n) < 50, 1, -1)
     scale = basis.weight.double()[None] / 1e-4
     plain = PlainAverages.of(
@@ -122,7 +122,7 @@ def test_a_plain_average_is_the_particle():
     )
     assert plain.count.tolist() == [0, 50, 0]
     assert not plain.vector[0].any() and not plain.ssnr[2].any()
-    picture = basis.to_images(posed.triangle.field(plain.vector[1:2].float()))[0].numpy()
+    picture = basis.to_images(posed.packed.field(plain.vector[1:2].float()))[0].numpy()
     truth = basis.to_images(basis.sample(torch.from_numpy(blob.image(BOX)).float()[None]))[0].numpy()
     assert np.corrcoef(picture.ravel(), truth.ravel())[0, 1] > 0.99
     assert np.linalg.norm(picture) == pytest.approx(np.linalg.norm(truth), rel=0.05)

@@ -7,12 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from polarice.references.aligned import power_vectors
-from polarice.references.growth import _first_enough, _mean_alone, pca_start, unseen_rank
+from polarice.references.component_count import _first_enough, _mean_alone, pca_start, unseen_rank
 from polarice.references.manifold import ManifoldPrior
 from polarice.references.nodes import Nodes, log_weights
 from references.maps import PosedSet, species_set
 
-PRIOR = ManifoldPrior(evenness=1.5)
+PRIOR = ManifoldPrior(equal_shares=1.5)
 
 
 def told(where: PosedSet, many: int = 400) -> int:
@@ -39,7 +39,7 @@ def test_what_is_told_is_told_beyond_the_mean_alone():
     where = species_set(3, 1.5, (30,))
     model = pca_start(where.empty, where.aligned, where.even, PRIOR, 0)
     mean = (model.weights @ model.vectors.double()).float()[None]
-    square = torch.fft.rfft(model.triangle.field(mean).square())[..., : 2 * where.even : 2]
+    square = torch.fft.rfft(model.packed.field(mean).square())[..., : 2 * where.even : 2]
     one = Nodes(
         vector=mean,
         power=power_vectors(square, model.basis.n_theta),
@@ -47,8 +47,8 @@ def test_what_is_told_is_told_beyond_the_mean_alone():
         scale=model.scale.float(),
         place=model.grid.nodes[:1],
     )
-    truth = log_weights(model.triangle, one, where.aligned)[:, 0].double()
-    found = log_weights(model.triangle, _mean_alone(model).nodes(where.even), where.aligned).double().logsumexp(dim=1)
+    truth = log_weights(model.packed, one, where.aligned)[:, 0].double()
+    found = log_weights(model.packed, _mean_alone(model).nodes(where.even), where.aligned).double().logsumexp(dim=1)
     assert_close(found, truth, rtol=0, atol=1e-3 * float(truth.std()))
 
 

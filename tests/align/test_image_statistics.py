@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from align.test_fit import sample
-from polarice.align import survey as looks
-from polarice.align.survey import survey
+from polarice.align import image_statistics as looks
+from polarice.align.image_statistics import survey
 
 
 class Spoilt:

@@ -98,7 +98,7 @@ def progress_bar(what: str, total: int, done: int = 0, leave: bool = True) -> Ba
 
 
 @dataclass(frozen=True)
-class Looked:
+class CheckedParticles:
     """A table and its images, every one of which has been looked at."""
 
     table: ParticleTable
@@ -120,10 +120,10 @@ def open_particles(
     """The table and its images, checked as far as headers tell; rank 0 reads and checks for all."""
     from polarice.io.particles import StackSource
 
-    table = comm.once(lambda: _checked_table(params, comm.size))
+    table = comm.on_root(lambda: _checked_table(params, comm.size))
     source = StackSource(table.particles, params.unsigned, params.particles)
     images = images_of(params, table.particles, source, device, comm.size)
-    comm.once(lambda: _require_plausible(table, images))
+    comm.on_root(lambda: _require_plausible(table, images))
     return table, images
 
 
@@ -165,7 +165,7 @@ def with_copies(images: ParticleImages, params: ParticleJob, comm: Comm, held: E
         return images
     particles, order = images.particles, disk_order(images.particles)
     rows = [order[part(particles.stack_of[order], rank, comm.size)] for rank in comm.node_ranks]
-    copies = comm.once_a_node(lambda: held.enter_context(copied(folder, particles, rows, params.unsigned)))
+    copies = comm.on_node_root(lambda: held.enter_context(copied(folder, particles, rows, params.unsigned)))
     return replace(images, source=StackSource(particles, params.unsigned, params.particles, copies))
 
 
@@ -306,9 +306,11 @@ def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
             )
 
 
-def look_at_images(table: ParticleTable, images: ParticleImages, params: ParticleJob, comm: Comm = SERIAL) -> Looked:
+def check_images(
+    table: ParticleTable, images: ParticleImages, params: ParticleJob, comm: Comm = SERIAL
+) -> CheckedParticles:
     """Look at every image once; what is left out is named on stderr. InputError where too many cannot be used."""
-    from polarice.align.survey import survey
+    from polarice.align.image_statistics import survey
 
     order = disk_order(table.particles)
     with progress_bar("looking at images", len(order), leave=False) as bar:
@@ -323,12 +325,12 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Particl
             looking, mode = replace(images, read_ahead=counted), params.outlier_images
             found = survey(looking, order, params.seed, SURVEY_BATCH, workers, comm, mode)
     images = replace(images, clipped=np.array(list(found.clipped), np.int64))
-    comm.once(lambda: _tell_clipped(table, found.clipped))
+    comm.on_root(lambda: _tell_clipped(table, found.clipped))
     bad = found.bad | {
         row: "its grey values are too large" for row in np.flatnonzero(~np.isfinite(found.background_sd)).tolist()
         if row not in found.bad
     }  # fmt: skip
-    comm.once(lambda: _tell_left_out(table, bad))
+    comm.on_root(lambda: _tell_left_out(table, bad))
     if found.noise_power.max() < LEAST_POWER:
         sd = float(found.noise_power.max()) ** 0.5
         raise InputError(
@@ -339,7 +341,9 @@ def look_at_images(table: ParticleTable, images: ParticleImages, params: Particl
     if params.classes > len(rows):
         raise InputError(f"{table.path}: {params.classes} classes asked of {len(rows)} usable particles; ask for fewer")
     scaled = bool((np.abs(found.background_sd[rows] - 1) > 0.05).any())
-    return Looked(table, images, rows, bad, found.background_sd if params.norm and scaled else None, found.noise_power)
+    return CheckedParticles(
+        table, images, rows, bad, found.background_sd if params.norm and scaled else None, found.noise_power
+    )
 
 
 def disk_order(particles: Particles) -> np.ndarray:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from polarice.align.expect import PolarImages
 from polarice.align.images import Clock, ParticleImages
+from polarice.align.memory_chunks import Portions
 from polarice.align.polar import PolarBasis
-from polarice.align.portions import Portions
-from polarice.align.store import Room, mapped, roomy
+from polarice.align.store import CacheBudget, allocate_or_halve, mapped
 from polarice.align.sweep import PREPARED_AT_ONCE
-from polarice.align.transfer import near
+from polarice.align.transfer import to_device
 from polarice.cluster import SERIAL, Comm, part
-from polarice.references.aligned import AlignedImages, Triangle
+from polarice.references.aligned import AlignedImages, PackedHarmonics
 from polarice.types import Pose2D
 from polarice.workers import in_turn
 
@@ -26,7 +26,7 @@ R = TypeVar("R")
 Work = Callable[[np.ndarray, PolarImages, AlignedImages], R]
 
 
-class PosedImages:
+class AlignedParticles:
     """Some rows of a table as `AlignedImages`: the first ones kept in memory or a scratch file, the rest streamed.
 
     Which rows are kept depends on the rows, the basis and the room alone. Sums over the batches do not depend on it
@@ -38,23 +38,25 @@ class PosedImages:
         images: ParticleImages,
         basis: PolarBasis,
         rows: np.ndarray,
-        room: Room,
+        room: CacheBudget,
         workers: int = 1,
         comm: Comm = SERIAL,
     ) -> None:
         """rows: those used by all ranks, in the order of the disk; workers: threads."""
-        self.images, self.rows, self.triangle, self.comm = images, rows, Triangle(basis), comm
+        self.images, self.rows, self.packed, self.comm = images, rows, PackedHarmonics(basis), comm
         self.own = self.share(rows)
         self.even = images.even_harmonics(basis)
         self._workers = workers
         basis.prepare()
-        self.triangle.vectors(torch.zeros(1, basis.r_max, basis.n_q, dtype=torch.complex64, device=basis.device))
+        self.packed.vectors(torch.zeros(1, basis.r_max, basis.n_q, dtype=torch.complex64, device=basis.device))
         self._chunk = PREPARED_AT_ONCE[basis.device.type]  # always as many, so that a run that goes on repeats the bits
         own = len(self.own)
         capacity = min(own, room.memory_bytes // (4 * self._width))
         capacity -= capacity % self._chunk if capacity < own else 0
         if room.scratch is None:
-            self._block = roomy(lambda count: torch.empty(count, self._width, device=basis.device), capacity)
+            self._block = allocate_or_halve(
+                lambda count: torch.empty(count, self._width, device=basis.device), capacity
+            )
         else:
             self._block = mapped(room.scratch, 4 * own * self._width).view(own, self._width)
         self._of: Pose2D | None = None  # the poses that the block was made for
@@ -73,13 +75,13 @@ class PosedImages:
 
     @property
     def basis(self) -> PolarBasis:
-        return self.triangle.basis
+        return self.packed.basis
 
     @property
     def _parts(self) -> list[int]:
         """Numbers of an image: its vector, its CTF's powers, its own power, and what fills up a cache line."""
         rings = self.basis.r_max
-        used = [self.triangle.d, rings * (2 * self.even - 1), rings]
+        used = [self.packed.d, rings * (2 * self.even - 1), rings]
         return [*used, -sum(used) % 16]
 
     @property
@@ -152,7 +154,7 @@ class PosedImages:
             vector=vector,
             ctf_power=ctf_power.unflatten(1, (self.basis.r_max, -1)),
             image_power=image_power,
-            optics_of=near(self.images.particles.optics_of[rows].astype(np.int64), self.basis.device),
+            optics_of=to_device(self.images.particles.optics_of[rows].astype(np.int64), self.basis.device),
         )
 
     def _prepared(self, rows: np.ndarray, pose: Pose2D, clock: Clock) -> Iterator[tuple[np.ndarray, AlignedImages]]:
@@ -181,8 +183,8 @@ class PosedImages:
     def _posed(self, rows: np.ndarray, pixels: Tensor, pose: Pose2D) -> tuple[PolarImages, AlignedImages]:
         """Images (batch, N, N) of `rows`, moved to their centres, and in the frame that their poses lead to."""
         centre_px = pose.shift_px[rows]
-        cut_px = np.rint(centre_px)
-        field = self.images.fields(self.basis, pixels, cut_px)
-        polar = self.images.polar(self.basis, rows, field, cut_px, centre_px)
-        psi_rad = near(np.deg2rad(pose.psi_deg[rows]), self.basis.device)
-        return polar, AlignedImages.of(self.triangle, polar, psi_rad, self.even)
+        crop_centre_px = np.rint(centre_px)
+        field = self.images.fields(self.basis, pixels, crop_centre_px)
+        polar = self.images.polar(self.basis, rows, field, crop_centre_px, centre_px)
+        psi_rad = to_device(np.deg2rad(pose.psi_deg[rows]), self.basis.device)
+        return polar, AlignedImages.of(self.packed, polar, psi_rad, self.even)

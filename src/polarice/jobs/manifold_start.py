@@ -10,52 +10,56 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polarice.cluster import SERIAL, Comm
-from polarice.jobs.footprint import held_bytes, posed_basis, preparing
-from polarice.jobs.intake import Looked
-from polarice.jobs.resources import batch_bytes, room_of, store_bytes
+from polarice.jobs.memory_estimate import aligned_basis, held_bytes, preparing
+from polarice.jobs.particle_job import CheckedParticles
+from polarice.jobs.resources import batch_bytes, cache_budget_of, store_bytes
 from polarice.types import InputError, Pose2D
 
 if TYPE_CHECKING:
     from polarice.align.images import ParticleImages
     from polarice.jobs.sml import MapJob
     from polarice.references.aligned import AlignedImages
+    from polarice.references.aligned_particles import AlignedParticles
+    from polarice.references.class_registration import Frames
     from polarice.references.manifold import Manifold
     from polarice.references.mapping import ManifoldState, Plan
-    from polarice.references.posed import PosedImages
-    from polarice.references.register import Frames
 
 SUBSET_IMAGES = 4000  # that the principal components are taken from
 BATCH = (256, 4096)  # images that meet the nodes at once, least and most
 BATCHES = 8  # for the products' sake a batch is worth so many of a search's
 PARTS = 4  # of the memory that is left to images; one is for the batch, the others are for those that are kept
 FRAME_IMAGES = 300  # of each class, whose average brings it into register
-EVENNESS = 1.5  # equal shares that every node's weight is granted: learned alone, weights settle on a few nodes
+EQUAL_SHARES = 1.5  # equal shares that every node's weight is granted: learned alone, weights settle on a few nodes
 RANDOM_LABELS = 50  # averages of random images that a random start is laid out by
 
 
-def posed_images(images: ParticleImages, looked: Looked, params: MapJob, comm: Comm = SERIAL) -> PosedImages:
+def aligned_particles(
+    images: ParticleImages, looked: CheckedParticles, params: MapJob, comm: Comm = SERIAL
+) -> AlignedParticles:
     """All usable images, each rank's part; what fits is kept."""
-    from polarice.references.posed import PosedImages
+    from polarice.references.aligned_particles import AlignedParticles
 
-    basis, device = posed_basis(images, params), images.device
-    room = room_of(params, device, len(comm.node_ranks), held_bytes(images, params), PARTS)
-    return PosedImages(images, basis, looked.order, room, preparing(images, params), comm)
+    basis, device = aligned_basis(images, params), images.device
+    room = cache_budget_of(params, device, len(comm.node_ranks), held_bytes(images, params), PARTS)
+    return AlignedParticles(images, basis, looked.order, room, preparing(images, params), comm)
 
 
-def plan_of(posed: PosedImages, params: MapJob) -> Plan:
+def plan_of(posed: AlignedParticles, params: MapJob) -> Plan:
     """How the iterations go about it."""
     from polarice.references.manifold import ManifoldPrior
     from polarice.references.mapping import Plan
-    from polarice.references.refine import Freedom
+    from polarice.references.refine import PosePrior
 
-    each = 4 * (4 * params.classes + 2 * posed.triangle.d)  # shares, their transpose, and scaled vectors
+    each = 4 * (4 * params.classes + 2 * posed.packed.d)  # shares, their transpose, and scaled vectors
     room = BATCHES * batch_bytes(params, posed.basis.device, BATCHES, held_bytes(posed.images, params), PARTS)
     batch = int(np.clip(room // each, *BATCH))
-    freedom = Freedom(params.refine_psi, params.refine_shift) if params.refine_poses else None
-    return Plan(params.iterations, ManifoldPrior(tau2_fudge=params.tau2_fudge, evenness=EVENNESS), batch, freedom)
+    pose_prior = PosePrior(params.refine_psi, params.refine_shift) if params.refine_poses else None
+    return Plan(
+        params.iterations, ManifoldPrior(tau2_fudge=params.tau2_fudge, equal_shares=EQUAL_SHARES), batch, pose_prior
+    )
 
 
-def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: MapJob) -> ManifoldState:
+def first_map(posed: AlignedParticles, looked: CheckedParticles, plan: Plan, params: MapJob) -> ManifoldState:
     """The map before the first iteration. Raises InputError where there is nothing to lay it out by."""
     import torch
 
@@ -74,16 +78,16 @@ def first_map(posed: PosedImages, looked: Looked, plan: Plan, params: MapJob) ->
     return first_state(model, pose, first)
 
 
-def registered(all_of_them: PosedImages, looked: Looked, params: MapJob) -> Pose2D:
+def registered(all_of_them: AlignedParticles, looked: CheckedParticles, params: MapJob) -> Pose2D:
     """The table's poses, towards one frame for all classes; register.star says how each class's own lies in it.
 
     Where all particles have one class, or come from a map, they share a frame already.
     """
     from polarice.align.images import Clock
-    from polarice.align.store import Room
+    from polarice.align.store import CacheBudget
+    from polarice.references.aligned_particles import AlignedParticles
+    from polarice.references.class_registration import register, register_basis
     from polarice.references.plain import PlainAverages
-    from polarice.references.posed import PosedImages
-    from polarice.references.register import register, register_basis
 
     images, comm = all_of_them.images, all_of_them.comm
     table, pose = looked.table, looked.table.particles.pose
@@ -92,14 +96,16 @@ def registered(all_of_them: PosedImages, looked: Looked, params: MapJob) -> Pose
         return pose
     frame_of = _places(pose.class_of, classes)
     some = _some_of_each(frame_of, looked.order, np.random.default_rng([params.seed, 4]))
-    plan = posed_basis(images, params)
+    plan = aligned_basis(images, params)
     basis = register_basis(plan.box_px, plan.radius_px, plan.r_max, images.device)
-    posed = PosedImages(replace(images, progress=int), basis, some, Room(0), preparing(images, params), comm)
+    posed = AlignedParticles(
+        replace(images, progress=int), basis, some, CacheBudget(0), preparing(images, params), comm
+    )
     noise = looked.noise_power[:, 1 : basis.r_max + 1]
     scale = basis.weight.double() / basis.weight.double().new_tensor(noise)
     how = (len(classes), scale, images.preparation.mask_fraction)
     plain = PlainAverages.of(posed, pose, frame_of, how, Clock())
-    field = posed.triangle.field(plain.vector.float())
+    field = posed.packed.field(plain.vector.float())
 
     def found() -> Frames:
         frames = register(basis, field, basis.weight.new_tensor(noise.mean(axis=0)), plain.count)
@@ -111,7 +117,7 @@ def registered(all_of_them: PosedImages, looked: Looked, params: MapJob) -> Pose
         )
         return frames
 
-    return comm.once(found).pose(pose, frame_of)
+    return comm.on_root(found).pose(pose, frame_of)
 
 
 def _places(class_of: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -138,7 +144,9 @@ def _write_frames(path: Path, classes: np.ndarray, frames: Frames, pixel_A: floa
     write_star(path, [Block("classes", table=Table.of({**pose, "rlnParticleFigureOfMerit": frames.correlation}))])
 
 
-def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, params: MapJob) -> tuple[Manifold, int]:
+def _laid_out(
+    empty: Manifold, posed: AlignedParticles, pose: Pose2D, plan: Plan, params: MapJob
+) -> tuple[Manifold, int]:
     """The map as --start says, and on how many rings its iterations begin."""
     from polarice.align.images import Clock
     from polarice.references.manifold import first_rings
@@ -147,7 +155,7 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
 
     rng = np.random.default_rng([params.seed, 3])
     if params.start == "pca":
-        some = np.sort(rng.permutation(len(posed))[: posed.comm.once(lambda: _subset(posed, params))])
+        some = np.sort(rng.permutation(len(posed))[: posed.comm.on_root(lambda: _subset(posed, params))])
         return _grown(empty, posed, posed.subset(posed.rows[some], pose, Clock()), plan, params), posed.basis.r_max
     label = _places(pose.class_of, np.unique(pose.class_of[pose.class_of >= 0]))
     if params.start == "random":
@@ -160,14 +168,14 @@ def _laid_out(empty: Manifold, posed: PosedImages, pose: Pose2D, plan: Plan, par
     how = (int(label.max()) + 1, empty.scale, empty.mask_fraction)
     plain = PlainAverages.of(posed, pose, label, how, Clock())
     used = plain.count > 0
-    field = empty.triangle.field(plain.vector[used].float())
+    field = empty.packed.field(plain.vector[used].float())
     weights = empty.weights.new_tensor(plain.count[used] / plain.count.sum())
     return from_averages(empty, field, weights), first_rings(empty.basis)
 
 
-def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Plan, params: MapJob) -> Manifold:
+def _grown(empty: Manifold, posed: AlignedParticles, subset: AlignedImages, plan: Plan, params: MapJob) -> Manifold:
     """A map that grew on a subset of the images, and varies in as many ways as --rank says or unseen images confirm."""
-    from polarice.references.growth import pca_start, unseen_rank
+    from polarice.references.component_count import pca_start, unseen_rank
 
     how = (subset, posed.even, plan.prior, params.seed, posed.comm)
     rank = params.rank if params.rank is not None else unseen_rank(empty, len(posed), *how)
@@ -178,8 +186,8 @@ def _grown(empty: Manifold, posed: PosedImages, subset: AlignedImages, plan: Pla
     return model.cut(rank) if rank else model
 
 
-def _subset(posed: PosedImages, params: MapJob) -> int:
+def _subset(posed: AlignedParticles, params: MapJob) -> int:
     """How many images the components are taken from: at most what --memory leaves room for, four copies of each."""
     room = store_bytes(params, posed.basis.device, held=held_bytes(posed.images, params), parts=PARTS)
-    fits = room // (16 * posed.triangle.d)
+    fits = room // (16 * posed.packed.d)
     return int(min(len(posed), SUBSET_IMAGES, max(256, fits)))
