@@ -27,7 +27,7 @@ from polarice.align.polar import PolarBasis
 from polarice.align.prepare import Preparation
 from polarice.io.mrc import write_stack
 from polarice.io.particles import StackSource, read_particles, write_particles
-from polarice.references.aligned import AlignedImages, PackedHarmonics
+from polarice.references.manifold.aligned import AlignedImages, PackedHarmonics
 from polarice.types import Particles
 
 BATCH = 256

@@ -4,9 +4,9 @@ import sys
 from contextlib import chdir
 from pathlib import Path
 
-from polarice.jobs.params import command_line
-from polarice.jobs.report.chain import Link, write_chain_report
 from polarice.jobs.workflow import read_steps
+from polarice.project.params import command_line
+from polarice.report.chain import Link, write_chain_report
 
 TARGET = Path(__file__).parents[1] / "docs/apoferritin_workflow.html"
 

@@ -178,7 +178,7 @@ def _table(kind: str) -> Callable[[Path], None]:
 def _read_table(kind: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         from polarice.io.micrographs import read_micrographs
-        from polarice.jobs.micrographs import items_of
+        from polarice.runs.micrographs import items_of
 
         table = read_micrographs(folder / "table.star", kind)
         items = items_of(table, folder / "out")
@@ -432,7 +432,7 @@ def _run(job: str) -> Callable[[Path], None]:
 def _read_checkpoint(folder: Path) -> Any:
     import torch
 
-    from polarice.jobs.checkpoint import read_checkpoint
+    from polarice.runs.checkpoint import read_checkpoint
 
     state = read_checkpoint(folder / "out", 2, torch.device("cpu"))
     return state.model.field, state.assignment, state.carried.crop_centre_px, state.changed_class
@@ -441,7 +441,7 @@ def _read_checkpoint(folder: Path) -> Any:
 def _read_map_checkpoint(folder: Path) -> Any:
     import torch
 
-    from polarice.jobs.checkpoint import read_map_checkpoint
+    from polarice.runs.checkpoint import read_map_checkpoint
 
     state = read_map_checkpoint(folder / "out", 2, torch.device("cpu"))
     model, latent = state.model, state.carried
@@ -452,7 +452,7 @@ def _read_job(folder: Path) -> Any:
     from dataclasses import replace
 
     from polarice.jobs import align2d, status
-    from polarice.jobs.resume import continued
+    from polarice.runs.resume import continued
 
     params = replace(align2d.Params(particles=None), continue_=folder / "out", iter=3)
     status.run(status.Params(folder=(folder / "out",)))
@@ -460,7 +460,7 @@ def _read_job(folder: Path) -> Any:
 
 
 def _read_history(folder: Path) -> Any:
-    from polarice.jobs.checkpoint import read_iteration
+    from polarice.runs.checkpoint import read_iteration
 
     found = read_iteration(folder / "out", 2, 2, np.arange(N))
     return [getattr(found, each.name) for each in fields(found) if each.name != "model"]
@@ -490,14 +490,14 @@ class Plain:
     """Work that gives every item the same outcome."""
 
     def __call__(self, item: Any) -> Any:
-        from polarice.jobs.micrographs import Outcome
+        from polarice.runs.micrographs import Outcome
 
         return Outcome({"rlnDefocusU": 12345.5, "rlnMicrographName": "m.mrc"}, {"defocus (A)": 12345.5}, ("a remark",))
 
 
 def _treated(folder: Path) -> Any:
     """As a job goes on: a record that is sound is kept, any other one made anew; the outcome is the same."""
-    from polarice.jobs.micrographs import Item, TaskPool, cells_of, treat
+    from polarice.runs.micrographs import Item, TaskPool, cells_of, treat
 
     item = Item("m.mrc", 0, "m.mrc", str(folder / "m"))
     outcomes = treat([item], Plain(), TaskPool({"job": "plain"}))

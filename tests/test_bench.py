@@ -22,10 +22,10 @@ from polarice.bench import engine, programs
 from polarice.bench.folder import DATA
 from polarice.bench.measure import Usage, measure
 from polarice.bench.results import HEAD, Result, cells, markdown, notes, reached, rows
+from polarice.bench.timing import SHIFT_STEP_PX, counted_products, shift_range_px, summary
 from polarice.cli import main, parse
 from polarice.jobs import class2d
 from polarice.jobs.demo import score_of
-from polarice.jobs.timing import SHIFT_STEP_PX, counted_products, shift_range_px, summary
 from polarice.types import InputError
 
 SMALL = "--particles 120 --box 48 --k 3 --iter 2 --threads 1"

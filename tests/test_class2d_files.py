@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jobs.sets import PIXEL_A, ParticleSet
-from polarice.io.class2d import RunSettings, complete_iterations, discard_from, mask_share, write_iteration
 from polarice.io.mrc import open_stack, write_stack
 from polarice.io.particles import read_particles
+from polarice.io.relion_run.class2d import RunSettings, complete_iterations, discard_from, mask_share, write_iteration
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 from programs import relion
@@ -238,7 +238,7 @@ def test_cut_off_iteration_is_not_complete(job, monkeypatch, stop):
     def cut(*_args, **_more):
         raise InputError("disk full")
 
-    monkeypatch.setattr(f"polarice.io.class2d.{stop}", cut)
+    monkeypatch.setattr(f"polarice.io.relion_run.class2d.{stop}", cut)
     with pytest.raises(InputError, match="disk full"):
         write_iteration("Class2D", iteration, table, RUN)
     assert complete_iterations("Class2D") == [2]

@@ -16,8 +16,7 @@ from typing import Literal
 import pytest
 
 from polarice import cli
-from polarice.jobs import JOBS, load
-from polarice.jobs.params import (
+from polarice.project.params import (
     Parameters,
     argument,
     as_dict,
@@ -29,6 +28,7 @@ from polarice.jobs.params import (
     output,
     resources_of,
 )
+from polarice.project.registry import JOBS, load
 from polarice.types import InputError
 
 MAY_BE_NONE = {"price", "white_dust", "black_dust"}  # nothing is done then

@@ -18,7 +18,7 @@ from polarice.io.mrc import open_stack
 from polarice.io.particles import pose_columns
 from polarice.io.star import Block, Table, write_star
 from polarice.jobs.demo import score_of
-from polarice.jobs.report.montage import strip
+from polarice.report.montage import strip
 from polarice.simulation.score import Score, least_view_deg, score
 from polarice.types import Pose2D
 

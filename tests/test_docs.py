@@ -17,9 +17,9 @@ from polarice.io.cryosparc import cs_of_tables, read_cs, write_cs
 from polarice.io.micrographs import read_micrographs
 from polarice.io.mrc import write_image
 from polarice.io.particles import read_particles, write_particles
-from polarice.jobs import JOBS
-from polarice.jobs.params import check, options_of
 from polarice.jobs.workflow import read_steps
+from polarice.project.params import check, options_of
+from polarice.project.registry import JOBS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -14,8 +14,8 @@ import pytest
 from polarice import __main__, cli
 from polarice.io.atomic import replacing
 from polarice.io.star import read_star
-from polarice.jobs.fault import SHOWN, one_line
-from polarice.jobs.report import charts
+from polarice.project.fault import SHOWN, one_line
+from polarice.report import charts
 from polarice.types import InputError
 
 

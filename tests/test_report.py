@@ -18,14 +18,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from polarice.jobs import report as reports
-from polarice.jobs.fault import spared
-from polarice.jobs.inputs import is_same
-from polarice.jobs.params import argument, option
-from polarice.jobs.provenance import inputs_of, read_job_json, versions, write_job_json
-from polarice.jobs.report import LeftOut, Parameter, Report, charts, page
-from polarice.jobs.report.chart_processes import ChartProcesses
-from polarice.jobs.report.montage import MAX_SHEET_PX, Sheet, entries, grey, montage, thumbnail
+from polarice import report as reports
+from polarice.project.fault import spared
+from polarice.project.inputs import is_same
+from polarice.project.params import argument, option
+from polarice.project.provenance import inputs_of, read_job_json, versions, write_job_json
+from polarice.report import LeftOut, Parameter, Report, charts, page
+from polarice.report.chart_processes import ChartProcesses
+from polarice.report.montage import MAX_SHEET_PX, Sheet, entries, grey, montage, thumbnail
 from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 
 PIL = pytest.importorskip("PIL.Image")
@@ -367,7 +367,7 @@ def test_a_fault_in_the_page_costs_the_page_and_not_the_job(tmp_path, capsys, mo
 
 def test_a_chart_that_cannot_be_drawn_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("polarice.jobs.report.page.drawn", lambda *_: 1 / 0)
+    monkeypatch.setattr("polarice.report.page.drawn", lambda *_: 1 / 0)
     path = reports.write_report(tmp_path, a_report())
     assert "fault of polarice in the report: ZeroDivisionError" in capsys.readouterr().err
     assert path.exists() and (tmp_path / f"run_it{a_report().iteration.number:03d}_classes.png").exists()

@@ -26,18 +26,20 @@ TABLE = {
     "simulation": GROUND | {"fourier", "io", "contrast_transfer"},
     **{stage: BELOW_STAGES for stage in STAGES},
     **{model: BELOW_STAGES | STAGES | {"io"} for model in MODELS},
-    "jobs": BELOW_STAGES | STAGES | MODELS | {"io", "project"},
     "project": GROUND | {"io"},
-    "api": {"jobs", "project", "types", "io", "cluster"},
+    "report": BELOW_STAGES | STAGES | MODELS | {"io", "project"},
+    "runs": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report"},
+    "jobs": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report", "runs"},
+    "api": {"jobs", "runs", "project", "types", "io", "cluster"},
     "cli": {"jobs", "project", "types", "cluster"},
     "web": {"jobs", "project", "types"},
-    "bench": {"jobs", "project", "types", "io", "cluster"},
+    "bench": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report", "runs", "jobs"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }
 OWNERS = {"mpi4py": {"cluster"}, "gemmi": {"io", "simulation"}}  # who may import these packages at all
-WITHOUT_TORCH = {"types", "io", "cli", "bench"}
-LIGHT = {"jobs", "cli", "bench", "types", "io"}
+WITHOUT_TORCH = {"types", "io", "cli"}
+LIGHT = {"project", "report", "runs", "jobs", "api", "cli", "bench", "types", "io"}
 KERNELS = {"fused_kernel"}  # a card's kernel takes addresses and sizes one by one
 HEAVY = {"torch", "matplotlib", "gemmi", "scipy", "finufft", "PIL"}  # before --help prints
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 600, 60, 7
@@ -100,3 +102,34 @@ def test_nothing_outgrows_its_room(module):
             count = len([name for name in names if name not in ("self", "cls")]) + len(node.args.kwonlyargs)
             if module.stem not in KERNELS:
                 assert count <= MAX_ARGUMENTS, f"{node.name}: {count} arguments"
+
+
+def dotted(module: Path) -> str:
+    words = module.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(words[:-1] if words[-1] == "__init__" else words)
+
+
+NAMES = set(map(dotted, MODULES))
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Neither at once nor when a function is called; what only types need may look back."""
+    edges = {dotted(module): set(runtime_imports(tree_of(module))) for module in MODULES}
+    edges = {name: {other for other in others if other in edges} - {name} for name, others in edges.items()}
+    while leaves := {name for name, others in edges.items() if not others & edges.keys()}:
+        edges = {name: others - leaves for name, others in edges.items() if name not in leaves}
+    assert not edges, f"circles among {sorted(edges)}"
+
+
+def runtime_imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that are imported, wherever, but for the type checker."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in NAMES else node.module for name in inner)
+        else:
+            yield from runtime_imports(node)

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.runs import polarice
 from polarice.bench import link
+from polarice.bench.rank_times import cold_bytes_per_s, steps, time_sums
 from polarice.bench.scaling import Params, _devices, start_of
 from polarice.bench.scaling_links import told
 from polarice.bench.scaling_model import (
@@ -31,9 +32,8 @@ from polarice.bench.scaling_model import (
 )
 from polarice.bench.scaling_predict import DataSet, Rates, largest_node
 from polarice.bench.scaling_runs import time_sums as sums_of_ranks
+from polarice.bench.timing import time_map
 from polarice.cluster import SERIAL
-from polarice.jobs.scaling import cold_bytes_per_s, steps, time_sums
-from polarice.jobs.timing import time_map
 
 WORK = Work(
     name="w", images=[1000, 2000], share=[0.5, 1.0], image_s=0.01, maximize_s=0.2, volume_bytes=1e6, stack_bytes=1e9,

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 from polarice import __version__
 from polarice.cluster import launched
-from polarice.jobs import JOBS, run
-from polarice.jobs.params import Option, P, Parameters, check, options_of, value_of, without_effect
+from polarice.project.params import Option, P, Parameters, check, options_of, value_of, without_effect
+from polarice.project.registry import JOBS, run
 from polarice.types import InputError
 
 BENCHES = {
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tell_fault(words: Sequence[str], error: BaseException) -> int:
     """Say what no check foresaw, and give the exit code."""
-    from polarice.jobs.fault import tell
+    from polarice.project.fault import tell
 
     return tell(words, error)
 

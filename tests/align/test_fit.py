@@ -17,8 +17,8 @@ from polarice.align.policy import ClassPolicy
 from polarice.align.schedule import Schedule, Step
 from polarice.contrast_transfer import ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
-from polarice.jobs.classification import first_state
 from polarice.references.averages import Averages
+from polarice.runs.classification import first_state
 from polarice.types import Pose2D
 
 BOX_PX, RADIUS_PX, SPECIES = 48, 14.0, 4

@@ -16,7 +16,7 @@ from align.scenes import scene
 from align.test_sweep import searched
 from polarice.align import fused
 from polarice.align.expect import expect
-from polarice.jobs.resources import kernel_of
+from polarice.runs.resources import kernel_of
 from polarice.types import InputError
 
 CPU = torch.device("cpu")

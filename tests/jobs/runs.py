@@ -22,10 +22,10 @@ from polarice.cluster import Comm
 FOLDER_FILES = ("data.star", "model.star", "classes.mrcs", "sampling.star", "optimiser.star", "polarice.npz")
 STOPPED_BY_CRASH = 77
 PRELOADED = (
-    "jobs.runs", "polarice.cli", "polarice.jobs.class2d", "polarice.jobs.align2d", "polarice.jobs.classification",
-    "polarice.jobs.checkpoint", "polarice.jobs.resume", "polarice.jobs.report", "polarice.align.image_statistics",
+    "jobs.runs", "polarice.cli", "polarice.jobs.class2d", "polarice.jobs.align2d", "polarice.runs.classification",
+    "polarice.runs.checkpoint", "polarice.runs.resume", "polarice.report", "polarice.align.image_statistics",
     "polarice.align.classify", "polarice.align.policy",
-    "polarice.references.averages", "polarice.io.class2d", "tqdm",
+    "polarice.references.averages", "polarice.io.relion_run.class2d", "tqdm",
 )  # fmt: skip
 _REPORT_STUB = "a stub, as pages take longer to draw than these runs"
 
@@ -54,15 +54,15 @@ def polarice(line: str) -> Ended:
 
 def stub_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages and pictures are not what these tests are about."""
-    monkeypatch.setattr("polarice.jobs.report.write_report", _write_stub)
+    monkeypatch.setattr("polarice.report.write_report", _write_stub)
 
 
 def with_stub(words: list[str]) -> int:
     """The command line, in a process of its own."""
-    import polarice.jobs.report
+    import polarice.report
     from polarice.cli import main
 
-    polarice.jobs.report.write_report = _write_stub
+    polarice.report.write_report = _write_stub
     sys.argv[1:] = words
     return main()
 
@@ -105,9 +105,9 @@ def _child(line: str, folder: str, crash_at: tuple[str, int] | None) -> None:
     with open("stdout", "a") as out, open("stderr", "a") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-    import polarice.jobs.report
+    import polarice.report
 
-    polarice.jobs.report.write_report = _write_stub
+    polarice.report.write_report = _write_stub
     polarice.jobs.working = lambda job, folder: contextlib.nullcontext()  # nothing is replaced but by the job itself
     if crash_at is not None:
         _crash(*crash_at)

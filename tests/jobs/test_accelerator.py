@@ -13,8 +13,9 @@ import accelerator
 from jobs.runs import assert_same_files, stub_report
 from jobs.sets import ParticleSet
 from polarice.align import expect, sweep, transfer
-from polarice.jobs import align2d, class2d, classification, mapping, sml
-from polarice.references import manifold
+from polarice.jobs import align2d, class2d, sml
+from polarice.references.manifold import model as manifold
+from polarice.runs import classification, mapping
 
 MEMORY_BYTES = 512 << 20  # an eighth of it for a batch, which is what a processor's batches get
 

@@ -197,7 +197,7 @@ def test_boxes_that_differ(place, images):
 )
 def test_one_bad_image_is_named_left_out_and_counted(place, images, monkeypatch, pixels, reason):
     told: list[Any] = []
-    monkeypatch.setattr("polarice.jobs.report.write_report", lambda folder, report, *_: told.append(report) or folder)
+    monkeypatch.setattr("polarice.report.write_report", lambda folder, report, *_: told.append(report) or folder)
     spoilt = images.copy()
     spoilt[17, 3:9] = pixels
     if pixels == 3.5:

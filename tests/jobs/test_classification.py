@@ -17,9 +17,9 @@ from polarice.fourier import soft_disc
 from polarice.io.mrc import open_stack, read_header, write_stack
 from polarice.io.star import Block, Table, read_star, write_star
 from polarice.jobs import class2d
-from polarice.jobs.checkpoint import read_checkpoint
-from polarice.jobs.params import from_dict
-from polarice.jobs.report import read_history
+from polarice.project.params import from_dict
+from polarice.report import read_history
+from polarice.runs.checkpoint import read_checkpoint
 from polarice.simulation.score import purity
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=0.3)

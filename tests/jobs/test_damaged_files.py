@@ -12,9 +12,9 @@ import torch
 
 from polarice.io.arrays import require_plain
 from polarice.jobs.batch import _submission
-from polarice.jobs.checkpoint import _require_one_set, path_of, read_checkpoint
-from polarice.jobs.provenance import NAME, read_job_json
-from polarice.jobs.report.history import _whole_lines
+from polarice.project.provenance import NAME, read_job_json
+from polarice.report.history import _whole_lines
+from polarice.runs.checkpoint import _require_one_set, path_of, read_checkpoint
 from polarice.types import InputError
 
 DEEP = "[" * 100_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.runs import polarice
-from polarice.jobs.folder_lock import alone
+from polarice.project.folder_lock import alone
 from polarice.types import InputError
 
 DEAD = 2**22 + 1  # more than any process's number

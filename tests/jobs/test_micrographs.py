@@ -17,9 +17,9 @@ import pytest
 
 from jobs.micrograph_tables import HEAD
 from polarice.io.micrographs import read_micrographs, write_micrographs
-from polarice.jobs import load
-from polarice.jobs.micrographs import Item, Outcome, TaskPool, cells_of, items_of, stem_of, tell, treat
-from polarice.jobs.report.micrographs import MicrographReport, thumbnail_png, write_micrograph_report
+from polarice.project.registry import load
+from polarice.report.micrographs import MicrographReport, thumbnail_png, write_micrograph_report
+from polarice.runs.micrographs import Item, Outcome, TaskPool, cells_of, items_of, stem_of, tell, treat
 from polarice.types import InputError
 
 
@@ -91,7 +91,7 @@ def test_a_killed_process_loses_only_its_own_micrograph(tmp_path):
 
 @pytest.mark.parametrize(("workers", "content"), [(1, b"hang"), (2, b"hang"), (2, b"deaf")])
 def test_a_hang_loses_only_its_own_micrograph(tmp_path, monkeypatch, workers, content):
-    monkeypatch.setattr("polarice.jobs.micrographs.GRACE_S", 1.0)
+    monkeypatch.setattr("polarice.runs.micrographs.GRACE_S", 1.0)
     table = made(tmp_path, {"a.mrc": content, "b.mrc": b"22", "c.mrc": b"333"})
     farm = TaskPool({}, workers=workers, time_limit_s=0.5 if workers == 1 else 4.0)
     outcomes = treat(items_of(table, tmp_path / "job"), Length(str(tmp_path / "log")), farm)
@@ -112,7 +112,7 @@ import sys
 from pathlib import Path
 from jobs.test_micrographs import Length
 from polarice.io.micrographs import read_micrographs
-from polarice.jobs.micrographs import Farm, items_of, treat
+from polarice.runs.micrographs import Farm, items_of, treat
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     items = items_of(read_micrographs(folder / "micrographs.star"), folder / "job")

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.runs import polarice
 from polarice.io.mrc import write_stack
-from polarice.jobs.outputs import KEY, Outputs, files_of
+from polarice.project.outputs import KEY, Outputs, files_of
 from polarice.types import InputError
 
 HEAD = "data_optics\nloop_\n_rlnOpticsGroupName\n_rlnOpticsGroup\n_rlnMicrographPixelSize\n_rlnVoltage\n"

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.runs import polarice
 from jobs.sets import ParticleSet
-from polarice.jobs.profile import by_kind, report
+from polarice.runs.profile import by_kind, report
 
 SET = ParticleSet(n=60, box_px=24)
 

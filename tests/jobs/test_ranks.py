@@ -19,7 +19,7 @@ from polarice.bench import kills
 from polarice.bench.kills import SAME_AVERAGES, Campaign, ranks_in
 from polarice.cli import main
 from polarice.io.mrc import open_stack
-from polarice.jobs.checkpoint import checkpoints
+from polarice.runs.checkpoint import checkpoints
 
 MPIRUN = Path(sys.prefix) / "bin/mpirun"
 ITERATIONS = 3

@@ -18,8 +18,8 @@ import pytest
 from jobs.movie_sets import simulation, write_table
 from jobs.runs import ended, launched, wait_for
 from polarice.cluster import Comm
-from polarice.jobs.micrographs import Item, Outcome, TaskPool, on_ranks, treat
-from polarice.jobs.resources import take_card
+from polarice.runs.micrographs import Item, Outcome, TaskPool, on_ranks, treat
+from polarice.runs.resources import take_card
 
 MPIRUN = Path(sys.prefix) / "bin/mpirun"
 ITEMS = 12
@@ -164,7 +164,7 @@ def test_ranks_on_a_node_take_its_cards_in_turn(monkeypatch, tmp_path, cards, se
         size: int = 4
         node_ranks: tuple[int, ...] = (2, 3)
 
-    monkeypatch.setattr("polarice.jobs.resources.CARDS", tmp_path)
+    monkeypatch.setattr("polarice.runs.resources.CARDS", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if cards is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cards)

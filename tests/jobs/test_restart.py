@@ -21,8 +21,8 @@ import pytest
 from jobs.runs import STOPPED_BY_CRASH, assert_same_files, child, crash, polarice, stub_report, wait_for
 from jobs.sets import ParticleSet
 from polarice.io.star import read_star
-from polarice.jobs.checkpoint import checkpoints
-from polarice.jobs.report import Report, read_history
+from polarice.report import Report, read_history
+from polarice.runs.checkpoint import checkpoints
 
 ITERATIONS = 3
 RUN = f"class2d particles.star --k 4 --iter {ITERATIONS} --particle-diameter 50 --threads 1"
@@ -111,7 +111,7 @@ def test_a_kill_while_any_file_is_written(whole, place, at):
 def test_a_kill_between_checkpoint_and_report_leaves_but_the_report_to_do(whole, place, monkeypatch):
     """The page shows what it would have shown, and no iteration is done again, nor touched."""
     pages: list[Report] = []
-    monkeypatch.setattr("polarice.jobs.report.write_report", lambda _, report, *__: pages.append(report) or "page")
+    monkeypatch.setattr("polarice.report.write_report", lambda _, report, *__: pages.append(report) or "page")
     assert polarice(f"{RUN} --o out").code == 0
     before = {path.name: path.stat().st_mtime_ns for path in (place / "out").glob("run_it*")}
     again = polarice(GO_ON)
@@ -176,7 +176,7 @@ def test_two_processes_in_one_folder(whole, place):
 
 def test_a_run_that_another_has_overtaken_overwrites_nothing(place, monkeypatch):
     """Both found the folder empty; one has ended before the other claims it."""
-    from polarice.jobs import classification
+    from polarice.runs import classification
 
     real = classification.open_particles
 

@@ -15,8 +15,8 @@ from jobs.sets import PIXEL_A, ParticleSet
 from polarice.io.mrc import open_stack
 from polarice.io.particles import pose_columns
 from polarice.io.star import read_star
-from polarice.jobs.report import read_history
-from polarice.jobs.report.latent import GAP_PX, LINE_GAP_PX, LINE_MARGIN_PX, map_sheet, occupancy
+from polarice.report import read_history
+from polarice.report.latent import GAP_PX, LINE_GAP_PX, LINE_MARGIN_PX, map_sheet, occupancy
 from polarice.simulation.score import purity
 from polarice.types import Pose2D
 

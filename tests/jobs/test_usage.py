@@ -16,8 +16,8 @@ import torch
 from jobs.runs import polarice
 from jobs.sets import ParticleSet
 from polarice.cluster import SERIAL
-from polarice.jobs.energy import WATTS_PER_CORE, Counter, Meter
-from polarice.jobs.usage import Usage, Watch
+from polarice.project.energy import WATTS_PER_CORE, Counter, Meter
+from polarice.project.usage import Usage, Watch
 
 ZONES = {
     "intel-rapl:0": ("package-0", 1_000_000),
@@ -131,7 +131,7 @@ def test_a_watch_counts_from_its_making(monkeypatch):
 def test_steps_are_told_apart(monkeypatch):
     """What came before is loading for the first watch of a process, and no other."""
     monkeypatch.setattr(Watch, "_first", True)
-    monkeypatch.setattr("polarice.jobs.usage.seconds_of_process", lambda: 100.0)
+    monkeypatch.setattr("polarice.project.usage.seconds_of_process", lambda: 100.0)
     for loading_s in (100, 0):
         watch = Watch(SERIAL, None)
         watch.mark("loading")
@@ -148,7 +148,7 @@ def test_steps_are_told_apart(monkeypatch):
 
 
 def test_how_long_this_process_has_been():
-    code = "import time; time.sleep(0.3); from polarice.jobs.usage import seconds_of_process as s; print(s())"
+    code = "import time; time.sleep(0.3); from polarice.project.usage import seconds_of_process as s; print(s())"
     found = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert found == 0 if sys.platform != "linux" else 0.28 < found < 60
 

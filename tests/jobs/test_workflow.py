@@ -14,11 +14,11 @@ import pytest
 
 from jobs.runs import Ended, polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
-from polarice import jobs
 from polarice.io.mrc import write_stack
 from polarice.io.star import read_star
-from polarice.jobs import patterns, workflow
-from polarice.jobs.params import argument, option
+from polarice.jobs import workflow
+from polarice.project import patterns, registry
+from polarice.project.params import argument, option
 from polarice.simulation.score import purity
 from polarice.types import InputError
 
@@ -61,7 +61,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     module = ModuleType("join_job")
     module.SUMMARY, module.Params, module.run = "join files", CopyParams, run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "join_job", module)
-    monkeypatch.setitem(jobs.JOBS, "join", "join_job")
+    monkeypatch.setitem(registry.JOBS, "join", "join_job")
     monkeypatch.chdir(tmp_path)
     for name, text in {"a.star": "a", "b.star": "b"}.items():
         settled(Path(name), text)
@@ -154,7 +154,7 @@ def test_files_left_out_for_now_and_times_in_the_future_are_told(ran):
 
 def test_a_step_takes_the_last_table_of_the_one_before_however_young(ran, monkeypatch):
     """Not the last that is older than ten seconds; and iteration 1000 comes after 999."""
-    join = jobs.load("join").run
+    join = registry.load("join").run
 
     def run(params: CopyParams) -> None:
         join(params)
@@ -162,14 +162,14 @@ def test_a_step_takes_the_last_table_of_the_one_before_however_young(ran, monkey
             settled(Path(params.o, f"run_it{number:03d}_data.star"), f"<{number}>")
         Path(params.o, "run_it1000_data.star").touch()
 
-    monkeypatch.setattr(jobs.load("join"), "run", run)
+    monkeypatch.setattr(registry.load("join"), "run", run)
     monkeypatch.setitem(patterns.TABLES, "join", "run_it*_data.star")
     seen: list[Path] = []
     module = ModuleType("see_job")
     module.SUMMARY, module.Params = "see a table", SeeParams  # type: ignore[attr-defined]
     module.run = lambda params: seen.append(params.table)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "see_job", module)
-    monkeypatch.setitem(jobs.JOBS, "see", "see_job")
+    monkeypatch.setitem(registry.JOBS, "see", "see_job")
     text = '[[step]]\njob = "join"\ntables = "a.star"\n'
     for name, table in (("s1", "{join.data}"), ("s2", "{join}/run_it*_data.star")):
         text += f'[[step]]\njob = "see"\nname = "{name}"\ntable = "{table}"\n'
@@ -230,7 +230,7 @@ def test_watching_takes_what_arrives(ran, monkeypatch):
 
 def test_watching_takes_what_arrives_while_a_job_runs(ran, monkeypatch):
     """Not in that pass, whose files are settled by then, but in the next."""
-    join = jobs.load("join").run
+    join = registry.load("join").run
 
     def run(params: CopyParams) -> None:
         if len(ran) == 0:
@@ -243,7 +243,7 @@ def test_watching_takes_what_arrives_while_a_job_runs(ran, monkeypatch):
             raise KeyboardInterrupt
 
     seen: list[str] = []
-    monkeypatch.setattr(jobs.load("join"), "run", run)
+    monkeypatch.setattr(registry.load("join"), "run", run)
     monkeypatch.setattr(workflow.time, "sleep", sleep)
     assert go(CHAIN.replace("?.star", "*.star"), "--watch 1").code == 130
     assert seen == ["ab!", "ablate!"] and ran == ["first", "second"] * 2
@@ -459,7 +459,7 @@ def test_an_update_that_is_killed_before_its_job_begins_is_an_update_still(ran, 
     module = ModuleType("update_job")
     module.SUMMARY, module.Params, module.run = "classify", UpdateParams, run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "update_job", module)
-    monkeypatch.setitem(jobs.JOBS, "classify", "update_job")
+    monkeypatch.setitem(registry.JOBS, "classify", "update_job")
     text = '[[step]]\njob = "classify"\nname = "c"\ntable = "a.star"\nupdate = 2\n'
     assert go(text).code == 0
     settled(Path("a.star"), "more")

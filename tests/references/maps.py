@@ -14,10 +14,10 @@ from polarice.align.images import ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.contrast_transfer import ctf, ctf_image
 from polarice.fourier import centred_fft2, centred_ifft2
-from polarice.references.aligned import AlignedImages, power_vectors
-from polarice.references.latent import LatentGrid
-from polarice.references.manifold import Manifold, ManifoldPrior, ring_ramp
-from polarice.references.nodes import NodePosterior, Nodes, NodeSums, expect_nodes
+from polarice.references.manifold.aligned import AlignedImages, power_vectors
+from polarice.references.manifold.latent import LatentGrid
+from polarice.references.manifold.model import Manifold, ManifoldPrior, ring_ramp
+from polarice.references.manifold.nodes import NodePosterior, Nodes, NodeSums, expect_nodes
 
 RADIUS_PX = 11.0
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from polarice.references.banded import Systems
+from polarice.references.manifold.banded import Systems
 
 
 def whole(systems: Systems) -> torch.Tensor:

@@ -10,8 +10,8 @@ from align.phantoms import Blobs, ctf_parameters, particle_images
 from polarice.align.images import Clock
 from polarice.align.polar import PolarBasis
 from polarice.align.store import CacheBudget
-from polarice.references.aligned_particles import AlignedParticles
-from polarice.references.class_registration import register, register_basis
+from polarice.references.manifold.aligned_particles import AlignedParticles
+from polarice.references.manifold.class_registration import register, register_basis
 from polarice.references.plain import PlainAverages
 from polarice.types import Pose2D
 from references.maps import RADIUS_PX, seen_through

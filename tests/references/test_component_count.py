@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from polarice.references.aligned import power_vectors
-from polarice.references.component_count import _first_enough, _mean_alone, pca_start, unseen_rank
-from polarice.references.manifold import ManifoldPrior
-from polarice.references.nodes import Nodes, log_weights
+from polarice.references.manifold.aligned import power_vectors
+from polarice.references.manifold.component_count import _first_enough, _mean_alone, pca_start, unseen_rank
+from polarice.references.manifold.model import ManifoldPrior
+from polarice.references.manifold.nodes import Nodes, log_weights
 from references.maps import PosedSet, species_set
 
 PRIOR = ManifoldPrior(equal_shares=1.5)

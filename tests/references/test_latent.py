@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from polarice.references.latent import MAX_FUNCTIONS, LatentGrid, grid_shape
+from polarice.references.manifold.latent import MAX_FUNCTIONS, LatentGrid, grid_shape
 from references import manifold_oracle
 from references.test_banded import whole
 

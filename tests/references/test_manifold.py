@@ -9,9 +9,9 @@ import torch
 from align.phantoms import Blobs, particle_images
 from polarice.align import oracle
 from polarice.align.polar import PolarBasis
-from polarice.references.aligned import AlignedImages, PackedHarmonics
-from polarice.references.manifold import Manifold, ManifoldPrior, _probes, ring_ramp
-from polarice.references.nodes import Nodes, NodeSums, expect_nodes, log_weights
+from polarice.references.manifold.aligned import AlignedImages, PackedHarmonics
+from polarice.references.manifold.model import Manifold, ManifoldPrior, _probes, ring_ramp
+from polarice.references.manifold.nodes import Nodes, NodeSums, expect_nodes, log_weights
 from polarice.references.starts import from_averages, from_pca
 from references import manifold_oracle
 from references.maps import (

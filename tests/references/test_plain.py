@@ -12,8 +12,8 @@ import torch
 from polarice.align.images import Clock
 from polarice.align.polar import PolarBasis
 from polarice.cluster import SERIAL, Comm
-from polarice.references.aligned import AlignedImages, PackedHarmonics
-from polarice.references.aligned_particles import AlignedParticles
+from polarice.references.manifold.aligned import AlignedImages, PackedHarmonics
+from polarice.references.manifold.aligned_particles import AlignedParticles
 from polarice.references.plain import PlainAverages
 from polarice.types import Pose2D
 

@@ -15,14 +15,21 @@ from polarice.align.fit import fit
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.store import CacheBudget
-from polarice.references import mapping
-from polarice.references.aligned_particles import AlignedParticles
-from polarice.references.component_count import pca_start
-from polarice.references.latent import LatentGrid
-from polarice.references.manifold import Manifold, ManifoldPrior
-from polarice.references.mapping import KeepModel, ManifoldExpectation, ManifoldState, Plan, expected, first_state
-from polarice.references.nodes import expect_nodes
-from polarice.references.refine import PosePrior, refined
+from polarice.references.manifold import mapping
+from polarice.references.manifold.aligned_particles import AlignedParticles
+from polarice.references.manifold.component_count import pca_start
+from polarice.references.manifold.latent import LatentGrid
+from polarice.references.manifold.mapping import (
+    KeepModel,
+    ManifoldExpectation,
+    ManifoldState,
+    Plan,
+    expected,
+    first_state,
+)
+from polarice.references.manifold.model import Manifold, ManifoldPrior
+from polarice.references.manifold.nodes import expect_nodes
+from polarice.references.manifold.refine import PosePrior, refined
 from polarice.types import Pose2D
 from references.maps import RADIUS_PX, seen_through
 

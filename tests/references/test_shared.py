@@ -16,10 +16,10 @@ from torch import Tensor
 
 from polarice.cluster import SERIAL, Comm, part
 from polarice.cluster.packed import dealt, joined, summed
-from polarice.references.component_count import unseen_rank
-from polarice.references.manifold import Manifold, ManifoldPrior
-from polarice.references.nodes import expect_nodes, expect_thin, gathered
-from polarice.references.sharing import RingShares
+from polarice.references.manifold.component_count import unseen_rank
+from polarice.references.manifold.model import Manifold, ManifoldPrior
+from polarice.references.manifold.nodes import expect_nodes, expect_thin, gathered
+from polarice.references.manifold.sharing import RingShares
 from references.maps import problem, species_set
 
 

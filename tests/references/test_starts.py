@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from polarice.align.polar import PolarBasis
-from polarice.references.aligned import AlignedImages
-from polarice.references.latent import LatentGrid
-from polarice.references.manifold import Manifold
+from polarice.references.manifold.aligned import AlignedImages
+from polarice.references.manifold.latent import LatentGrid
+from polarice.references.manifold.model import Manifold
 from polarice.references.starts import from_averages, from_pca
 
 BASIS = PolarBasis(32, 10.0, 8)

@@ -11,10 +11,10 @@ from scipy.stats import spearmanr
 
 from align.phantoms import Blobs
 from polarice.cluster import SERIAL
-from polarice.references import subspace
-from polarice.references.component_count import pca_start
-from polarice.references.manifold import ManifoldPrior
-from polarice.references.nodes import expect_nodes, expect_thin, gathered, log_weights
+from polarice.references.manifold import subspace
+from polarice.references.manifold.component_count import pca_start
+from polarice.references.manifold.model import ManifoldPrior
+from polarice.references.manifold.nodes import expect_nodes, expect_thin, gathered, log_weights
 from polarice.references.starts import from_pca
 from polarice.simulation.score import adjusted_rand_index
 from references.maps import PosedSet, climbed, expected, on_arc, posed_set, problem

@@ -10,15 +10,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from polarice.api.options import params_of
 from polarice.api.particles import ParticleSet, particles
 from polarice.api.results import Classification, JobResult, KeptFolder, MapResult, TableResult, result_of
-from polarice.jobs import load, run
-from polarice.jobs.params import Parameters, from_dict, options_of
+from polarice.project.params import options_of
+from polarice.project.registry import load, run
 from polarice.types import InputError
 
 Path_ = str | os.PathLike[str]
 Data = ParticleSet | Path_
-ALIASES = {"diameter_A": "particle_diameter", "pixel_size_A": "angpix", "out": "o", "continue_from": "continue_"}
 
 
 class ClassFunction:
@@ -103,25 +103,6 @@ def _run(job: str, out: Path_ | None, given: Any, options: dict[str, Any]) -> Cl
     params = params_of(job, {**options, first: _input(given, folder), "o": folder})
     run(job, params)
     return result_of(job, folder, held)
-
-
-def params_of(job: str, options: dict[str, Any]) -> Parameters:
-    """The job's Params of keyword arguments, checked. Raises InputError naming all that is wrong."""
-    owner: type[Parameters] = load(job).Params
-    named = {ALIASES.get(name, name): value for name, value in options.items()}
-    known = {each.field for each in options_of(owner)}
-    if strange := sorted(named.keys() - known):
-        raise InputError(f"{job} has no option {', '.join(strange)}; polarice {job} --help lists them")
-    return from_dict(owner, {name: _plain(value) for name, value in named.items()})
-
-
-def _plain(value: Any) -> Any:
-    """Paths and NumPy's numbers as the parameters have them."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, os.PathLike):
-        return Path(value)
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _input(given: Any, out: Path_) -> Any:

@@ -9,18 +9,18 @@ from typing import Any, cast
 
 import numpy as np
 
+from polarice.api.options import params_of
 from polarice.api.particles import ParticleSet
 from polarice.api.results import Classification
-from polarice.jobs.classification import Classification as Params
+from polarice.runs.classification import Classification as Params
 from polarice.types import Iteration
 
 
 def class_iterations(job: str, data: ParticleSet, options: dict[str, Any]) -> Iterator[Classification]:
     """The classes after each iteration of align2d or class2d. Raises InputError for what cannot be used."""
-    from polarice.api.functions import params_of
-    from polarice.jobs.classification import first_state, iteration_of, iterations, schedule_of
-    from polarice.jobs.particle_job import check_images, images_of, require_usable
-    from polarice.jobs.resources import device_of
+    from polarice.runs.classification import first_state, iteration_of, iterations, schedule_of
+    from polarice.runs.particle_job import check_images, images_of, require_usable
+    from polarice.runs.resources import device_of
 
     if data.table.particles.ctf is None:
         options = {"ctf": False, **options}

@@ -195,8 +195,8 @@ def open_result(folder: str | os.PathLike[str]) -> Classification | JobResult:
 
     Raises InputError where the folder holds none that can be read.
     """
-    from polarice.io.class2d import complete_iterations
-    from polarice.jobs.provenance import read_job_json
+    from polarice.io.relion_run.class2d import complete_iterations
+    from polarice.project.provenance import read_job_json
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -224,7 +224,7 @@ def result_of(job: str, folder: Path, held: KeptFolder | None = None) -> Classif
 
 def _classification(result: JobResult) -> Classification:
     """From the files of the last iteration that was written to the end."""
-    from polarice.io.class2d import complete_iterations
+    from polarice.io.relion_run.class2d import complete_iterations
     from polarice.io.stacks import read_named
     from polarice.io.star import read_star
 

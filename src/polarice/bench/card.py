@@ -16,7 +16,7 @@ from typing import Any, Literal
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
 from polarice.bench.measure import last_lines
 from polarice.bench.results import markdown, number
-from polarice.jobs.params import Parameters, as_dict, command_line, option, output
+from polarice.project.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "tests, agreement with the processor, and times of the engine and of whole jobs on one card, in one call"
@@ -77,8 +77,8 @@ class Ended:
 
 def run(params: Params) -> None:
     """Run part after part and write what is known after each. Raises InputError where the device is not there."""
-    from polarice.jobs.resources import Computing
-    from polarice.jobs.timing import cores, machine
+    from polarice.bench.timing import cores, machine
+    from polarice.runs.resources import Computing
 
     threads = params.threads or cores()
     where = machine(Computing(threads=threads, device=params.device))

@@ -12,7 +12,7 @@ from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, w
 from polarice.bench.measure import last_lines, measure
 from polarice.bench.programs import Program, Task
 from polarice.bench.results import HEAD, Result, cells, markdown, notes, reached, rows
-from polarice.jobs.params import Parameters, argument, as_dict, command_line, option, output
+from polarice.project.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SHIFTS = 13  # of the expectation whose products are counted
@@ -68,8 +68,8 @@ class Data:
 
 def run(params: Params) -> None:
     """Run every program, score, and write the tables. Raises InputError for what cannot be used."""
-    from polarice.jobs.resources import Computing
-    from polarice.jobs.timing import cores, machine
+    from polarice.bench.timing import cores, machine
+    from polarice.runs.resources import Computing
 
     others = programs.peers(params.peer)
     if params.relion:
@@ -198,7 +198,7 @@ def _result(program: Program, params: Params, data: Data, threads: int) -> Resul
 
 def _clocked(result: Result, out: Path) -> Result:
     """With what Polarice's own history tells: times by stage, images compared."""
-    from polarice.jobs.report import read_history
+    from polarice.report import read_history
 
     history = read_history(out)
     stages: dict[str, float] = {}
@@ -216,8 +216,8 @@ def _clocked(result: Result, out: Path) -> Result:
 def _gemm_share(params: Params, data: Data, where: dict[str, Any]) -> float:
     """Share of the machine's rate of matrix products, in one more expectation after the run."""
     from polarice.bench.engine import shares
+    from polarice.bench.timing import time_passes
     from polarice.jobs import class2d
-    from polarice.jobs.timing import time_passes
 
     finished = class2d.Params(
         particles=data.table,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
 from polarice.bench.results import markdown, number
-from polarice.jobs.params import Parameters, as_dict, command_line, option, output
+from polarice.project.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "time the engine alone: one expectation and maximization, over K, box, shifts and threads"
@@ -47,8 +47,8 @@ class Params(Parameters):
 
 def run(params: Params) -> None:
     """Time every point of the grid and write the tables. Raises InputError for what cannot be used."""
-    from polarice.jobs.resources import Computing
-    from polarice.jobs.timing import cores, machine, shift_range_px, time_passes
+    from polarice.bench.timing import cores, machine, shift_range_px, time_passes
+    from polarice.runs.resources import Computing
 
     if max(params.k) > params.particles:
         raise InputError(f"--k {max(params.k)}: more references than particles ({params.particles}); ask for fewer")
@@ -80,7 +80,7 @@ def shares(times: dict[str, Any], gemm_gflops: float) -> dict[str, float]:
 def _finished_run(params: Params, box_px: int, k: int, threads: int) -> Any:
     """Parameters of a class2d run that has been made: its last checkpoint holds realistic references."""
     from polarice.jobs import class2d
-    from polarice.jobs.checkpoint import checkpoints
+    from polarice.runs.checkpoint import checkpoints
 
     folder = params.o / f"{params.particles}_of_{box_px}px_snr{params.snr:g}_seed{params.seed}"
     table = simulated(params, folder, box_px, threads)

@@ -155,7 +155,7 @@ def processes_in(folder: Path) -> list[int]:
 
 def _strike(process: subprocess.Popen[str], place: Path, blow: Blow) -> None:
     """Kill the rank, or all; the launched process itself where it is the only rank, or the ranks are not there yet."""
-    from polarice.bench.kills import ranks_in
+    from polarice.bench.rank_processes import ranks_in
 
     victims = processes_in(place) if blow.rank is None else [ranks_in(place).get(blow.rank, process.pid)]
     for victim in victims or [process.pid]:

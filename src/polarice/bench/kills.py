@@ -17,10 +17,10 @@ from typing import Any
 
 from polarice.bench import job_kills
 from polarice.bench.folder import DIAMETER_A, heading, make_folder, simulated, write_json, write_text
+from polarice.bench.rank_processes import ranks_in
 from polarice.bench.results import markdown
 from polarice.bench.scaling_runs import launch_words
-from polarice.cluster import launched
-from polarice.jobs.params import Parameters, as_dict, command_line, option, output
+from polarice.project.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "kill ranks of a job at random moments, go on each time, and compare with a run that was left alone"
@@ -128,22 +128,6 @@ class Campaign:
         return [self.words[0], "--continue", OUT] if (self.folder / OUT / "job.json").exists() else self.words
 
 
-def ranks_in(folder: Path) -> dict[int, int]:
-    """Process numbers of the ranks that work in `folder`, by what launchers tell each of them."""
-    found = {}
-    for each in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):
-            if os.readlink(each / "cwd") != str(folder):
-                continue
-            words, variables = (
-                (each / name).read_text(errors="replace").split("\0") for name in ("cmdline", "environ")
-            )
-            launch = launched({name: value for name, _, value in (text.partition("=") for text in variables)})
-            if launch is not None and words[0] == sys.executable and "-I" not in words:
-                found[launch.rank] = int(each.name)
-    return found
-
-
 def _killed(folder: Path, rng: random.Random) -> tuple[int | None, bool]:
     """The rank that was killed (None where all had gone), and whether it had met the others: then it has PyTorch."""
     there = ranks_in(folder)
@@ -158,7 +142,7 @@ def _killed(folder: Path, rng: random.Random) -> tuple[int | None, bool]:
 
 def _reported(out: Path) -> bool:
     """Whether the run has come to its end: the report of its last iteration is there."""
-    from polarice.jobs.resume import finished
+    from polarice.runs.resume import finished
 
     return finished(out, last_iteration(out))
 
@@ -173,7 +157,7 @@ def _left(folder: Path) -> int:
 
 def last_iteration(out: Path) -> int:
     """The last that has a checkpoint; 0 where none has."""
-    from polarice.jobs.checkpoint import checkpoints
+    from polarice.runs.checkpoint import checkpoints
 
     return max(checkpoints(out), default=0)
 
@@ -194,8 +178,8 @@ def differences(out: Path, other: Path) -> tuple[int, float]:
 
 def run(params: Params) -> None:
     """Kill, go on, compare, write. Raises InputError where mpirun is missing, and where a run fails by itself."""
-    from polarice.jobs.resources import Computing
-    from polarice.jobs.timing import machine
+    from polarice.bench.timing import machine
+    from polarice.runs.resources import Computing
 
     if params.jobs:
         _run_jobs(params)
@@ -232,8 +216,8 @@ def run(params: Params) -> None:
 def _run_jobs(params: Params) -> None:
     """Kill each of the jobs on each number of ranks in turn, compare, write."""
     from polarice.bench.kill_inputs import make_inputs
-    from polarice.jobs.resources import Computing
-    from polarice.jobs.timing import machine
+    from polarice.bench.timing import machine
+    from polarice.runs.resources import Computing
 
     for ranks in params.ranks:
         launch_words(params.launcher, ranks)

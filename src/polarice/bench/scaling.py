@@ -27,7 +27,7 @@ from polarice.bench.scaling_model import (
 )  # fmt: skip
 from polarice.bench.scaling_predict import HARMONICS_PER_RING, MISSION, Rates, engines, largest_node, predicted
 from polarice.bench.scaling_runs import VOLUMES, fastest, launch_words, time_sums
-from polarice.jobs.params import Parameters, as_dict, command_line, option, output
+from polarice.project.params import Parameters, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "time one job on 1, 2, ... ranks, and predict it on more nodes"
@@ -63,9 +63,9 @@ class Params(Parameters):
 
 def run(params: Params) -> None:
     """Run, fit, predict, and write. InputError where mpirun is missing or a run fails."""
-    from polarice.jobs.resources import Computing
-    from polarice.jobs.scaling import cold_bytes_per_s
-    from polarice.jobs.timing import machine
+    from polarice.bench.rank_times import cold_bytes_per_s
+    from polarice.bench.timing import machine
+    from polarice.runs.resources import Computing
 
     if params.ranks[0] != 1:
         raise InputError(f"--ranks {' '.join(map(str, params.ranks))}: what one rank takes comes first")
@@ -126,7 +126,7 @@ def start_of(runs: Sequence[dict[str, Any]], params: Params, stack_bytes: int) -
 
 def _work(params: Params, one: dict[str, Any], stack_bytes: int, start: Start) -> Work:
     """The job as the run on one rank shows it."""
-    from polarice.jobs.scaling import steps
+    from polarice.bench.rank_times import steps
 
     images, share = steps(params.k, params.iter, params.particles, params.job == "class2d")
     weight = sum(n * s for n, s in zip(images, share, strict=True))

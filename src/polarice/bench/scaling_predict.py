@@ -76,7 +76,7 @@ def _engine(params: Any, data: DataSet) -> dict[str, Any]:
     """The engine's time per image on one thread for a data set's box and classes, and the rings of its references."""
     from polarice.bench.engine import Params as EngineParams
     from polarice.bench.engine import _finished_run
-    from polarice.jobs.timing import time_passes
+    from polarice.bench.timing import time_passes
 
     many = max(TIMED, TIMED_PER_CLASS * data.k)
     few = EngineParams(o=params.o / "engine", particles=many, iter=5, snr=params.snr, device="cpu")
@@ -94,14 +94,14 @@ def _engine(params: Any, data: DataSet) -> dict[str, Any]:
 
 def _map(data: DataSet) -> dict[str, Any]:
     """The same of a map of K nodes on a line, on all rings."""
-    from polarice.jobs.timing import time_map
+    from polarice.bench.timing import time_map
 
     return time_map(data.box_px, data.k, MAP_WAYS[data.job])
 
 
 def work_of(data: DataSet, engine: dict[str, Any], cores: int, start: Start) -> Work:
     """The job on nodes of so many cores."""
-    from polarice.jobs.scaling import steps
+    from polarice.bench.rank_times import steps
 
     images, share = [data.particles] * data.iterations, [1.0] * data.iterations
     if data.job not in MAP_WAYS:

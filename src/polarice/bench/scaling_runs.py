@@ -50,8 +50,8 @@ def fastest(params: Any, table: Path, ranks: int, device: str) -> dict[str, Any]
 
 def one_run(params: Any, table: Path, how: tuple[Sequence[str], str], name: str) -> dict[str, Any]:
     """One job from a cold cache; how = (words that start its ranks, device). InputError where it fails."""
-    from polarice.jobs.report.history import read_history
-    from polarice.jobs.scaling import forget_cached
+    from polarice.bench.rank_times import forget_cached
+    from polarice.report.history import read_history
 
     (launch, device), out = how, params.o / name
     shutil.rmtree(out, ignore_errors=True)
@@ -88,7 +88,7 @@ def one_run(params: Any, table: Path, how: tuple[Sequence[str], str], name: str)
 
 def time_sums(launch: Sequence[str], volumes: Sequence[int] = VOLUMES) -> list[float]:
     """Seconds of sums of so many bytes over the ranks that these words start."""
-    words = [*launch, sys.executable, "-m", "polarice.jobs.scaling", *map(str, volumes)]
+    words = [*launch, sys.executable, "-m", "polarice.bench.rank_times", *map(str, volumes)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise InputError(f"sums over several ranks failed: {done.stderr.strip()[-500:]}")

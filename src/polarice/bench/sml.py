@@ -14,7 +14,7 @@ from typing import Any
 from polarice.bench import programs
 from polarice.bench.folder import DATA, heading, make_folder, write_json, write_text
 from polarice.bench.results import markdown, number
-from polarice.jobs.params import Parameters, argument, as_dict, command_line, option, output
+from polarice.project.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.types import InputError
 
 SUMMARY = "score sml against states that are known, beside MAP, K-means, mixtures (scikit-learn) and RELION"
@@ -52,8 +52,8 @@ class Params(Parameters):
 
 def run(params: Params) -> None:
     """Simulate, classify, score, write. Raises InputError for what cannot be used."""
-    from polarice.jobs.resources import Computing
-    from polarice.jobs.timing import cores, machine
+    from polarice.bench.timing import cores, machine
+    from polarice.runs.resources import Computing
 
     try:
         import sklearn  # noqa: F401
@@ -92,7 +92,8 @@ def medians(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def discrete(params: Params, snr: float) -> Iterator[dict[str, Any]]:
     """Scores of every method on the states at one SNR."""
-    from polarice.jobs import class2d, partition, sml
+    from polarice.bench import partition
+    from polarice.jobs import class2d, sml
 
     folder = params.o / f"states_snr{snr:g}"
     table = partition.simulate_states(_simulation(params, folder, snr, params.inputs), params.views, 0.0)
@@ -130,7 +131,7 @@ def discrete(params: Params, snr: float) -> Iterator[dict[str, Any]]:
 
 def _relion(params: Params, snr: float, mapped: Any, state: Any) -> Iterator[dict[str, Any]]:
     """RELION's 2D classification of the same table at the poses that it holds; nothing where there is no RELION."""
-    from polarice.jobs import partition
+    from polarice.bench import partition
 
     program = programs.relion(ctf=True)
     if program is None:
@@ -181,7 +182,8 @@ def _clusterings(k: int, seed: int) -> Iterator[tuple[str, Callable[[Any], Any]]
 
 def arc(params: Params, snr: float) -> dict[str, Any]:
     """Rank correlation of the latent coordinate on a line with the place on an arc of views."""
-    from polarice.jobs import partition, sml
+    from polarice.bench import partition
+    from polarice.jobs import sml
 
     folder = params.o / f"arc_snr{snr:g}"
     simulation = _simulation(params, folder, snr, (DATA / "ribosome70S.mrc",))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polarice.jobs.classification import Classification
-from polarice.jobs.params import option
+from polarice.project.params import option
+from polarice.runs.classification import Classification
 
 SUMMARY = "align particles in two dimensions: psi, shift and one of a few references for each"
 EXAMPLE = "polarice align2d Extract/job005/particles.star --o Align2D/job006 -k 50 --particle-diameter 180"
@@ -21,6 +21,6 @@ class Params(Classification):
 
 def run(params: Params) -> None:
     """Align; raises InputError for what cannot be used."""
-    from polarice.jobs.classification import classify
+    from polarice.runs.classification import classify
 
     classify("align2d", params, growing_batches=False, iterations=25)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polarice.jobs.classification import Classification
-from polarice.jobs.params import option
+from polarice.project.params import option
+from polarice.runs.classification import Classification
 
 SUMMARY = "classify particles in two dimensions, with mini-batches that grow to all of them"
 EXAMPLE = "polarice class2d Extract/job005/particles.star --o Class2D/job006 -k 100 --particle-diameter 180"
@@ -24,6 +24,6 @@ class Params(Classification):
 
 def run(params: Params) -> None:
     """Classify; raises InputError for what cannot be used."""
-    from polarice.jobs.classification import classify
+    from polarice.runs.classification import classify
 
     classify("class2d", params, growing_batches=True, iterations=30)

@@ -11,7 +11,8 @@ import numpy as np
 
 from polarice.cluster import Comm
 from polarice.io.micrographs import MicrographTable, read_micrographs, require_pixel_sizes, write_micrographs
-from polarice.jobs.micrographs import (
+from polarice.project.params import option, output
+from polarice.runs.micrographs import (
     Item,
     Outcome,
     TaskPool,
@@ -23,8 +24,7 @@ from polarice.jobs.micrographs import (
     on_ranks,
     treat,
 )
-from polarice.jobs.params import option, output
-from polarice.jobs.per_micrograph import PerMicrograph
+from polarice.runs.per_micrograph import PerMicrograph
 from polarice.types import InputError, Optics
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(params: Params) -> None:
 
 def _fit_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.report.micrographs import MicrographReport
+    from polarice.report.micrographs import MicrographReport
 
     table = read_micrographs(params.micrographs)
     _check_optics(table, params.angpix)
@@ -205,8 +205,8 @@ class Fitting:
     def _draw(self, item: Item, spectrum: Spectrum, optics: Optics, fit: Fit, quality: Quality) -> str:
         from polarice.io.atomic import replacing
         from polarice.io.mrc import write_stack
-        from polarice.jobs.report.micrographs import figure_png
-        from polarice.jobs.report.rings import half_and_half, picture
+        from polarice.report.micrographs import figure_png
+        from polarice.report.rings import half_and_half, picture
 
         both = half_and_half(spectrum, optics, fit)
         write_stack(f"{item.stem}.ctf", both[None], spectrum.pixel_size_A)

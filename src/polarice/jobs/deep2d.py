@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from polarice import jobs
 from polarice.cluster import Comm, world
 from polarice.jobs import align2d, sml
-from polarice.jobs.fault import spared
-from polarice.jobs.params import option, output
+from polarice.project import registry
+from polarice.project.fault import spared
+from polarice.project.params import option, output
+from polarice.runs.manifold_job import ManifoldJob
 from polarice.types import InputError
 
 SUMMARY = "align particles, then classify them deeply: align2d and sml in one command"
@@ -22,7 +23,7 @@ ALIGN_ITERATIONS, MAP_ITERATIONS = 25, 30
 
 
 @dataclass(frozen=True)
-class Params(sml.MapJob):
+class Params(ManifoldJob):
     """Those of sml, and what differs for align2d; the rest goes to both."""
 
     o: Path = output("Deep2D", "folder for the results, align2d and sml inside")
@@ -37,7 +38,7 @@ class Params(sml.MapJob):
 
 def run(params: Params) -> None:
     """Both jobs, or what is left of them. Raises InputError for what cannot be used."""
-    from polarice.jobs import resume
+    from polarice.runs import resume
 
     with world("deep2d") as comm, ExitStack() as held:
         params = comm.on_root(lambda: _begun(params, held))
@@ -59,7 +60,7 @@ def _tell_page(params: Params, first: Any, second: Any) -> None:
 
 def _begun(params: Params, held: ExitStack) -> Params:
     """The parameters of a run that begins or goes on; its folder is this process's until `held` is closed."""
-    from polarice.jobs import resume
+    from polarice.runs import resume
 
     if params.continue_ is not None:
         params = resume.saved("deep2d", params)
@@ -74,7 +75,7 @@ def _begun(params: Params, held: ExitStack) -> Params:
 def _require_enough(params: Params) -> None:
     """Say now, not after the alignment, that there are too few particles."""
     from polarice.io.particles import read_particles
-    from polarice.jobs.mapping import warn_of_few
+    from polarice.runs.mapping import warn_of_few
 
     n = len(read_particles(params.particles, params.image_dir, params.ctf, params.angpix).particles)
     if max(params.classes, params.align_k) > n:
@@ -86,7 +87,7 @@ def _require_enough(params: Params) -> None:
 
 def parts_of(params: Params) -> tuple[align2d.Params, sml.Params]:
     """The parameters of the two jobs."""
-    both = {name: value for name, value in vars(params).items() if name in {each.name for each in fields(sml.MapJob)}}
+    both = {name: value for name, value in vars(params).items() if name in {each.name for each in fields(ManifoldJob)}}
     shared = {name: value for name, value in both.items() if name in {each.name for each in fields(align2d.Params)}}
     first = align2d.Params(
         **shared
@@ -106,17 +107,17 @@ def parts_of(params: Params) -> tuple[align2d.Params, sml.Params]:
 
 def _do(job: str, wanted: Any, comm: Comm) -> None:
     """Run a part, go on with it, or leave it as it is where it has ended."""
-    from polarice.jobs import resume
-    from polarice.jobs.provenance import NAME
+    from polarice.project.provenance import NAME
+    from polarice.runs import resume
 
     ended, begun = comm.on_root(lambda: (resume.finished(wanted.o, wanted.iter), (wanted.o / NAME).exists()))
     if not ended:
-        jobs.run(job, replace(wanted, continue_=wanted.o if begun else None))
+        registry.run(job, replace(wanted, continue_=wanted.o if begun else None))
 
 
 def _write_page(params: Params, first: Any, second: Any) -> Path:
     """report.html, with the sheets of both and links to their own pages."""
-    from polarice.jobs.report.index import Chapter, Picture, write_index
+    from polarice.report.index import Chapter, Picture, write_index
 
     def chapter(title: str, part: Any, kind: str, text: Sequence[str]) -> Chapter:
         picture = part.o / f"run_it{part.iter:03d}_{kind}.png"

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarice import jobs
-from polarice.jobs.fault import spared
-from polarice.jobs.params import as_dict, command_line, option, output
-from polarice.jobs.resources import Computing
-from polarice.project import state
+from polarice.project import registry, state
+from polarice.project.fault import spared
+from polarice.project.params import as_dict, command_line, option, output
+from polarice.runs.resources import Computing
 from polarice.types import InputError
 
 if TYPE_CHECKING:
-    from polarice.jobs.report.index import Chapter, Picture
+    from polarice.report.index import Chapter, Picture
     from polarice.simulation.score import Score
 
 SUMMARY = "classify simulated 70S ribosomes and real apoferritin, and make a page of the results"
@@ -86,7 +85,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def _make_room(params: Params) -> None:
     """The folder, without what an earlier demo left in it; a folder that is somebody else's is refused."""
-    from polarice.jobs.provenance import NAME, read_job_json, write_job_json
+    from polarice.project.provenance import NAME, read_job_json, write_job_json
 
     folder = params.o
     try:
@@ -143,11 +142,11 @@ def _classification(params: Params, name: str) -> Any:
 
 
 def _simulate(params: Params) -> None:
-    jobs.run("simulate", _simulation(params))
+    registry.run("simulate", _simulation(params))
 
 
 def _classify(params: Params, name: str) -> None:
-    jobs.run("class2d", _classification(params, name))
+    registry.run("class2d", _classification(params, name))
 
 
 def _words(score: Score) -> str:
@@ -158,8 +157,8 @@ def _words(score: Score) -> str:
 
 
 def _write_page(params: Params, score: Score, seconds: dict[str, float]) -> Path:
-    from polarice.jobs.provenance import versions
-    from polarice.jobs.report.index import write_index
+    from polarice.project.provenance import versions
+    from polarice.report.index import write_index
 
     machine = versions()
     where = machine["GPU"] if params.device != "cpu" and machine["GPU"] != "none" else machine["CPU"]
@@ -173,7 +172,7 @@ def _write_page(params: Params, score: Score, seconds: dict[str, float]) -> Path
 
 
 def _ribosome_chapter(params: Params, score: Score, seconds: dict[str, float]) -> Chapter:
-    from polarice.jobs.report.index import Chapter
+    from polarice.report.index import Chapter
     from polarice.simulation.score import least_view_deg
 
     least = least_view_deg(params.k)
@@ -208,7 +207,7 @@ def _ribosome_chapter(params: Params, score: Score, seconds: dict[str, float]) -
 
 
 def _apoferritin_chapter(params: Params, seconds: dict[str, float]) -> Chapter:
-    from polarice.jobs.report.index import Chapter
+    from polarice.report.index import Chapter
 
     return Chapter(
         "Real apoferritin",
@@ -230,7 +229,7 @@ def _apoferritin_chapter(params: Params, seconds: dict[str, float]) -> Chapter:
 
 
 def _next_chapter(params: Params) -> Chapter:
-    from polarice.jobs.report.index import Chapter
+    from polarice.report.index import Chapter
 
     optimiser = params.o / "ribosome" / f"run_it{params.iter:03d}_optimiser.star"
     return Chapter(
@@ -262,7 +261,7 @@ def _more(params: Params) -> Any:
 
 
 def _run_numbers(params: Params, name: str, seconds: dict[str, float]) -> list[tuple[str, str]]:
-    from polarice.jobs.report import read_history
+    from polarice.report import read_history
 
     last = read_history(params.o / name)[-1]
     resolution = last["resolution_A"]
@@ -275,7 +274,7 @@ def _run_numbers(params: Params, name: str, seconds: dict[str, float]) -> list[t
 
 
 def _montage(params: Params, name: str) -> Picture:
-    from polarice.jobs.report.index import Picture
+    from polarice.report.index import Picture
 
     png = (params.o / name / f"run_it{params.iter:03d}_classes.png").read_bytes()
     return Picture(
@@ -290,8 +289,8 @@ def _raw(stack: Path, caption: str) -> Picture:
     import numpy as np
 
     from polarice.io.mrc import open_sections
-    from polarice.jobs.report.index import Picture
-    from polarice.jobs.report.montage import png_bytes, strip
+    from polarice.report.index import Picture
+    from polarice.report.montage import png_bytes, strip
 
     images = open_sections(stack)[:RAW_SHOWN].astype(np.float32)
     return Picture(png_bytes(strip(images, RAW_SIDE_PX)), caption)

@@ -14,7 +14,10 @@ from polarice.io.coordinates import SCORE, Coordinates, coordinate_files, read_c
 from polarice.io.micrographs import MicrographTable, found, read_micrographs, require_pixel_sizes
 from polarice.io.optics import require_defoci
 from polarice.io.pairing import Matching
-from polarice.jobs.micrographs import (
+from polarice.jobs.pick import COORDINATES
+from polarice.project.outputs import files_of
+from polarice.project.params import option, output
+from polarice.runs.micrographs import (
     Item,
     Outcome,
     TaskPool,
@@ -27,10 +30,7 @@ from polarice.jobs.micrographs import (
     told,
     treat,
 )
-from polarice.jobs.outputs import files_of
-from polarice.jobs.params import option, output
-from polarice.jobs.per_micrograph import PerMicrograph
-from polarice.jobs.pick import COORDINATES
+from polarice.runs.per_micrograph import PerMicrograph
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run(params: Params) -> None:
 
 def _extract_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.report.micrographs import MicrographReport
+    from polarice.report.micrographs import MicrographReport
 
     table = read_micrographs(params.micrographs)
     _check_table(table, params)
@@ -344,7 +344,7 @@ class Extraction:
         from PIL import Image
 
         from polarice.io.atomic import replacing
-        from polarice.jobs.report.montage import png_bytes, thumbnail
+        from polarice.report.montage import png_bytes, thumbnail
 
         columns = 4
         page = Image.new("L", (columns * SHOWN_PX, -(-len(images) // columns) * SHOWN_PX), 255)

@@ -17,12 +17,12 @@ from polarice.io.optics import DEFOCUS_LABELS, require_defoci
 from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
-from polarice.jobs.folder_lock import alone
-from polarice.jobs.micrographs import Item, Outcome, Writes, begin, check_folder, end, told_reason
-from polarice.jobs.params import Parameters, argument, option, output
-from polarice.jobs.patterns import listed
-from polarice.jobs.usage import Items, Watch, write_usage
+from polarice.project.folder_lock import alone
+from polarice.project.params import Parameters, argument, option, output
+from polarice.project.patterns import listed
 from polarice.project.progress import Bar
+from polarice.project.usage import Items, Watch, write_usage
+from polarice.runs.micrographs import Item, Outcome, Writes, begin, check_folder, end, told_reason
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _files(inputs: tuple[str, ...]) -> list[Path]:
 
 
 def _import_images(files: list[Path], params: Params) -> None:
-    from polarice.jobs.report.micrographs import MicrographReport
+    from polarice.report.micrographs import MicrographReport
 
     watch = Watch(SERIAL, None)
     outcomes, usable = _look(files)

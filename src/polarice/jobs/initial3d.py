@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarice.jobs.params import argument, option, output
-from polarice.jobs.resources import Computing
+from polarice.project.params import argument, option, output
+from polarice.runs.resources import Computing
 from polarice.types import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from polarice.io.particles import ParticleTable
-    from polarice.references.abinitio import AbInitio, ClassImages
+    from polarice.references.abinitio import AbInitio, ClassImages, Start
 
 SUMMARY = "make a first map from class averages, from several random starts, and tell how far these agree"
 EXAMPLE = "polarice initial3d Class2D/job006 --o InitialModel/job008"
 FILES = ("report.html", "initial_model.mrc", "seeds.json", "run_data.star")
-SAME_DEG = 12.0  # seeds whose class views lie so near to each other have found one map
 DIAMETER_OF_BOX = 0.8  # where nothing is said, as class2d takes it
 FEWEST_PIXELS = 8  # across the particle
 FEWEST_PARTICLES = 5  # of a class that takes part
@@ -40,30 +39,15 @@ class Params(Computing):
     seed: int = option(1, "seed of everything random", low=0, flags=("--random-seed",))
 
 
-@dataclass(frozen=True)
-class Start:
-    """What came of one random start."""
-
-    seed: int
-    found: AbInitio
-    seconds: float
-    apart_deg: float = 0.0  # median angle of the classes' views from the best start's, hand apart
-    mirrored: bool = False  # against the best start's
-
-    @property
-    def same(self) -> bool:
-        return self.apart_deg < SAME_DEG
-
-
 def run(params: Params) -> None:
     """Begin several times, keep the best by likelihood. Raises InputError for what cannot be used."""
-    from polarice.jobs.checkpoint import checkpoints, read_checkpoint
-    from polarice.jobs.outputs import claimed
-    from polarice.jobs.params import as_dict, command_line
-    from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.report.initial import write_page
-    from polarice.jobs.resources import device_of
+    from polarice.project.outputs import claimed
+    from polarice.project.params import as_dict, command_line
+    from polarice.project.provenance import write_job_json
     from polarice.references.abinitio import FEWEST_CLASSES, ClassImages
+    from polarice.report.initial import write_page
+    from polarice.runs.checkpoint import checkpoints, read_checkpoint
+    from polarice.runs.resources import device_of
 
     folder, record = params.classes, _record(params.classes)
     done = checkpoints(folder)
@@ -94,7 +78,7 @@ def run(params: Params) -> None:
         )  # fmt: skip
         starts = _starts(params, images, diameter_A / pixel_A)
         _write(params, starts, images, table, pixel_A)
-        page = write_page(params, starts, images, pixel_A)
+        page = write_page(params.o, params, starts, images)
     agree = sum(each.same for each in starts)
     print(f"{agree} of {len(starts)} starts found the map of the best one, hand apart; report: {page}")
     if 2 * agree <= len(starts) > 1:
@@ -108,7 +92,7 @@ def _starts(params: Params, images: ClassImages, diameter_px: float) -> list[Sta
     """Every start, the likeliest first, and how far each is from that."""
     import time
 
-    from polarice.references.abinitio import agreement_deg, densities
+    from polarice.references.abinitio import Start, agreement_deg, densities
 
     starts: list[Start] = []
     for seed in range(params.seed, params.seed + params.seeds):
@@ -123,7 +107,7 @@ def _starts(params: Params, images: ClassImages, diameter_px: float) -> list[Sta
 
 def _record(folder: Path) -> dict[str, Any]:
     """job.json of the classes' run."""
-    from polarice.jobs.provenance import read_job_json
+    from polarice.project.provenance import read_job_json
 
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give that of a finished run of align2d or class2d")

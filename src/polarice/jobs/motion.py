@@ -16,7 +16,8 @@ from polarice.io.micrographs import read_micrographs, write_micrographs
 from polarice.io.motion import MovieFacts, write_motion
 from polarice.io.movies import EER_ENDING, EerMovie, Events, Movie, open_movie, read_frames
 from polarice.io.mrc import write_image
-from polarice.jobs.micrographs import (
+from polarice.project.params import argument, option, output
+from polarice.runs.micrographs import (
     Item,
     Outcome,
     TaskPool,
@@ -28,8 +29,7 @@ from polarice.jobs.micrographs import (
     on_ranks,
     treat,
 )
-from polarice.jobs.params import argument, option, output
-from polarice.jobs.per_micrograph import PerMicrograph
+from polarice.runs.per_micrograph import PerMicrograph
 from polarice.types import InputError, Motion
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def run(params: Params) -> None:
 
 def _correct_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.report.micrographs import MicrographReport
+    from polarice.report.micrographs import MicrographReport
 
     table = read_micrographs(params.micrographs, "movies")
     check(params, table.optics, "rlnMicrographDoseRate" in table.table)
@@ -180,10 +180,10 @@ class Correct:
     threads: int
 
     def __call__(self, item: Item) -> Outcome:
-        from polarice.jobs.classification import device_of
         from polarice.motion_correction.align import Alignment, align
         from polarice.motion_correction.aligned_sum import sum_frames
         from polarice.motion_correction.exposure import binned
+        from polarice.runs.classification import device_of
 
         params = self.params
         device = device_of(replace(params, threads=self.threads))
@@ -265,7 +265,7 @@ class Correct:
     ) -> dict[str, Any]:
         """All files of one movie; the names for its row of the table."""
         from polarice.io.atomic import replacing
-        from polarice.jobs.report.track import track_png
+        from polarice.report.track import track_png
 
         dtype = np.float16 if self.params.float16 else np.float32
         pixel_A = facts.pixel_size_A * self.params.bin_factor

@@ -15,7 +15,9 @@ from polarice.io.coordinates import Coordinates, coordinate_files, read_coordina
 from polarice.io.micrographs import MicrographTable, read_micrographs, require_pixel_sizes, write_micrographs
 from polarice.io.optics import require_defoci
 from polarice.io.pairing import Matching
-from polarice.jobs.micrographs import (
+from polarice.project.outputs import files_of
+from polarice.project.params import option, output
+from polarice.runs.micrographs import (
     Item,
     Outcome,
     TaskPool,
@@ -28,9 +30,7 @@ from polarice.jobs.micrographs import (
     told,
     treat,
 )
-from polarice.jobs.outputs import files_of
-from polarice.jobs.params import option, output
-from polarice.jobs.per_micrograph import PerMicrograph
+from polarice.runs.per_micrograph import PerMicrograph
 from polarice.types import InputError, Optics
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def run(params: Params) -> None:
 
 def _pick_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
-    from polarice.jobs.report.micrographs import MicrographReport
+    from polarice.report.micrographs import MicrographReport
 
     if params.templates:
         _read_templates(params)
@@ -228,7 +228,7 @@ def _draw(item: Item, xy_px: np.ndarray, kind: np.ndarray, outcome: Outcome) -> 
     from PIL import Image, ImageDraw
 
     from polarice.io.atomic import replacing
-    from polarice.jobs.report.montage import png_bytes
+    from polarice.report.montage import png_bytes
 
     picture = Image.open(item.stem + BARE).convert("RGB")
     scale = outcome.figures["shrunken to"]
@@ -344,7 +344,7 @@ class Picking:
     def _small(self, item: Item, pixels: np.ndarray, diameter_px: float) -> dict[str, float]:
         """Write the micrograph small; how small, and how wide a particle is, for the circles."""
         from polarice.io.atomic import replacing
-        from polarice.jobs.report.micrographs import thumbnail_png
+        from polarice.report.micrographs import thumbnail_png
 
         with replacing(item.stem + BARE) as stream:
             stream.write(thumbnail_png(pixels, THUMBNAIL_PX))

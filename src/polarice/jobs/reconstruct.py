@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarice.jobs.params import argument, option, output
-from polarice.jobs.particle_job import ParticleJob
-from polarice.jobs.resources import Computing
+from polarice.project.params import argument, option, output
+from polarice.runs.particle_job import ParticleJob
+from polarice.runs.resources import Computing
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ class Params(Computing):
 def run(params: Params) -> None:
     """Reconstruct. Raises InputError for what cannot be used."""
     from polarice.align.memory_chunks import is_out_of_memory
-    from polarice.jobs.outputs import claimed
-    from polarice.jobs.params import as_dict, command_line
-    from polarice.jobs.particle_job import check_images, open_particles
-    from polarice.jobs.provenance import write_job_json
-    from polarice.jobs.refinement import given_halves, require_room_of_halves
-    from polarice.jobs.resources import device_of
+    from polarice.project.outputs import claimed
+    from polarice.project.params import as_dict, command_line
+    from polarice.project.provenance import write_job_json
     from polarice.references.symmetry import operators
+    from polarice.runs.particle_job import check_images, open_particles
+    from polarice.runs.refinement import given_halves, require_room_of_halves
+    from polarice.runs.resources import device_of
 
     group, given = operators(params.sym), _given(params)
     device = device_of(params)
@@ -94,10 +94,10 @@ def _write(
 ) -> str:
     """Make the maps and write them; what is to be said of them."""
     from polarice.io.mrc import write_volume
-    from polarice.io.refine3d import write_fsc, write_unfiltered
-    from polarice.jobs.particle_job import last_ring
+    from polarice.io.relion_run.refine3d import write_fsc, write_unfiltered
     from polarice.references.fsc import correlation, resolved_shell, soft_sphere, ssnr_of
     from polarice.references.slices import FourierGrid
+    from polarice.runs.particle_job import last_ring
 
     box, pixel_A = images.preparation.box_px, images.pixel_size_A
     limit = min(box // 2 - 1, last_ring(images, _given(params)))

@@ -9,10 +9,10 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from polarice.jobs.folder_lock import alone
-from polarice.jobs.outputs import KEY, Outputs
-from polarice.jobs.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.project import state
+from polarice.project.folder_lock import alone
+from polarice.project.outputs import KEY, Outputs
+from polarice.project.params import Parameters, argument, as_dict, command_line, option, output
 from polarice.project.progress import Bar
 from polarice.types import InputError
 
@@ -121,7 +121,7 @@ def _make_folder(params: Params, outputs: Outputs, inputs: list[Path]) -> None:
     """The folder with its job.json, without tables and truth of an earlier simulation: they would not belong to the
     new stack. Raises InputError where it cannot be made, and where files stand there that no simulation made.
     """
-    from polarice.jobs.provenance import write_job_json
+    from polarice.project.provenance import write_job_json
 
     record = outputs.require_free(inputs)
     outputs.sweep()

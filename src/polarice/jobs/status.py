@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from polarice.jobs.params import Parameters, option
-from polarice.jobs.provenance import NAME
+from polarice.project.params import Parameters, option
+from polarice.project.provenance import NAME
 from polarice.project.state import read_state
 from polarice.types import InputError
 
@@ -78,7 +78,7 @@ def _state(system: str, id: str) -> str:
 
 def progress(folder: Path) -> str:
     """How far the job of a folder is; "" before its first iteration."""
-    from polarice.jobs.report.history import read_history
+    from polarice.report.history import read_history
 
     history = read_history(folder)
     if not history:

@@ -35,14 +35,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from polarice import jobs
 from polarice.io.atomic import replacing
 from polarice.io.micrographs import named_files
-from polarice.jobs.fault import spared
-from polarice.jobs.folder_lock import alone
-from polarice.jobs.inputs import fingerprint
-from polarice.jobs.micrographs import other_options
-from polarice.jobs.params import (
+from polarice.project import registry
+from polarice.project.fault import spared
+from polarice.project.folder_lock import alone
+from polarice.project.inputs import fingerprint
+from polarice.project.params import (
     Option,
     Parameters,
     argument,
@@ -53,8 +52,9 @@ from polarice.jobs.params import (
     options_of,
     resources_of,
 )
-from polarice.jobs.patterns import filled, is_pattern, matches, remarks
-from polarice.jobs.per_micrograph import PerMicrograph
+from polarice.project.patterns import filled, is_pattern, matches, remarks
+from polarice.runs.micrographs import other_options
+from polarice.runs.per_micrograph import PerMicrograph
 from polarice.types import InputError
 
 SUMMARY = "run a chain of jobs from one file, again only what has changed"
@@ -91,7 +91,7 @@ class Step:
 
     @property
     def module(self) -> ModuleType:
-        return jobs.load(self.job)
+        return registry.load(self.job)
 
     def params(self) -> Parameters:
         """The job's Params with every file there is now; InputError where a file is missing, or is waited for."""
@@ -193,7 +193,7 @@ def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step
     earlier = {step.name: step.job for step in before}
     if name in earlier:
         raise InputError("a step before is called so, too; give it a name of its own")
-    fields = _spellings(jobs.load(job))
+    fields = _spellings(registry.load(job))
     given = {fields.get(_plain(key), key): value for key, value in table.items() if key not in _NOT_OPTIONS}
     usual = {fields[_plain(key)]: value for key, value in shared.items() if _plain(key) in fields}
     return Step(name, job, filled({**usual, **given}, earlier), table.get("update"), tuple(earlier)).checked()
@@ -201,8 +201,8 @@ def _step(table: Any, shared: Mapping[str, Any], before: Sequence[Step]) -> Step
 
 def _jobs() -> list[str]:
     """Jobs that write a folder, and so can be a step."""
-    others = (name for name, module in jobs.JOBS.items() if module != __name__)
-    return sorted(name for name in others if any(each.field == "o" for each in options_of(jobs.load(name).Params)))
+    others = (name for name, module in registry.JOBS.items() if module != __name__)
+    return sorted(name for name in others if any(each.field == "o" for each in options_of(registry.load(name).Params)))
 
 
 def _plain(key: str) -> str:
@@ -317,7 +317,7 @@ def _file_mark(path: Path) -> Any:
 
 def _report(steps: Sequence[Step], workflow: Path) -> None:
     """A page about all steps, beside the workflow's file."""
-    from polarice.jobs.report.chain import Link, write_chain_report
+    from polarice.report.chain import Link, write_chain_report
 
     links = [Link(step.name, step.job, command_line(step.job, step.params())) for step in steps]
     page = Path(f"{workflow.stem}_report.html").absolute()
@@ -360,7 +360,7 @@ def _run_due(steps: Sequence[Step], state: State, quiet: bool = False) -> int:
                 state.forget(_after(step, steps))
             params = _placed(step, params, state, mark)
             print(f"{head}: {command_line(step.job, params)}", flush=True)
-            jobs.run(step.job, params)
+            registry.run(step.job, params)
         except InputError as error:
             raise InputError(f"step {step.name}: {error}") from error
         state.note(step, mark, ended=True)

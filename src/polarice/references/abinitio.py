@@ -37,6 +37,7 @@ SHIFT_RANGE_PX, SHIFT_STEP_PX = 3.0, 1.5
 SHIFT_SIGMA_PX = 2.0
 SSNR = 100.0  # that the prior takes every shell to hold: the less, the more the density stays a ball
 CLASSES_AT_ONCE = 16
+SAME_DEG = 12.0  # seeds whose class views lie so near to each other have found one map
 FEWEST_CLASSES = 8
 
 
@@ -205,3 +206,18 @@ def projections(images: ClassImages, found: AbInitio) -> tuple[np.ndarray, np.nd
     back = basis.unshifted(turned, torch.from_numpy(-found.shift_px).float().to(basis.device))
     averages = some.field / some.ctf.clamp_min(1e-6)
     return basis.to_images(averages).cpu().numpy(), basis.to_images(back).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Start:
+    """What came of one random start."""
+
+    seed: int
+    found: AbInitio
+    seconds: float
+    apart_deg: float = 0.0  # median angle of the classes' views from the best start's, hand apart
+    mirrored: bool = False  # against the best start's
+
+    @property
+    def same(self) -> bool:
+        return self.apart_deg < SAME_DEG

@@ -10,8 +10,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from polarice.references.latent import LatentGrid
-from polarice.references.manifold import Manifold
+from polarice.references.manifold.latent import LatentGrid
+from polarice.references.manifold.model import Manifold
 
 OCCUPIED = 0.2  # of an equal share: nodes with less are a detour
 DETOUR = 10.0  # a step onto a node that is not occupied counts so many times

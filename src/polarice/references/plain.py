@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polarice.align.images import Clock
-from polarice.references.aligned_particles import AlignedParticles
+from polarice.references.manifold.aligned_particles import AlignedParticles
 from polarice.references.snr import smooth_ssnr
 from polarice.types import Pose2D
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from polarice.cluster import SERIAL, Comm
-from polarice.references.aligned import AlignedImages
-from polarice.references.manifold import Manifold, first_rings
+from polarice.references.manifold.aligned import AlignedImages
+from polarice.references.manifold.model import Manifold, first_rings
 
 REACH_SD = 2.0  # the grid covers so many standard deviations of each component on either side
 POWER_ITERATIONS = 6

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from polarice.io.atomic import replacing
-from polarice.jobs import JOBS, load
-from polarice.jobs.params import Parameters, argument, option, options_of
+from polarice.project.params import Parameters, argument, option, options_of
+from polarice.project.registry import JOBS, load
 from polarice.types import InputError
 
 MS_PER_IMAGE = 1.0  # of one core and iteration, at 128 px and 50 classes; K and box are scaled from there

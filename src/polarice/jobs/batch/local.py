@@ -10,7 +10,7 @@ from pathlib import Path
 
 from polarice.jobs import batch
 from polarice.jobs.batch import Batch
-from polarice.jobs.params import option
+from polarice.project.params import option
 
 SUMMARY = "write a script for this machine, and start it in the background where asked"
 

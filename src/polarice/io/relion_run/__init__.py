@@ -1,0 +1,1 @@
+"""What a job leaves in its folder, as RELION's jobs do."""

@@ -1,0 +1,1 @@
+"""Jobs at work: what those over particles, and those over micrographs, have in common."""

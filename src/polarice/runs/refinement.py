@@ -1,0 +1,381 @@
+"""A refinement at work: from a particle table and a map to half maps, poses and a report on disk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polarice.cluster import Comm, world
+from polarice.project.params import MAP, option, output
+from polarice.project.usage import Usage, Watch
+from polarice.runs.particle_job import (
+    CheckedParticles,
+    ParticleJob,
+    check_images,
+    last_ring,
+    open_particles,
+    with_copies,
+)
+from polarice.runs.particle_run import ParticleRun, figures_of_pass
+from polarice.runs.resources import batch_bytes, cache_budget_of, card_of, device_of, memory_bytes, workers_of
+from polarice.runs.running import carry_out, settled
+from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
+
+if TYPE_CHECKING:
+    from polarice.align.fit import IterationResult
+    from polarice.align.images import ParticleImages
+    from polarice.io.particles import ParticleTable
+    from polarice.references.halfmaps import HalfMaps
+    from polarice.references.refinement import Progress, Refined, RefineSchedule, RefineState, RefineStep
+
+    RefineResult = IterationResult[HalfMaps, Progress, RefineStep, Refined]
+
+SAME_PIXEL = 0.01  # relative difference of the map's pixel size from the particles' that is rounding
+FEWEST_PARTICLES = 20
+BYTES_A_POINT = 160  # of a transform's grid: sums of two halves, and what is made of them, as measured
+MOST_ITERATIONS = 25
+FEW_PARTICLES = 100
+
+
+@dataclass(frozen=True)
+class Refinement(ParticleJob):
+    """A reference, and how far and how finely to search."""
+
+    o: Path = output("Refine3D")
+    ref: Path | None = option(
+        None,
+        "map to begin with (.mrc), of the particles' box and pixel size",
+        level="essential",
+        path=MAP,
+        derived="that of the run that goes on",
+    )
+    ini_high: float = option(60.0, "resolution that the map is low-passed to at first", unit="A", low=1)
+    sym: str = option(
+        "C1", "point group of the particle, its axes where RELION has them: C1, D2, T, O, I ...", level="essential"
+    )
+    iter: int | None = option(
+        None,
+        "most iterations; refinement ends by itself",
+        derived="25; with --continue, as before",
+        low=1,
+        high=999,
+        renewable=True,
+        level="essential",
+    )
+    firstiter_cc: bool = option(
+        True,
+        "in the first iteration each image counts at its best pose alone, so that round particles find a beginning",
+    )
+    tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
+    low_resol_join_halves: float = option(
+        40.0, "halves are one up to this resolution, so that they keep pose and hand", unit="A", low=1
+    )
+    auto_local_healpix_order: int = option(4, "HEALPix order from which particles are searched locally", low=3, high=6)
+    offset_range: float = option(5.0, "shifts are searched this far from each last centre, at first", unit="px", low=0)
+    offset_step: float = option(1.0, "step of the shifts; twice it at first, half of it at the end", unit="px", low=0.1)
+
+    def faults(self) -> Iterator[str]:
+        if self.ref is None and self.continue_ is None:
+            yield "--ref: refine3d begins with a map; give one (.mrc), or make one with polarice initial3d"
+
+
+def refine(job: str, params: Refinement) -> None:
+    """Run or continue a refinement. Raises InputError for what cannot be used, and for a full disk."""
+    from polarice.references.symmetry import operators
+
+    with world(job) as comm, ExitStack() as held:
+        params = comm.on_root(lambda: settled(job, params, MOST_ITERATIONS))
+        operators(params.sym)
+        device = device_of(params, comm)
+        watch = Watch(comm, card_of(device))
+        table, images = open_particles(params, device, comm)
+        if params.continue_ is None and params.ref is not None:
+            read_reference(params.ref, images)  # what is wrong with it is told before images are looked at
+        if len(table.particles) < FEWEST_PARTICLES:
+            raise InputError(f"{table.path}: {len(table.particles)} particles are too few; at least {FEWEST_PARTICLES}")
+        if len(table.particles) < FEW_PARTICLES:
+            print(
+                f"warning: {table.path}: {len(table.particles)} particles make no map worth its name", file=sys.stderr
+            )
+
+        require_room_of_halves(params, images)
+
+        def begin() -> RefineRun:
+            watch.mark("loading")
+            looked = check_images(table, with_copies(images, params, comm, held), params, comm)
+            watch.mark("looking at images")
+            return RefineRun(job, params, looked, (comm, watch))
+
+        carry_out(job, params, [params.particles, *table.particles.stacks], begin, comm)
+
+
+def _held_bytes(params: ParticleJob, images: ParticleImages) -> int:
+    """Memory for the transforms of both halves, on the last ring."""
+    from polarice.references.slices import FourierGrid
+
+    limit = min(images.preparation.box_px // 2 - 1, last_ring(images, params))
+    return BYTES_A_POINT * FourierGrid(images.preparation.box_px, limit).shape[0] ** 3
+
+
+def require_room_of_halves(params: ParticleJob, images: ParticleImages) -> None:
+    """Raise InputError where the grids of both halves have no room."""
+    wanted, there = _held_bytes(params, images), memory_bytes(params, images.device)
+    if wanted > there:
+        box = images.preparation.box_px
+        raise InputError(
+            f"the transforms of two half maps of {box} px take up to {wanted / (1 << 30):.3g} GiB, and there are "
+            f"{there / (1 << 30):.3g}; compare to a coarser resolution (--strict-highres-exp), or scale the particles "
+            "down (polarice extract --scale)"
+        )
+
+
+def read_reference(path: Path, images: ParticleImages) -> np.ndarray:
+    """The map (N, N, N) float32. Raises InputError where its box or pixel size is not the particles', or a voxel is
+    no number."""
+    from polarice.io.mrc import read_volume
+
+    density, pixel_A = read_volume(path)
+    box = images.preparation.box_px
+    if density.shape != (box,) * 3:
+        sides = " x ".join(map(str, density.shape[::-1]))
+        raise InputError(f"--ref {path}: {sides} voxels, the particles' box is {box} px; crop, pad or rescale the map")
+    if pixel_A and abs(pixel_A / images.pixel_size_A - 1) > SAME_PIXEL:
+        raise InputError(
+            f"--ref {path}: {pixel_A:.4g} A a voxel, and the particles' pixels are {images.pixel_size_A:.4g} A; "
+            "rescale the map, or correct what is wrong of the two"
+        )
+    if not np.isfinite(density).all():
+        raise InputError(f"--ref {path}: holds voxels that are not numbers; mask or mend the map")
+    if not density.std() > 0:
+        raise InputError(f"--ref {path}: every voxel is the same; give a map")
+    return density
+
+
+def given_halves(table: ParticleTable) -> np.ndarray | None:
+    """(n,) int8 0 or 1 by rlnRandomSubset, None where there is none. Raises InputError for other numbers."""
+    if "rlnRandomSubset" not in table.table:
+        return None
+    given = table.table.numbers("rlnRandomSubset")
+    wrong = np.flatnonzero(~np.isin(given, (1, 2)))
+    if len(wrong):
+        where = f"{table.table.where}, row {wrong[0] + 1}"
+        raise InputError(f"{where}: _rlnRandomSubset is neither 1 nor 2; correct or remove it")
+    return given.astype(np.int8) - 1
+
+
+def halves_of(looked: CheckedParticles, seed: int) -> np.ndarray:
+    """(n,) int8 half set of every particle, -1 for those left out: the table's rlnRandomSubset, else drawn.
+
+    Raises InputError where the table's makes no two halves.
+    """
+    half_of = np.full(len(looked.table.particles), -1, np.int8)
+    if (given := given_halves(looked.table)) is not None:
+        half_of[looked.rows] = given[looked.rows]
+        sizes = [int((half_of == half).sum()) for half in (0, 1)]
+        if min(sizes) < max(sizes) / 10:
+            one, two = sizes
+            raise InputError(
+                f"{looked.table.table.where}: _rlnRandomSubset puts {one} particles into half 1 and {two} into half 2; "
+                "remove the column to have them drawn"
+            )
+        return half_of
+    rng = np.random.default_rng([seed, 3])
+    half_of[looked.rows] = rng.permutation(np.arange(len(looked.rows)) % 2)
+    return half_of
+
+
+class RefineRun(ParticleRun["RefineResult", None]):
+    """refine3d at work."""
+
+    params: Refinement
+
+    def __init__(self, job: str, params: Refinement, looked: CheckedParticles, ranks: tuple[Comm, Watch]) -> None:
+        self.schedule = _schedule(looked.images, params)
+        super().__init__(job, params, looked, ranks)
+
+    def images_of_iterations(self) -> list[int]:
+        return [len(self.looked.order)] * int(self.params.iterations)
+
+    def beginning(self) -> RefineState:
+        from polarice.runs.checkpoint3d import read_refinement
+
+        if self.done:
+            state = read_refinement(self.params.o, self.done, self.images.device)
+            if state.carried.step is not None and state.carried.step.last:
+                print(
+                    f"{self.params.o}: refinement has come to its end; nothing but the report is made", file=sys.stderr
+                )
+            return state
+        assert self.params.ref is not None  # refine3d asks for it
+        return first_state(self.looked, read_reference(self.params.ref, self.images), self.schedule, self.params)
+
+    def following(self, state: RefineState) -> int:
+        return state.number + 1
+
+    def results(self) -> Iterator[RefineResult]:
+        from polarice.align.fit import fit
+        from polarice.references.refinement import KeepProgress, RefineSettings, ViewExpectation
+        from polarice.references.symmetry import operators
+
+        params, device = self.params, self.images.device
+        workers = workers_of(params, device)
+        settings = RefineSettings(
+            tau2_fudge=params.tau2_fudge,
+            join_shell=self._shell(params.low_resol_join_halves),
+            batch_bytes=batch_bytes(params, device, workers),
+            workers=workers,
+            room=cache_budget_of(params, device, len(self.comm.node_ranks), _held_bytes(params, self.images)),
+            group=operators(params.sym),
+        )
+        expect = ViewExpectation(self.images, self.looked.order, settings, self.comm)
+        return fit(self.state, self.schedule, expect, KeepProgress(), params.seed)
+
+    def _shell(self, resolution_A: float) -> int:
+        return int(self.images.preparation.box_px * self.images.pixel_size_A / resolution_A)
+
+    def prepared(self, result: RefineResult) -> None:
+        return None
+
+    def write(self, result: RefineResult, prepared: None) -> Iteration:
+        from polarice.io.relion_run.refine3d import write_half_maps
+        from polarice.report import append_history
+        from polarice.runs.checkpoint3d import write_refinement
+
+        since = time.perf_counter()
+        iteration = iteration_of(result, self.images, self.rows)
+        root = self.params.o / f"run_it{result.state.number:03d}"
+        write_half_maps(root, result.state.model.densities.cpu().numpy(), self.images.pixel_size_A)
+        self._write_poses(root, result.state)
+        iteration = replace(iteration, seconds=iteration.seconds | {"writing": time.perf_counter() - since})
+        append_history(self.params.o, iteration)
+        write_refinement(self.params.o, result.state, iteration.model)
+        step = result.step
+        where = f"within {step.own_step_deg:.2g} deg" if step.own_step_deg else "local" if step.local else "global"
+        self.bar.write(
+            f"iteration {step.number}: {iteration.model.resolution_A[0]:.1f} A, order {step.order} {where}, "
+            f"{step.r_max} rings, mean probability {iteration.max_probability:.2f}, "
+            f"{sum(iteration.seconds.values()):.1f} s",
+            file=sys.stderr,
+        )
+        return iteration
+
+    def report(self, usage: Usage, chart_processes: Any) -> Path:
+        return self.comm.on_root(lambda: self._finish(usage))
+
+    def _finish(self, usage: Usage) -> Path:
+        """The maps, the poses and the page; the page's path."""
+        from polarice.io.mrc import write_volume
+        from polarice.io.relion_run.refine3d import write_fsc, write_unfiltered
+        from polarice.report.refinement import RefinementPage, write_page
+        from polarice.runs.resume import go_on_command
+
+        model, pixel_A, root = self.state.model, self.images.pixel_size_A, self.params.o / "run"
+        write_volume(f"{root}_class001.mrc", model.joined.cpu().numpy(), pixel_A)
+        write_unfiltered(root, model.unfiltered.cpu().numpy(), pixel_A)
+        write_fsc(Path(f"{root}_fsc.star"), model.fsc.cpu().numpy(), model.box_px * pixel_A)
+        self._write_poses(root, self.state)
+        looked, folder = self.looked, self.params.o
+        about = RefinementPage(
+            folder, self.params, go_on_command(self.job, folder), looked.table.path, looked.rows, looked.bad,
+            looked.images.pixel_size_A,
+        )  # fmt: skip
+        return write_page(about, self.state, usage)
+
+    def _write_poses(self, root: Path, state: RefineState) -> None:
+        """ROOT_data.star."""
+        from polarice.io.relion_run.refine3d import write_poses
+        from polarice.references.directions import angles_of
+
+        progress, rows = state.carried, self.rows
+        rot_deg, tilt_deg = angles_of(progress.direction[rows])
+        views = {"rlnAngleRot": rot_deg, "rlnAngleTilt": tilt_deg, "rlnRandomSubset": progress.half_of[rows] + 1}
+        columns = views | self.columns
+        write_poses(Path(f"{root}_data.star"), self.looked.table, rows, state.assignment.take(rows), columns)
+
+    def conclusion(self, page: Path) -> str:
+        box_A = self.images.preparation.box_px * self.images.pixel_size_A
+        bad = self.looked.bad
+        left_out = f", {len(bad)} left out" if bad else ""
+        resolution_A = box_A / self.state.model.shell
+        return f"{len(self.rows)} particles{left_out}, {resolution_A:.1f} A where halves agree; report: {page}"
+
+
+def _schedule(images: ParticleImages, params: Refinement) -> RefineSchedule:
+    from polarice.references.refinement import RefineSchedule
+
+    box, pixel_A = images.preparation.box_px, images.pixel_size_A
+    limit = min(box // 2 - 1, last_ring(images, params))
+    return RefineSchedule(
+        box_px=box,
+        pixel_size_A=pixel_A,
+        diameter_A=2 * images.preparation.radius_px * pixel_A,
+        iterations=params.iterations,
+        limit_shell=limit,
+        first_shell=max(1, min(limit, round(box * pixel_A / params.ini_high))),
+        local_order=params.auto_local_healpix_order,
+        offset_range_px=params.offset_range,
+        offset_step_px=params.offset_step,
+        first_best_alone=params.firstiter_cc,
+    )
+
+
+def first_state(
+    looked: CheckedParticles, density: np.ndarray, schedule: RefineSchedule, params: Refinement
+) -> RefineState:
+    """Before the first iteration: both halves begin with the low-passed map, nothing is assigned."""
+    import torch
+
+    from polarice.align.fit import State
+    from polarice.references.halfmaps import HalfMaps
+    from polarice.references.refinement import Progress
+
+    images, n = looked.images, len(looked.table.particles)
+    preparation = images.preparation
+    model = HalfMaps.begun(
+        torch.from_numpy(density).to(images.device),
+        schedule.box_px * schedule.pixel_size_A / params.ini_high,
+        torch.from_numpy(looked.noise_power).to(images.device),
+        preparation.radius_px,
+        preparation.mask_fraction,
+    )
+    shift_px = looked.table.particles.pose.shift_px.copy()
+    unknown = replace(Pose2D.unknown(n), shift_px=shift_px)
+    nothing = Assignment(unknown, np.zeros(n), np.zeros(n, np.float32), np.zeros(n, np.int32))
+    progress = Progress(np.rint(shift_px), np.zeros((n, 3)), halves_of(looked, params.seed))
+    return State(0, model, nothing, progress)
+
+
+def iteration_of(result: RefineResult, images: ParticleImages, rows: np.ndarray) -> Iteration:
+    """What an iteration left behind, as of one class, about the particles `rows`."""
+    from polarice.references.fsc import ssnr_of
+
+    model, box, pixel_A = result.state.model, images.preparation.box_px, images.pixel_size_A
+    shells = box // 2 + 1
+    ssnr = ssnr_of(model.fsc)[None].cpu().numpy()
+    return Iteration(
+        total=result.step.total,
+        model=ClassModel(
+            averages=model.joined.sum(dim=0)[None].cpu().numpy(),
+            weights=np.ones(1),
+            noise_power=model.noise_power.cpu().numpy(),
+            signal_power=np.zeros((1, shells)),
+            ssnr=ssnr,
+            resolution_A=np.array([box * pixel_A / model.shell]),
+            pixel_size_A=pixel_A,
+            shift_sigma_px=model.shift_sigma_px,
+        ),
+        assignment=result.state.assignment.take(rows),
+        resolution_limit_A=box * pixel_A / result.step.r_max,
+        psi_step_deg=360 / result.found.search.psi_count,
+        shift_range_px=result.step.shift_range_px,
+        shift_step_px=result.step.shift_step_px,
+        particles_used=len(result.found.used),
+        **figures_of_pass(result),
+    )
