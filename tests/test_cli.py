@@ -204,7 +204,7 @@ def test_every_job_states_itself():
             if not each.positional:
                 default = each.default if isinstance(each.default, tuple) else (each.default,)
                 assert all(isinstance(item, each.kind) or item is None for item in default), f"{name} {each.flag}"
-        positional = {each.field: Path("x") for each in options_of(job.Params) if each.positional}
+        positional = {e.field: e.choices[0] if e.choices else Path("x") for e in options_of(job.Params) if e.positional}
         faults = list(job.Params(**positional).faults())  # defaults lie within their own bounds
         with pytest.raises(InputError, match=re.escape(faults[0])) if faults else nullcontext():
             check(job.Params(**positional))

@@ -157,7 +157,7 @@ def test_key_numbers_times_and_lists(tmp_path):
         ("36", "particles with a class"),
         ("2", "left out"),
         ("4", "of 5 classes in use"),
-        ("8.2 Å", "best class"),
+        ("9.0 Å", "median particle's class"),
     ):
         assert (value, name) in pairs
     assert ("reading", "3.00") in pairs and ("expectation", "12.00") in pairs and ("in all", "16.50") in pairs

@@ -67,13 +67,13 @@ def test_every_line_of_progress_tells_the_iteration(place):
     ended = polarice(f"{RUN} --iter 2 --o out")
     lines = ended.err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["iteration 1/2", "iteration 2/2"]
-    assert "of 8 classes in use, best" in lines[1]
+    assert "of 8 classes in use, median" in lines[1]
 
 
 def test_progress_tells_how_far_classes_have_grown(place):
     lines = polarice(f"{RUN} --k 10 --iter 4 --o out").err.splitlines()
-    assert "5 of 5 classes in use (growing to 10), best" in lines[0]
-    assert "of 10 classes in use, best" in lines[-1]
+    assert "5 of 5 classes in use (growing to 10), median" in lines[0]
+    assert "of 10 classes in use, median" in lines[-1]
 
 
 def test_the_report_shows_the_classes(whole):
@@ -319,7 +319,7 @@ def test_classes_that_are_there_are_gone_on_with(place):
     """--ref: as many from the first iteration on, and class 3 stays class 3; once begun, the run can do without."""
     assert polarice(f"{RUN} --k 10 --iter 5 --o first").code == 0
     ended = polarice(f"{RUN} --k 10 --iter 2 --o out --ref first")
-    assert ended.code == 0 and "of 10 classes in use, best" in ended.err.splitlines()[0]
+    assert ended.code == 0 and "of 10 classes in use, median" in ended.err.splitlines()[0]
     assert (labels("first") == labels("out", "run_it002")).mean() > 0.7  # of 10 classes for four phantoms
     shutil.rmtree("first")
     assert polarice("class2d --continue out --iter 3").code == 0

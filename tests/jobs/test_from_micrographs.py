@@ -220,7 +220,7 @@ def picked(shells, *more: tuple[float, float]) -> None:
 def extracted_by_both(shells, ours: str, theirs: str) -> tuple[np.ndarray, np.ndarray]:
     picked(shells)
     table(list(shells), 4.0)
-    run(f"extract micrographs.star --o ours --coords picks --box 48 --threads 1 {ours}")
+    run(f"extract micrographs.star --o ours --coords picks --box 48 --threads 1 --no-whole {ours}")
     places = "--coord_dir picks/ --coord_suffix _pick.star --part_star theirs.star --part_dir theirs/"
     words = f"--i micrographs.star {places} --extract --extract_size 48 --invert_contrast {theirs}"
     relion("relion_preprocess", *words.split())
@@ -246,7 +246,7 @@ def test_scaled_extraction_is_relions_but_for_nyquist(shells):
     ("options", "message"),
     [
         ("--box 700", "640 x 640 pixels, less than --box 700"),
-        ("--box 638 --whole", "boxes of 638 px leave their micrograph; a smaller --box, or no --whole"),
+        ("--box 638", "boxes of 638 px leave their micrograph; a smaller --box, or --no-whole"),
         ("--box 48 --min-score 0.5", "m0_pick.star: no scores (_rlnAutopickFigureOfMerit); leave out --min-score"),
     ],
 )
@@ -286,7 +286,7 @@ def test_reports_of_many_micrographs_stay_small(shells):
 def test_extract_counts_and_tables(shells):
     picked(shells, (-60.0, 20.0))  # RELION ends the whole run there
     table(list(shells), 4.0)
-    ended = run("extract micrographs.star --o ours --coords picks --box 48 --threads 1 --float16 --whole")
+    ended = run("extract micrographs.star --o ours --coords picks --box 48 --threads 1 --float16")
     assert "wholly off the edge" in ended.out
     particles = read_star("ours/particles.star").table("particles")
     optics = read_star("ours/particles.star").table("optics")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
+from pathlib import Path
 
 from polarice.types import InputError
 
 FIRST_BYTES = 4096
+TABLES = ("particles.star", "micrographs.star", "movies.star")  # that jobs end with
+IMAGES = ("*.mrc", "*.tif", "*.tiff", "*.eer", "*.mrcs")
+_RUN = re.compile(r"run.*_it(\d+)_data\.star")
 _MAGIC = (  # how a file begins, what it is, what to do with it
     (b"BZh", "compressed with bzip2", "unpack it with bunzip2"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with unzstd"),
@@ -85,3 +90,24 @@ def require_no_other_kind(path: str | os.PathLike[str], wanted: str, *, but: tup
     kind, remedy = kind_of(path)
     if kind and not any(word in kind for word in but):
         raise InputError(f"{path} is {kind}, and not {wanted}; {remedy}")
+
+
+def require_no_folder(path: Path) -> None:
+    """Raise InputError for a folder, or images, where a table is wanted: it names the table, or what makes one."""
+    if path.is_dir():
+        tables = sorted(each.name for each in path.glob("*.star") if each.name in TABLES or _RUN.fullmatch(each.name))
+        if tables:
+            raise InputError(f"{path} is a folder; give its table: {path / max(tables, key=_iteration)}")
+        found = next((each for pattern in IMAGES for each in path.glob(pattern)), None)
+        what = f"{path}/*{found.suffix}" if found is not None else f"{path}/*.mrc"
+        raise InputError(f"{path} is a folder; make a table of what is in it: polarice import '{what}' --o Import")
+    if path.suffix.lower() in (".mrc", ".tif", ".tiff", ".eer") and path.exists():
+        raise InputError(
+            f"{path} is an image, and not a table; one is made by: polarice import '{path.parent}/*{path.suffix}' --o "
+            "Import"
+        )
+
+
+def _iteration(name: str) -> int:
+    match = _RUN.fullmatch(name)
+    return int(match[1]) if match else -1

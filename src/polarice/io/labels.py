@@ -59,6 +59,7 @@ LABELS: dict[str, Label] = {
     "rlnPhaseShift": Label("float", "deg"),
     "rlnCtfBfactor": Label("float", "A^2"),
     "rlnCtfScalefactor": Label("float"),
+    "polariceCtfDrift": Label("float"),  # of a micrograph's rings; 1 and more is drift
     # pose and posterior
     "rlnClassNumber": Label("int"),  # from 1
     "rlnAngleRot": Label("float", "deg"),

@@ -17,7 +17,7 @@ from typing import Any
 from polarice.io.atomic import replacing
 from polarice.io.cells import RaggedTable, split
 from polarice.io.gzipped import MAGIC, naming_source
-from polarice.io.kinds import require_no_other_kind
+from polarice.io.kinds import require_no_folder, require_no_other_kind
 from polarice.io.table import Table, quoted, text_of
 from polarice.types import InputError
 
@@ -76,6 +76,7 @@ class StarFile:
 def read_star(path: str | os.PathLike[str]) -> StarFile:
     """Read a STAR file, gzipped or not. Raises InputError naming file, block, row and line where it cannot be read."""
     path = Path(path)
+    require_no_folder(path)
     data = _contents(path)
     if not data[:4096].lstrip().startswith((b"data_", b"#", b"_", b"loop_")):
         require_no_other_kind(path, "a STAR file", but=("STAR", "gzip", "a text"))

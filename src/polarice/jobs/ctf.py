@@ -197,6 +197,7 @@ class Fitting:
             "rlnCtfFigureOfMerit": fit.correlation,
             "rlnCtfMaxResolution": quality.resolution_A,
             "rlnCtfIceRingDensity": quality.ice,
+            "polariceCtfDrift": quality.drifted,
         }
         if self.params.phase_shift:
             columns["rlnPhaseShift"] = fit.phase_shift_deg

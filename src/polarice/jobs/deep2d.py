@@ -61,12 +61,14 @@ def _tell_page(params: Params, first: Any, second: Any) -> None:
 def _begun(params: Params, held: ExitStack) -> Params:
     """The parameters of a run that begins or goes on; its folder is this process's until `held` is closed."""
     from polarice.runs import resume
+    from polarice.runs.defaults import settled_defaults
 
     if params.continue_ is not None:
         params = resume.saved("deep2d", params)
     else:
         resume.require_free("deep2d", params.o)
         params = replace(params, iter=params.iter or MAP_ITERATIONS, align_iter=params.align_iter or ALIGN_ITERATIONS)
+        params = settled_defaults(params)
         _require_enough(params)
     resume.claim("deep2d", params, [params.particles], held)
     return params

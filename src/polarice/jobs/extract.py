@@ -16,7 +16,7 @@ from polarice.io.optics import require_defoci
 from polarice.io.pairing import Matching
 from polarice.jobs.pick import COORDINATES
 from polarice.project.outputs import files_of
-from polarice.project.params import option, output
+from polarice.project.params import MICROGRAPHS, PARTICLES, argument, option, output
 from polarice.runs.micrographs import (
     Item,
     Outcome,
@@ -31,6 +31,7 @@ from polarice.runs.micrographs import (
     treat,
 )
 from polarice.runs.per_micrograph import PerMicrograph
+from polarice.runs.reextract import Source, read_source
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ IMAGES = True  # that other tables name: other options want another folder
 SUMMARY = "cut particle images out of micrographs: scaled, inverted, normalised as RELION does"
 EXAMPLE = "polarice extract AutoPick/job004/micrographs.star --o Extract/job005 --box 256 --scale 128"
 STACK, TABLE, PICTURE = ".mrcs", "_extract.star", "_extract.png"
+OWN = ("rlnImageName", "rlnMicrographName", "rlnOpticsGroup")  # columns that extraction makes anew
 BATCH = 64  # images cut at a time
 SHOWN, SHOWN_PX = 12, 96
 FROM_MICROGRAPH = {  # columns that a micrograph's particles share, and what stands there where the table lacks them
@@ -60,7 +62,16 @@ FROM_MICROGRAPH = {  # columns that a micrograph's particles share, and what sta
 class Params(PerMicrograph):
     """The box, and what becomes of it."""
 
+    micrographs: Path | None = argument(  # type: ignore[assignment]
+        "micrograph table (STAR); with --particles: those that its table names", flags=("--i",), unless="particles",
+        path=MICROGRAPHS,
+    )  # fmt: skip
     o: Path = output("extract", "folder for stacks, particles.star and the report")
+    particles: Path | None = option(
+        None, "cut the particles of this table anew; their other columns stay", path=PARTICLES,
+        derived="the coordinates of --coords",
+    )  # fmt: skip
+    recenter: bool = option(False, "move coordinates to where particles were found", needs=("particles", True))
     coords: Path | None = option(None, "coordinates: a folder or a file", derived="those that the table names")
     coord_names: Literal["folders", "bare", "cryosparc"] = option(
         "folders", "folders in names of coordinates must agree, or not; and without cryoSPARC's numbers and endings"
@@ -86,7 +97,9 @@ class Params(PerMicrograph):
     white_dust: float | None = option(None, "replace pixels so many standard deviations above the background", low=0.5)
     black_dust: float | None = option(None, "replace pixels so many standard deviations below the background", low=0.5)
     float16: bool = option(False, "half the disk space; RELION 4 and later read it")
-    whole: bool = option(False, "leave out particles whose box leaves the micrograph")
+    whole: bool = option(
+        True, "leave out particles whose box leaves the micrograph; else the nearest pixels are repeated, as in RELION"
+    )
     min_score: float | None = option(
         None, "score threshold of picks", derived="all picks", flags=("--minimum-pick-fom",)
     )
@@ -95,6 +108,12 @@ class Params(PerMicrograph):
     )
 
     def faults(self) -> Iterator[str]:
+        if self.micrographs is None and self.particles is None:
+            yield "give a table of micrographs, or --particles"
+        if self.particles is not None and self.coords is not None:
+            yield "--particles have coordinates; leave out --coords"
+        if self.recenter and self.particles is None:
+            yield "--recenter is for --particles, whose table has origins"
         if self.box is None:
             yield "--box is needed: the box in the micrograph, in pixels; 1.5 times the particle's longest side"
             return
@@ -119,10 +138,12 @@ def _extract_all(params: Params, comm: Comm) -> None:
     """What rank 0 does; others help to treat."""
     from polarice.report.micrographs import MicrographReport
 
-    table = read_micrographs(params.micrographs)
+    source = _source(params)
+    table = read_micrographs(params.micrographs) if source is None else source.micrographs  # type: ignore[arg-type]
     _check_table(table, params)
-    begin("extract", params, _writes(table, params), [params.micrographs, params.coords])
-    items, asides = _with_coordinates(table, params)
+    given = [params.micrographs, params.coords, params.particles]
+    begin("extract", params, _writes(table, params), given)
+    items, asides = _with_coordinates(table, params, source)
     told(asides)
     outcomes = treat(items, Extraction(params), TaskPool.of("extract", params, comm=comm))
     done = cells_of(outcomes).rows
@@ -139,8 +160,19 @@ def _extract_all(params: Params, comm: Comm) -> None:
     print(", ".join(f"{n} {words.get(name, name)}" for name, n in totals.items()) + f": {params.o / 'particles.star'}")
 
 
+def _source(params: Params) -> Source | None:
+    """Where particles of a table lie; None where micrographs and picks say that."""
+    if params.particles is None:
+        return None
+    return read_source(params.particles, params.micrographs, params.recenter, params.angpix)
+
+
 def _writes(table: MicrographTable, params: Params) -> Writes:
     """What it writes; the coordinates are not yet shared out over the micrographs."""
+    if params.particles is not None:
+        return Writes(
+            params.o, ("particles.star", "coords"), items_of(table, params.o), (STACK, TABLE, PICTURE), images=True
+        )
     if params.coords is not None:
         read = files_of(params.coords)
     else:
@@ -158,20 +190,21 @@ def _why_none(params: Params, totals: dict[str, int]) -> str:
     if low >= max(partly, wholly):
         return f"{low} have a score below --min-score {params.min_score:g}; lower it"
     if partly >= wholly:
-        return f"{partly} boxes of {params.box} px leave their micrograph; a smaller --box, or no --whole"
+        return f"{partly} boxes of {params.box} px leave their micrograph; a smaller --box, or --no-whole"
     return f"{wholly} lie wholly off their micrograph; are the coordinates those of a binned one?"
 
 
 TWINS = "twice, within a pixel of another of their micrograph"
 LOST = ("partly off the edge", "wholly off the edge", "below the least score")
 _TEXT = (
-    "The first particles of each micrograph, as they are in its stack. Where a box leaves the micrograph, the nearest "
-    "pixels are repeated, as RELION does; --whole leaves such particles out.",
+    "The first particles of each micrograph, as they are in its stack. Particles whose box leaves the micrograph are "
+    "left out; with --no-whole the nearest pixels are repeated there, as RELION does, which class averages show as "
+    "streaks.",
 )
 
 
 def _check_table(table: MicrographTable, params: Params) -> None:
-    if params.coords is None and COORDINATES not in table.table:
+    if params.coords is None and params.particles is None and COORDINATES not in table.table:
         raise InputError(
             f"{table.path} names no coordinates (_{COORDINATES}); give --coords, or the table of polarice pick"
         )
@@ -180,14 +213,14 @@ def _check_table(table: MicrographTable, params: Params) -> None:
         require_pixel_sizes(table)
 
 
-def _items(table: MicrographTable, params: Params) -> list[Item]:
-    return _with_coordinates(table, params)[0]
-
-
-def _with_coordinates(table: MicrographTable, params: Params) -> tuple[list[Item], tuple[str, ...]]:
+def _with_coordinates(
+    table: MicrographTable, params: Params, source: Source | None = None
+) -> tuple[list[Item], tuple[str, ...]]:
     """Every micrograph with its file of coordinates, and what was left aside."""
     items, asides = items_of(table, params.o), tuple[str, ...]()
-    if params.coords is not None:
+    if source is not None:
+        files, asides = source.write(params.o / "coords"), source.remarks
+    elif params.coords is not None:
         matching = Matching(params.coord_names, params.coord_suffix)
         assigned = coordinate_files(params.coords, table.names, params.o, matching=matching)
         files, asides = assigned.files, assigned.remarks
@@ -213,17 +246,11 @@ def _with_coordinates(table: MicrographTable, params: Params) -> tuple[list[Item
 
 def _write_particles(table: MicrographTable, items: Sequence[Item], params: Params) -> None:
     """particles.star: the micrographs' own tables, one after another."""
-    from polarice.io.star import Block, Table, read_star, write_star
+    from polarice.io.joining import stacked
+    from polarice.io.star import Block, read_star, write_star
 
-    parts = [read_star(item.stem + TABLE).table("particles") for item in items]
-    labels = [label for label in parts[0].labels if all(label in part for part in parts)]
-    text = {"rlnImageName", "rlnMicrographName"}
-    columns = {
-        label: np.concatenate([part.text(label) if label in text else part.numbers(label) for part in parts])
-        for label in labels
-    }
-    optics = _optics(table, params)
-    write_star(params.o / "particles.star", [optics, Block("particles", table=Table.of(columns))])
+    particles, _ = stacked([read_star(item.stem + TABLE).table("particles") for item in items])
+    write_star(params.o / "particles.star", [_optics(table, params), Block("particles", table=particles)])
 
 
 def _optics(table: MicrographTable, params: Params) -> Any:
@@ -236,11 +263,9 @@ def _optics(table: MicrographTable, params: Params) -> Any:
         replace(group, pixel_size_A=(params.angpix or group.pixel_size_A) * params.box / size, box_px=size)
         for group in table.optics
     ]
-    old = {"rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize", "rlnImagePixelSize", "rlnImageSize"}
-    kept = table.optics_table.without(*old)
-    if "rlnMicrographOriginalPixelSize" in table.optics_table:
-        original = table.optics_table.numbers("rlnMicrographOriginalPixelSize")
-        kept = kept.with_columns({"rlnMicrographOriginalPixelSize": original})
+    kept = table.optics_table.without("rlnImagePixelSize", "rlnImageSize")
+    sizes = [params.angpix or group.pixel_size_A for group in table.optics]
+    kept = kept.with_columns({"rlnMicrographPixelSize": np.array(sizes)})  # coordinates are of these pixels
     return Block("optics", table=completed(kept, groups))
 
 
@@ -277,7 +302,7 @@ class Extraction:
             for images in self._images(picture.pixels, chosen, rows, recipe):
                 writer.append(images)
                 shown += list(images[: SHOWN - len(shown)])
-        self._write_table(item, chosen)
+        self._write_table(item, chosen, rows)
         remarks = other_size(picture, self.params.angpix or item.settings["optics"]["pixel_size_A"])
         remarks += (f"{twin} coordinates lie within a pixel of another: extracted twice",) if twin else ()
         return Outcome({}, figures, remarks, self._draw(item, np.stack(shown)))
@@ -316,10 +341,15 @@ class Extraction:
             part = slice(start, start + BATCH)
             yield images_of(pixels, chosen.xy_px[part], recipe, seeds=rows[part].tolist())
 
-    def _write_table(self, item: Item, chosen: Coordinates) -> None:
-        from polarice.io.star import Block, write_star
+    def _write_table(self, item: Item, chosen: Coordinates, rows: np.ndarray) -> None:
+        from polarice.io.star import Block, read_star, write_star
 
-        write_star(item.stem + TABLE, [Block("particles", table=self._table(item, chosen))])
+        table = self._table(item, chosen)
+        if self.params.particles is not None:  # its columns stay as they are, beside the image's own
+            old = read_star(item.inputs[0]).table("particles").take(rows)
+            new = {label: table.text(label) for label in table.labels if label in OWN or label not in old}
+            table = old.with_columns(new)
+        write_star(item.stem + TABLE, [Block("particles", table=table)])
 
     def _table(self, item: Item, chosen: Coordinates) -> Table:
         from polarice.io.star import Table

@@ -128,13 +128,14 @@ def _import_images(files: list[Path], params: Params) -> None:
     pixel_A, remark = _pixel_size(usable, params) if usable else (0.0, "")
     groups = _groups(usable, params) if usable else np.zeros(0, int)
     remarks = [*([remark] if remark else []), *_beside(usable, params)]
-    params = replace(params, voltage=_voltage_kV(usable, params))
+    stated, params = params, replace(params, voltage=_voltage_kV(usable, params))
     writes = Writes(params.o, (f"{kind}.star",), read=[item.file for item in items])
     begin("import", params, writes)  # what is refused leaves no folder behind
     if usable:
         for each in remarks:
             print(f"warning: {each}", file=sys.stderr)
         write_star(params.o / f"{kind}.star", _blocks(kind, usable, groups, pixel_A, params))
+        print(_optics_line(pixel_A, stated, params))
     text = [f"{len(usable)} {kind} of {usable[0].shape[1]} x {usable[0].shape[0]} pixels."] if usable else []
     write_usage(params.o, Items(**vars(watch.spent(None)), count=len(files), what=kind))
     end(MicrographReport("import", params.o, params, items, outcomes, kind, text))
@@ -219,6 +220,21 @@ def _voltage_kV(usable: list[Found], params: Params) -> float:
             "--voltage"
         )
     return next(iter(said), DEFAULT_VOLTAGE_KV) or DEFAULT_VOLTAGE_KV
+
+
+def _optics_line(pixel_A: float, stated: Params, params: Params) -> str:
+    """The optics as they are written, and where each value comes from; `stated` are the parameters as given."""
+    usual = Params(inputs=())
+
+    def source(name: str) -> str:
+        return "default" if getattr(stated, name) == getattr(usual, name) else "given"
+
+    voltage = "given" if stated.voltage is not None else "default" if params.voltage == DEFAULT_VOLTAGE_KV else ".mdoc"
+    pixel = "given" if stated.angpix else "header"
+    return (
+        f"optics: {params.voltage:g} kV ({voltage}), Cs {params.cs:g} mm ({source('cs')}), amplitude contrast "
+        f"{params.amplitude_contrast:g} ({source('amplitude_contrast')}), {pixel_A:.4g} A/px ({pixel})"
+    )
 
 
 def _beside(usable: list[Found], params: Params) -> list[str]:

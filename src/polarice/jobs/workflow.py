@@ -289,7 +289,7 @@ def mark_of(step: Step, params: Parameters) -> str:
     """
     options = {name: value for name, value in as_dict(params).items() if name not in resources_of(params)}
     files = [_file_mark(path) for path in _paths(params)]
-    if isinstance(params, PerMicrograph):
+    if isinstance(params, PerMicrograph) and params.micrographs is not None:
         files += map(fingerprint, named_files(params.micrographs))
     told = json.dumps([step.job, options, files], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]

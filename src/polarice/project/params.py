@@ -157,7 +157,15 @@ def options_of(params: Parameters | type[Parameters]) -> tuple[Option, ...]:
 
 def _option_of(field: dataclasses.Field[Any], hint: Any) -> Option:
     kind, optional, count, choices = _unwrap(hint)
-    metadata = {"help": "", "unit": "", "low": None, "high": None, "flags": (), "unless": "", **field.metadata}
+    metadata = {
+        "help": "",
+        "unit": "",
+        "low": None,
+        "high": None,
+        "flags": (),
+        "unless": "",
+        **field.metadata,
+    }
     metadata["choices"] = metadata.get("choices") or choices
     default = field.default if field.default_factory is MISSING else field.default_factory()
     return Option(field.name, kind, optional, count, default, **metadata)

@@ -23,6 +23,8 @@ TABLES = {  # the table that a job ends with, of jobs that end with one
     "ctf": "micrographs.star",
     "pick": "micrographs.star",
     "extract": "particles.star",
+    "select": "[mp]*s.star",  # of particles, micrographs or movies
+    "star": "[mp]*s.star",
     "simulate": "particles.star",
     "import": "*s.star",  # movies, micrographs or particles
 }

@@ -27,6 +27,8 @@ JOBS: dict[str, str] = {
     "initial3d": "polarice.jobs.initial3d",
     "refine3d": "polarice.jobs.refine3d",
     "reconstruct": "polarice.jobs.reconstruct",
+    "select": "polarice.jobs.select",
+    "star": "polarice.jobs.star",
     "simulate": "polarice.jobs.simulate",
     "run": "polarice.jobs.workflow",
     "demo": "polarice.jobs.demo",

@@ -17,6 +17,7 @@ from polarice.report.history import Row, class_counts
 from polarice.report.html import duration, stylesheet, table
 from polarice.report.index import chapter_html
 from polarice.report.montage import Entry, circle_px, entries, png_bytes, thumbnail
+from polarice.selection.quality import median_of_particles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,13 +109,13 @@ def _numbers(report: Report) -> list[tuple[str, str]]:
     model = iteration.model
     counts = class_counts(iteration)
     assigned, box = int(counts.sum()), model.averages.shape[-1]
-    best = model.resolution_A[counts > 0].min(initial=math.inf)
+    median = median_of_particles(model.resolution_A, counts)
     seconds = sum(sum(row["seconds"].values()) for row in report.history)
     found = [
         ("particles with a class", f"{assigned:,}"),
         ("left out", f"{len(report.left_out):,}"),
         (f"of {len(counts):,} classes in use", f"{int((counts > 0).sum()):,}"),
-        ("best class", f"{best:.1f} Å" if math.isfinite(best) else "–"),
+        ("median particle's class", f"{median:.1f} Å" if math.isfinite(median) else "–"),
         (f"box, {model.pixel_size_A:.4g} Å per pixel", f"{box} px"),
         ("mean max. probability", f"{iteration.max_probability:.2f}"),
         ("wall clock", duration(seconds)),

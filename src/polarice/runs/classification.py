@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 PERIODS_AT_START = 8  # resolution of the first iteration: so many periods across the particle
 FIRST_SHIFT_SIGMA_PX = 3.0
 MOST_SHIFTS = 5000  # of one image
+MOST_JUDGED = 1200  # classes that the report says something about
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class ClassRun(ClassReportRun["ClassResult", None]):
 
     def page(self, usage: Usage) -> Report:
         assert self.last is not None, "the last iteration has been made, or read"
-        return page_of(self.job, self.params, self.looked, self.last, usage=usage.lines())
+        return page_of(self.job, self.params, self.looked, self.last, notes=_notes(self), usage=usage.lines())
 
     def conclusion(self, page: Path) -> str:
         bad = self.looked.bad
@@ -265,17 +266,32 @@ def iterations(
     return fit(state, schedule, expect, ClassPolicy[Averages](params.center_classes), params.seed)
 
 
+def _notes(run: ClassRun) -> dict[str, str]:
+    """What is to be said of classes that look like no particle."""
+    from polarice.report import class_counts
+    from polarice.selection.classes import ClassSet
+    from polarice.selection.quality import doubts, judge
+
+    assert run.last is not None
+    model, diameter_px = run.last.model, 2 * run.images.preparation.radius_px
+    classes = ClassSet(
+        class_counts(run.last), model.resolution_A, model.averages, model.pixel_size_A, diameter_px * model.pixel_size_A
+    )
+    return {"classes": doubts(judge(classes))} if len(classes) <= MOST_JUDGED else {}
+
+
 def told(iteration: Iteration, k: int) -> str:
     """One line about an iteration of a run that asks for k classes."""
     from polarice.report import class_counts
+    from polarice.selection.quality import median_of_particles
 
     used = class_counts(iteration) > 0
-    best = float(np.min(iteration.model.resolution_A[used], initial=np.inf))
+    median = median_of_particles(iteration.model.resolution_A, class_counts(iteration))
     growing = f" (growing to {k})" if len(used) < k else ""
     return (
         f"iteration {iteration.number}/{iteration.total}: {iteration.particles_used} images, {int(used.sum())} of "
-        f"{len(used)} classes in use{growing}, best {best:.1f} A, {100 * iteration.changed_class:.0f} % changed class, "
-        f"{sum(iteration.seconds.values()):.1f} s"
+        f"{len(used)} classes in use{growing}, median {median:.1f} A, {100 * iteration.changed_class:.0f} % changed "
+        f"class, {sum(iteration.seconds.values()):.1f} s"
     )
 
 

@@ -12,6 +12,7 @@ from polarice.runs.particle_job import ParticleJob
 from polarice.types import InputError
 
 MAX_AXES = 3
+MOST_USUAL = 1000  # where nothing is said, and before the particles are counted
 MOST_NODES = 100_000
 
 
@@ -20,9 +21,9 @@ class ManifoldJob(ParticleJob):
     """Parameters of all that makes manifolds."""
 
     o: Path = output("SML")
-    k: str = option(
-        "1000", "nodes (classes) of the map: 1000 on a line, 32x32 on a square, 10x10x10 in a cube",
-        flags=("-k", "--K"), level="essential",
+    k: str | None = option(
+        None, "nodes (classes) of the manifold: 1000 on a line, 32x32 on a square, 10x10x10 in a cube",
+        flags=("-k", "--K"), level="essential", derived="one for 20 particles, at most 1000",
     )  # fmt: skip
     iter: int | None = option(
         None, "iterations", derived="30; with --continue, as before", low=1, high=999, renewable=True, level="essential"
@@ -68,7 +69,7 @@ class ManifoldJob(ParticleJob):
     @property
     def shape(self) -> tuple[int, ...]:
         """The grid, without axes of one node. Raises InputError."""
-        words = self.k.lower().split("x")
+        words = (self.k or str(MOST_USUAL)).lower().split("x")
         if not all(word.isascii() and word.isdigit() for word in words) or len(words) > MAX_AXES:
             raise InputError(f"--k {self.k}: give a number of nodes, or a grid such as 32x32 or 10x10x10")
         counts = [int(word) for word in words]

@@ -55,13 +55,14 @@ def _begun(params: PerClassJob, held: ExitStack) -> tuple[Any, ParticleTable, np
     this process's until `held` is closed."""
     from polarice.io.particles import read_particles
     from polarice.runs import resume
+    from polarice.runs.defaults import settled_defaults
     from polarice.runs.mapping import ITERATIONS, require_poses
 
     if params.continue_ is not None:
         params = resume.saved("sml", params)
     else:
         resume.require_free("sml", params.o)
-        params = replace(params, iter=params.iter or ITERATIONS)
+        params = settled_defaults(replace(params, iter=params.iter or ITERATIONS))
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     require_poses(table)
     if "rlnClassNumber" not in table.table:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from polarice.cluster import SERIAL, Comm
 from polarice.project.params import command_line
+from polarice.runs.defaults import settled_defaults
 from polarice.runs.particle_job import CheckedParticles, ParticleJob, image_name
 from polarice.types import InputError, Iteration
 
@@ -35,7 +36,7 @@ def settled(job: str, params: P, iterations: int) -> P:
     if params.continue_ is not None:
         return resume.continued(job, params)
     resume.require_free(job, params.o)
-    return replace(params, iter=params.iter or iterations)
+    return settled_defaults(replace(params, iter=params.iter or iterations))
 
 
 def carry_out(

@@ -26,6 +26,7 @@ from polarice.types import InputError
 
 MS_PER_IMAGE = 1.0  # of one core and iteration, at 128 px and 50 classes; K and box are scaled from there
 MS_PER_NODE = 7e-4  # the same of a map: of one node
+USUAL_NODES = 1000  # of a map whose particles are not counted yet
 SECONDS_EACH = {"motion": 45.0, "ctf": 1.0, "pick": 3.0, "extract": 5.0}  # of a movie of 4k x 4k, a micrograph
 ITERATIONS = {"align2d": 25, "class2d": 30, "sml": 30, "deep2d": 30}  # where nothing is said
 MARGIN = 4.0  # a job that runs out of time is worse than one that waits a little longer
@@ -203,7 +204,7 @@ def _of_particles(words: Sequence[str], table: str) -> float:
 def _classes(words: Sequence[str]) -> int:
     """How many a command asks for with --k, or takes without. Raises InputError for a grid that is none."""
     usual = next(each.default for each in options_of(load(words[0]).Params) if each.field == "k")
-    given = _given(words, "--k", "-k", "--K") or str(usual)
+    given = _given(words, "--k", "-k", "--K") or str(usual or USUAL_NODES)
     try:
         return math.prod(int(each) for each in given.lower().split("x"))
     except ValueError:
