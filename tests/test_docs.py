@@ -111,7 +111,7 @@ def typed(tmp_path_factory):
         _session(folder)
         ran = False
         for _, name, *words in (each for page in GUIDE for each in commands(page, "polarice")):
-            if name in ("bench", "cluster", "status", "initial3d", "refine3d", "reconstruct"):
+            if name in ("bench", "cluster", "status") or name in OF_MAPS:
                 # minutes of work, a scheduler's, or more particles than are here: their own tests have them
                 continue
             if name == "extract" and "--particles" in words:  # the micrographs of these are not here
@@ -137,6 +137,7 @@ def typed(tmp_path_factory):
     return folder
 
 
+OF_MAPS = ("initial3d", "refine3d", "reconstruct", "mask", "postprocess", "map")
 SMALLER = {  # of micrographs that are small and empty
     "ctf": "--res-max 10 --keep-ringless --threads 1",
     "pick": "--particle-diameter 40 --threshold -1 --keep-dirt --threads 1",

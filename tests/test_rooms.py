@@ -14,7 +14,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 GROUND = {"types", "cluster"}
 BELOW_STAGES = GROUND | {"fourier", "contrast_transfer", "simulation", "workers"}  # a stage reads no files
 STAGES = {"motion_correction", "picking", "extraction", "align"}
-MODELS = {"references", "postprocess"}
+MODELS = {"references", "postprocessing"}
 # room: the rooms it may import, besides itself
 TABLE = {
     "types": set(),
@@ -27,6 +27,7 @@ TABLE = {
     **{stage: BELOW_STAGES for stage in STAGES},
     **{model: BELOW_STAGES | STAGES | {"io"} for model in MODELS},
     "selection": {"types"},
+    "postprocessing": BELOW_STAGES | STAGES | {"io", "references"},
     "project": GROUND | {"io"},
     "report": BELOW_STAGES | STAGES | MODELS | {"io", "project", "selection"},
     "runs": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report", "selection"},

@@ -78,7 +78,7 @@ def run(params: Params) -> None:
         )  # fmt: skip
         starts = _starts(params, images, diameter_A / pixel_A)
         _write(params, starts, images, table, pixel_A)
-        page = write_page(params.o, params, starts, images)
+        page = write_page(params.o, params, starts, images, pixel_A)
     agree = sum(each.same for each in starts)
     print(f"{agree} of {len(starts)} starts found the map of the best one, hand apart; report: {page}")
     if 2 * agree <= len(starts) > 1:

@@ -63,6 +63,18 @@ def _closed(generators: list[np.ndarray]) -> np.ndarray:
     return np.array(found)
 
 
+def generators(name: str) -> np.ndarray:
+    """(1 or 2, 3, 3) rotations that make a group; none of C1. Raises InputError for a name that is none."""
+    group = operators(name)
+    plain = "I2" if name.strip().upper() == "I" else name.strip().upper()
+    if plain in _POLYHEDRA:
+        return np.array([_rotation(order, axis) for order, axis in _POLYHEDRA[plain]])
+    fold = int(plain[1:])
+    made = [_rotation(fold, (0.0, 0.0, 1.0))] if fold > 1 else []
+    made += [_rotation(2, (1.0, 0.0, 0.0))] if plain[0] == "D" else []
+    return np.array(made).reshape(-1, 3, 3) if made else group[:0]
+
+
 def in_one_unit(directions: np.ndarray, group: np.ndarray) -> np.ndarray:
     """(n,) bool: of every direction and its mates, one: that which lies nearest to a point without symmetry."""
     point = np.array([0.17, 0.31, 0.93])

@@ -22,9 +22,13 @@ MOST_PAIRS = 60
 SIDE_PX = 96
 
 
-def write_page(folder: Path, params: Parameters, starts: Sequence[Start], images: ClassImages) -> Path:
+def write_page(folder: Path, params: Parameters, starts: Sequence[Start], images: ClassImages, pixel_A: float) -> Path:
     """Write report.html into the job's folder; InputError where that cannot be."""
+    from polarice.postprocessing.surface import contour
+    from polarice.report.surface import surface_png
+
     best = starts[0].found
+    level = contour(best.density, pixel_A)
     agree = sum(each.same for each in starts)
     numbers = [
         (f"of {len(starts)} starts found this map, hand apart", f"{agree}"),
@@ -40,7 +44,8 @@ def write_page(folder: Path, params: Parameters, starts: Sequence[Start], images
     chapters = [
         Chapter("Map", ("Above: central slices. Below: projections along the same axes. The hand is not known: the map "
                         "may be the mirror image of the molecule.",), numbers,
-                [Picture(map_sheet(best.density.cpu().numpy()), f"The best of all starts, along {AXES}.")]),
+                [Picture(map_sheet(best.density.cpu().numpy()), f"The best of all starts, along {AXES}."),
+                 Picture(surface_png(best.density, level.level), f"Its surface at {level.level:.4g}.")]),
         Chapter("Starts", ("The best by likelihood first. Starts that end with the same views of the classes found "
                            "one map; where few do, more classes or particles are needed.",),
                 tables=[Rows(heads, rows)]),

@@ -43,6 +43,8 @@ class RefinementPage:
 def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
     """Write report.html and its pictures into the job's folder; InputError where that cannot be."""
     from polarice.io.atomic import replacing
+    from polarice.postprocessing.surface import contour
+    from polarice.report.surface import surface_png
 
     folder, params, model = page.folder, page.params, state.model
     box_A = model.box_px * page.pixel_size_A
@@ -55,6 +57,8 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
     for name, content in pictures.items():
         with replacing(folder / f"report_{name}.png") as stream:
             stream.write(content)
+    level = contour(model.joined, page.pixel_size_A)
+    shown = surface_png(model.joined, level.level)
     found = state.assignment.take(page.rows)
     halves = [int((state.carried.half_of == half).sum()) for half in (0, 1)]
     numbers = [
@@ -68,7 +72,8 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
     chapters = [
         Chapter("Map", ("Above: central slices. Below: projections along the same axes. Look at the slices: streaks "
                         "and noise that the particle does not have are over-fitting.",), numbers,
-                [Picture(pictures["map"], f"Both halves together, along {AXES}.")]),
+                [Picture(pictures["map"], f"Both halves together, along {AXES}."),
+                 Picture(shown, f"The surface at {level.level:.4g}, which {level.rule}.")]),
         Chapter("Resolution", (f"Half sets of {halves[0]:,} and {halves[1]:,} particles, inside a soft sphere of the "
                                "particle's diameter, without a correction for the mask.",),
                 pictures=[Picture(pictures["fsc"], "Fourier shell correlation of the two half maps.")]),

@@ -1,0 +1,1 @@
+"""What is done with a finished map: masks, corrected FSC, sharpening, local resolution, fitting, pictures."""
