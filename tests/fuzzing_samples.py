@@ -448,6 +448,82 @@ def _read_map_checkpoint(folder: Path) -> Any:
     return state.assignment, latent.anchor, latent.mean, model.weights, model.noise_power, model.tau2
 
 
+def _reference(folder: Path) -> None:
+    from polarice.io.mrc import write_volume
+
+    _particles(folder)
+    rng = np.random.default_rng(5)
+    write_volume(folder / "ref.mrc", rng.normal(size=(BOX,) * 3).astype(np.float32), 1.5)
+
+
+def _read_reference(folder: Path) -> Any:
+    """As refine3d begins with it: nothing in it is beyond single precision, squares included."""
+    from types import SimpleNamespace
+
+    from polarice.runs.refinement import read_reference
+
+    images = SimpleNamespace(preparation=SimpleNamespace(box_px=BOX), pixel_size_A=1.5)
+    density = read_reference(folder / "ref.mrc", images)
+    assert density.shape == (BOX,) * 3 and density.dtype == np.float32, "density of another shape"
+    assert density.std() > 0 and np.isfinite(np.square(density).sum()), "no density, or beyond single precision"
+    return density
+
+
+def _known_angles(folder: Path) -> None:
+    _particles(folder)
+    pose = {f"rlnAngle{name}": [f"{n * step - 90}.25" for n in range(N)] for name, step in (("Rot", 11), ("Tilt", 7))}
+    pose |= {"rlnAnglePsi": [f"{n * 5}.5" for n in range(N)], "rlnRandomSubset": [n % 2 + 1 for n in range(N)]}
+    columns = {"rlnImageName": NAMES, "rlnMicrographName": MICROGRAPHS, "rlnOpticsGroup": [n % 2 + 1 for n in range(N)]}
+    _star(folder / "particles.star", {"optics": OPTICS, "particles": columns | DEFOCI | pose})
+
+
+def _read_known_angles(folder: Path) -> Any:
+    from polarice.io.particles import read_particles
+    from polarice.jobs.reconstruct import _angles
+    from polarice.runs.half_sets import given_halves
+
+    table = read_particles(folder / "particles.star")
+    angles, half_of = _angles(table), given_halves(table)
+    assert half_of is None or set(np.unique(half_of)) <= {0, 1}, "halves of another kind"
+    return angles, half_of
+
+
+def _refinement(folder: Path) -> None:
+    _reference(folder)
+    line = "refine3d particles.star --ref ref.mrc --o out --iter 2 --particle-diameter 18 --threads 1 --device cpu"
+    words = f"{line} --ini-high 8 --low-resol-join-halves 8".split()
+    done = subprocess.run([sys.executable, "-m", "polarice", *words], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"refine3d: {done.stderr[-500:]}")
+
+
+def _read_refinement(folder: Path) -> Any:
+    import torch
+
+    from polarice.runs.checkpoint3d import read_refinement
+
+    state = read_refinement(folder / "out", 2, torch.device("cpu"))
+    model, progress = state.model, state.carried
+    assert {*np.unique(progress.half_of)} <= {-1, 0, 1}, "halves of another kind"
+    maps = (model.densities, model.unfiltered, model.joined, model.fsc, model.noise_power)
+    return maps, progress.direction, progress.crop_centre_px, state.assignment.pose
+
+
+def _read_first_classes(folder: Path) -> Any:
+    """What initial3d takes from the folder of a run."""
+    import torch
+
+    from polarice.jobs.initial3d import _diameter_of, _record
+    from polarice.references.abinitio import ClassImages
+    from polarice.runs.checkpoint import read_checkpoint
+
+    diameter_A = _diameter_of(_record(folder / "out"), folder / "out")
+    model = read_checkpoint(folder / "out", 2, torch.device("cpu")).model
+    images = ClassImages.of(model)
+    assert len(images.number) <= len(model.weights), "more images than classes"
+    return diameter_A, images.number
+
+
 def _read_job(folder: Path) -> Any:
     from dataclasses import replace
 
@@ -548,7 +624,11 @@ OTHERS = [
     Sample("mmCIF", "model.cif", "text", _cif, _read_model("model.cif")),
     Sample("checkpoint", "out/run_it002_polarice.npz", "npz", _run("align2d"), _read_checkpoint),
     Sample("checkpoint of a map", "out/run_it002_polarice.npz", "npz", _run("sml"), _read_map_checkpoint),
+    Sample("checkpoint of halves", "out/run_it002_polarice.npz", "npz", _refinement, _read_refinement),
+    Sample("reference", "ref.mrc", "binary", _reference, _read_reference, pixels=True),
+    Sample("known angles", "particles.star", "star", _known_angles, _read_known_angles),
     Sample("job.json", "out/job.json", "json", _run("align2d"), _read_job),
+    Sample("job.json of classes", "out/job.json", "json", _run("align2d"), _read_first_classes),
     Sample("history", "out/history.jsonl", "json", _run("align2d"), _read_history, own=True),
     Sample("workflow", "flow.toml", "json", _workflow, _read_workflow),
     Sample("record", "m_polarice.json", "json", _kept_record, _treated, own=True),
@@ -560,7 +640,7 @@ def make_samples(folder: Path) -> None:
     """Every sample, in a folder of its kind."""
     for sample in SAMPLES:
         place = folder / sample.kind
-        if sample.kind in ("job.json", "history"):  # the same run
+        if sample.kind in ("job.json", "job.json of classes", "history"):  # the same run
             shutil.copytree(folder / "checkpoint", place)
             continue
         place.mkdir(parents=True)
@@ -576,11 +656,17 @@ def load() -> None:
         "io.cryosparc",
         "simulate.volume",
         "jobs.checkpoint",
+        "jobs.checkpoint3d",
+        "jobs.initial3d",
+        "jobs.reconstruct",
+        "jobs.refinement",
         "jobs.workflow",
         "jobs.align2d",
         "align.fit",
         "references.averages",
+        "references.abinitio",
         "references.mapping",
+        "references.refinement",
         "jobs.resume",
         "jobs.report.history",
     ):

@@ -103,6 +103,7 @@ def test_relions_spellings_are_taken(ran, words):
     ("words", "message"),
     [
         ("toy p.star --k 0", "--k 0: must be 1 to 1000"),
+        ("toy p.star --k 1" + 400 * "0", "--k a number beyond all measure: must be 1 to 1000"),
         ("toy p.star --particle-diameter -3", "--particle-diameter -3: must be at least 0 A"),
         ("toy p.star --particle-diameter nan", "--particle-diameter nan: must be at least 0 A"),
         ("toy p.star --defocus 1 0", "--defocus 0: must be at least 0.1 um"),

@@ -204,6 +204,20 @@ def test_broken_files_are_named(tmp_path):
         species_of_map(tmp_path / "nan.mrc")
 
 
+def test_an_atom_far_from_all_others_is_named(tmp_path):
+    """And takes no memory."""
+    lines = [
+        f"ATOM  {n + 1:5d}  CA  ALA A{n + 1:4d}    {3.0 * n if n < 19 else 4000.0:8.3f}{n % 3:8.3f}{0:8.3f}  1.00 20.00"
+        "           C"
+        for n in range(20)
+    ]
+    (tmp_path / "far.pdb").write_text("\n".join([*lines, "END", ""]))
+    with pytest.raises(InputError, match=r"far\.pdb: an atom lies \d{4} A from the model's centre, and half of all"):
+        species_of_model(tmp_path / "far.pdb", 4.0)
+    (tmp_path / "near.pdb").write_text("\n".join([*lines[:19], "END", ""]))
+    assert species_of_model(tmp_path / "near.pdb", 2.0).density.max() > 0
+
+
 def test_orientations_from_files(map_path, tmp_path):
     quat = Rotation.random(12, random_state=3).as_quat()
     np.savez(tmp_path / "given.npz", quat=quat)

@@ -69,7 +69,7 @@ UNREADABLE = {  # file, what is in it: what is said
     ("a.box", "1 2 3\n"): "line 1.*not 4 numbers",
     ("a.box", "1 2 nan 4\n"): "coordinate 1 is not a finite number",
     ("a.txt", "x_coord y_coord image_name\n1 2\n"): "a.txt, line 2: '1 2' is not a row of coordinates",
-    ("a.cbox", "1 2 3 4 0.5\n1 2 3 4 nan\n"): "a.cbox: the score of coordinate 2 is not a finite number",
+    ("a.cbox", "1 2 3 4 0.5\n1 2 3 4 nan\n"): "a.cbox: the score of coordinate 2 is no number, or beyond 1",
     ("a.star", "data_\nloop_\n_rlnX\n1\n"): "no column _rlnCoordinateX",
     ("a.box", "1 2 3 4\n\udcff\udcfe"): "a.box: byte 9 is no text",
     ("a.json", "{}"): "coordinates are read from",
@@ -158,6 +158,32 @@ def test_cryosparc_s_numbers_are_seen_and_taken_off(tmp_path):
     found = coordinate_files(tmp_path / "p.star", names, tmp_path, matching=Matching("cryosparc"))
     assert [read_coordinates(file).xy_px.tolist() for file in found.files] == [[[3, 4]], [[1, 2]]]
     assert found.remarks == ()
+
+
+def test_a_table_that_names_files_of_coordinates(tmp_path, monkeypatch):
+    """RELION's autopick.star, whose names begin at the project's folder, from anywhere."""
+    job = tmp_path / "project/AutoPick/job006"
+    (job / "Movies").mkdir(parents=True)
+    names = ["MotionCorr/job002/Movies/a.mrc", "MotionCorr/job002/Movies/b.mrc"]
+    for n in range(2):
+        text = f"data_\n\nloop_\n_rlnCoordinateX #1\n_rlnCoordinateY #2\n{10 * n + 5} 7\n"
+        (job / f"Movies/pick{n}_autopick.star").write_text(text)
+    head = "# version 30001\ndata_coordinate_files\n\nloop_\n_rlnMicrographName #1\n_rlnMicrographCoordinates #2\n"
+    rows = [f"{names[1 - n]} AutoPick/job006/Movies/pick{1 - n}_autopick.star\n" for n in range(2)]  # b first
+    listed = job / "autopick.star"
+    listed.write_text(head + "".join(rows))
+    for folder in (tmp_path, tmp_path / "project"):
+        monkeypatch.chdir(folder)
+        found = coordinate_files(listed, [*names, "MotionCorr/job002/Movies/c.mrc"], tmp_path / "out")
+        assert [read_coordinates(file).xy_px[0, 0] for file in found.files[:2]] == [5, 15] and found.files[2] == ""
+    scaled = coordinate_files(listed, names, tmp_path / "out", 2.0)
+    assert [read_coordinates(file).xy_px.tolist() for file in scaled.files] == [[[10, 14]], [[30, 14]]]
+    listed.write_text(head + rows[0] + rows[0])
+    with pytest.raises(InputError, match=r"rows 1 and 2: both fit .*b\.mrc"):
+        coordinate_files(listed, names, tmp_path / "out")
+    listed.write_text(head + f"{names[0]} AutoPick/job007/a.star\n")
+    with pytest.raises(InputError, match=r"row 1: AutoPick/job007/a\.star not found"):
+        coordinate_files(listed, names, tmp_path / "out")
 
 
 def test_twins():

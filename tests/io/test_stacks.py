@@ -223,3 +223,14 @@ def test_stacks_of_one_group_that_state_several_pixel_sizes(tmp_path):
         f"p.star, row 5: stacks of optics group one state several pixel sizes, {tmp_path}/a.mrcs 2 A and "
         f"{tmp_path}/d.mrcs 3 A; 2 A is used for all"
     )
+
+
+def test_what_is_wrong_inside_a_gzipped_stack_is_told_by_its_own_name(tmp_path):
+    """An extended header that is not there shows only when the stack is unpacked, under another name."""
+    [path] = make(tmp_path, [3], ".gz")
+    plain = bytearray(gzip.decompress(path.read_bytes()))
+    plain[92:96] = (1 << 20).to_bytes(4, "little")
+    path.write_bytes(gzip.compress(bytes(plain)))
+    source = StackSource(particles([path], [0], [0]))
+    with pytest.raises(InputError, match=r"s0\.mrcs\.gz: its header announces an extended header"):
+        source.read(np.array([0]))

@@ -77,8 +77,23 @@ def test_mdoc_files_that_disagree_on_the_voltage_are_refused(here, capsys):
         tifffile.imwrite(f"{name}.tif", FRAMES, photometric="minisblack")
         Path(f"{name}.tif.mdoc").write_text(f"Voltage = {voltage}\n")
     assert run("a.tif", "b.tif", "--angpix", "1", "--o", "out") == 2
-    assert "b.tif: its .mdoc says 300 kV, that of a.tif 200 kV" in capsys.readouterr().err
+    assert "b.tif: the file beside it says 300 kV, that of a.tif 200 kV" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_epu_s_xml_is_used_or_told(here, capsys):
+    """It stands beside the movies, matched by `import *`; a pixel size of the user's counts first."""
+    tifffile.imwrite("FoilHole_1_Data_2_Fractions.tif", FRAMES, photometric="minisblack", compression="lzw")
+    Path("FoilHole_1_Data_2.xml").write_text(
+        "<MicroscopeImage><pixelSize><x><numericValue>8.3E-11</numericValue></x></pixelSize>"
+        "<AccelerationVoltage>200000</AccelerationVoltage></MicroscopeImage>"
+    )
+    assert run("*", "--o", "out") == 0
+    optics = read_micrographs("out/movies.star", "movies").optics[0]
+    assert (optics.pixel_size_A, optics.voltage_kV) == (0.83, 200)
+    assert "0.83 A of EPU's .xml is taken, and frames in super-resolution have half" in capsys.readouterr().err
+    assert run("FoilHole*", "--angpix", "0.415", "--o", "half") == 0
+    assert "the .xml of 1 file(s) states another pixel size" in capsys.readouterr().err
 
 
 def test_a_file_that_breaks_a_library_is_left_out_alone(here, capsys, monkeypatch):

@@ -66,7 +66,8 @@ def test_averages_are_those_of_plain_images(plain, tmp_path, monkeypatch, flags)
     pixels = centred_ifft2(centred_fft2(images.astype(float)) * np.where(multiplied, values, 1)).real
     write(tmp_path / "run", pixels.astype(np.float32), flags)
     found = spectra(averages(tmp_path / "run"))
-    np.testing.assert_allclose(found, spectra(expected), rtol=0.03)
+    np.testing.assert_allclose(found[:, :6], spectra(expected)[:, :6], rtol=0.01)
+    np.testing.assert_allclose(found[:, 6:], spectra(expected)[:, 6:], rtol=0.03)  # weak: a tenth of the first ring
     written = read_star(tmp_path / "run/out/run_it006_data.star").table("optics")
     assert written.integers(PREMULTIPLIED).tolist() == flags  # for whatever goes on from here
 

@@ -31,6 +31,7 @@ from polarice.align.polar import PolarBasis
 from polarice.align.products import Precision, product, product_over_rows
 from polarice.align.search import Level, Search
 from polarice.align.sums import Sums
+from polarice.types import InputError
 
 KEPT_MASS = 0.999  # share of each image's posterior that goes into the sums
 PRUNED_MASS = 5e-5  # share of it that a coarse level may take out of the search
@@ -439,6 +440,8 @@ def _accumulate(
 ) -> Sums:
     """The batch's sums: numerator and denominator of every reference, and what noise and priors are estimated from."""
     n_q, n_refs, n_shifts = compared.level.n_q, len(problem.references), len(compared.level.shifts_px)
+    if not len(kept.rows):
+        raise InputError("no image fits any reference: some hold numbers beyond all measure; look at both")
     place = torch.searchsorted(compared.rows, kept.rows)
     turned = compared.data.new_zeros(n_q, len(kept.rows) * n_refs)
     harmonics = torch.fft.rfft(kept.weights)[:, :n_q].conj().resolve_conj()

@@ -20,7 +20,11 @@ import numpy as np
 
 from polarice.types import InputError
 
-JOBS = ("motion", "ctf", "pick", "extract", "align2d", "class2d", "sml", "deep2d", "run")
+JOBS = (
+    "motion", "ctf", "pick", "extract", "align2d", "class2d", "sml", "deep2d", "initial3d", "refine3d", "reconstruct",
+    "run",
+)  # fmt: skip
+ONE_PROCESS = ("initial3d", "reconstruct", "run")  # of these, that no ranks share
 OUT = "out"
 ROUNDING = 1e-4  # of the largest value: what sums over ranks in another order may differ by
 ENDED_S = 120.0
@@ -285,9 +289,9 @@ def _near(one: str, two: str, rounding: float) -> bool:
 
 def campaign(bench: Bench, tasks: Sequence[Task], ranks: Sequence[int], kills: int, seed: int) -> list[Fell]:
     """So many kills, shared out over jobs and numbers of ranks in turn."""
-    pairs = [(task, number) for task in tasks for number in ranks if task.job != "run" or number == 1]
+    pairs = [(task, number) for task in tasks for number in ranks if task.job not in ONE_PROCESS or number == 1]
     if not pairs:
-        raise InputError("run works in one process; give --ranks 1, or other --jobs")
+        raise InputError(f"{', '.join(ONE_PROCESS)} work in one process; give --ranks 1, or other --jobs")
     rng, found, alone = random.Random(seed), list[Fell](), dict[tuple[str, int], tuple[Path, float]]()
     for number in range(kills):
         task, count = pairs[number % len(pairs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ MICROGRAPHS, SIZE_PX, PIXEL_A, FRAMES = 4, 384, 2.0, 6
 PARTICLES = 16  # of a micrograph
 DIAMETER_A = 60.0
 DEFOCUS_A, VOLTAGE_KV, CS_MM, CONTRAST, WAVELENGTH_A = 15000.0, 300.0, 2.7, 0.1, 0.019687
-_MICROGRAPH_JOBS = ("motion", "ctf", "pick", "extract")
+CLASSES = 12
+_NOT_CONTINUED = ("motion", "ctf", "pick", "extract", "initial3d", "reconstruct")  # the same command goes on
 
 
 def make_inputs(folder: Path, particles: Path) -> dict[str, Task]:
@@ -38,22 +40,37 @@ def make_inputs(folder: Path, particles: Path) -> dict[str, Task]:
         f'workers = 1\nbox = 256\nkeep_ringless = true\n\n[[step]]\njob = "class2d"\nk = 3\niter = 3\n'
         f'particles = "{particles.absolute()}"\nparticle_diameter = 330.0\n'
     )
-    aligned = _aligned(folder, particles.absolute())
-    return {task.job: task for task in _tasks(folder, particles.absolute(), aligned)}
+    made = _prepared(folder, particles.absolute())
+    return {task.job: task for task in _tasks(folder, particles.absolute(), made)}
 
 
-def _aligned(folder: Path, particles: Path) -> Path:
-    """The particles as two iterations of align2d leave them; a map takes no others."""
-    if not (table := folder / "aligned/run_it002_data.star").exists():
-        line = f"align2d {particles} --o aligned --k 3 --iter 2 --particle-diameter 330 --threads 1 --device cpu"
-        command = [sys.executable, "-m", "polarice", *line.split()]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"{folder}: aligning the particles failed: {done.stderr.strip()[-200:]}")
-    return table
+@dataclass(frozen=True)
+class _Prepared:
+    """What later jobs take from earlier ones."""
+
+    aligned: Path  # a map of images takes no other particles
+    classes: Path  # folder of a run, enough of them for a first map
+    reference: Path  # the density of the true angles
 
 
-def _tasks(folder: Path, particles: Path, aligned: Path) -> list[Task]:
+def _prepared(folder: Path, particles: Path) -> _Prepared:
+    """Results of short runs in `folder`, made where they are not there yet."""
+    plain = "--particle-diameter 330 --threads 1 --device cpu"
+    lines = {
+        "aligned/run_it002_data.star": f"align2d {particles} --o aligned --k 3 --iter 2 {plain}",
+        "classes/run_it003_data.star": f"class2d {particles} --o classes --k {CLASSES} --iter 3 {plain}",
+        "map/run_class001.mrc": f"reconstruct {particles.parent / 'truth.star'} --o map {plain}",
+    }
+    for name, line in lines.items():
+        if not (folder / name).exists():
+            command = [sys.executable, "-m", "polarice", *line.split()]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                raise InputError(f"{folder}: {line.split()[0]} failed: {done.stderr.strip()[-200:]}")
+    return _Prepared(folder / "aligned/run_it002_data.star", folder / "classes", folder / "map/run_class001.mrc")
+
+
+def _tasks(folder: Path, particles: Path, made: _Prepared) -> list[Task]:
     plain = f"--o {OUT} --threads 1 --device cpu"
     each = {
         "motion": f"{folder}/movies.star --dose-per-frame 1 --patch-x 2 --patch-y 2 --workers 1",
@@ -62,10 +79,13 @@ def _tasks(folder: Path, particles: Path, aligned: Path) -> list[Task]:
         "extract": f"{folder}/micrographs.star --coords {folder}/coordinates --box 48 --workers 1",
         "align2d": f"{particles} --k 3 --iter 3 --particle-diameter 330",
         "class2d": f"{particles} --k 3 --iter 3 --particle-diameter 330",
-        "sml": f"{aligned} --k 9 --iter 3 --particle-diameter 330",
+        "sml": f"{made.aligned} --k 9 --iter 3 --particle-diameter 330",
         "deep2d": f"{particles} --k 9 --iter 2 --align-k 3 --align-iter 2 --particle-diameter 330",
+        "initial3d": f"{made.classes} --seeds 3 --iter 10 --particle-diameter 330",
+        "refine3d": f"{particles} --ref {made.reference} --iter 3 --particle-diameter 330",
+        "reconstruct": f"{particles.parent / 'truth.star'} --particle-diameter 330",
     }
-    tasks = [Task(job, (job, *f"{line} {plain}".split()), job not in _MICROGRAPH_JOBS) for job, line in each.items()]
+    tasks = [Task(job, (job, *f"{line} {plain}".split()), job not in _NOT_CONTINUED) for job, line in each.items()]
     return [*tasks, Task("run", ("run", "flow.toml"), False)]
 
 

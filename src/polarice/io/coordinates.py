@@ -5,6 +5,7 @@
 | .star | RELION: one micrograph, or many with rlnMicrographName | centres, rlnAutopickFigureOfMerit |
 | .box | EMAN: x y width height, one micrograph | first corner of the box |
 | .cbox | crYOLO: a data_cryolo table, or rows as .box with a confidence | first corner of the box |
+| autopick.star | RELION: rlnMicrographName and rlnMicrographCoordinates, a file for each micrograph | as in these |
 | .txt, .tsv, .csv | Topaz: image_name x_coord y_coord score, many micrographs | centres |
 """
 
@@ -25,7 +26,8 @@ from polarice.types import InputError
 
 ENDINGS = (".star", ".box", ".cbox", ".txt", ".tsv", ".csv")
 FARTHEST_PX = 1e7  # micrographs have some ten thousand pixels a side
-SCORE = "rlnAutopickFigureOfMerit"
+LARGEST_SCORE = 1e9  # any picker writes
+SCORE, LISTED = "rlnAutopickFigureOfMerit", "rlnMicrographCoordinates"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ def read_coordinates(path: str | os.PathLike[str], scale: float = 1.0) -> Coordi
     if bad.any():
         what = f"is not a finite number, or beyond {FARTHEST_PX:g} pixels"
         raise InputError(f"{path}: coordinate {int(np.argmax(bad)) + 1} {what}; remove it")
-    if found.scores is not None and not (good := np.isfinite(found.scores)).all():
+    if found.scores is not None and not (good := np.abs(found.scores) <= LARGEST_SCORE).all():
         row = int(np.argmin(good)) + 1
-        raise InputError(f"{path}: the score of coordinate {row} is not a finite number; correct or remove it")
+        raise InputError(f"{path}: the score of coordinate {row} is no number, or beyond {LARGEST_SCORE:g}; remove it")
     return Coordinates(found.xy_px * scale, found.scores, found.micrograph)
 
 
@@ -85,13 +87,16 @@ def coordinate_files(
 ) -> Assigned:
     """A file of coordinates for each micrograph of `names`.
 
-    source: a folder (searched deeply) with a file for each micrograph, or one file about all micrographs, which is
-    split into STAR files in `folder`/coords. A scale other than 1 makes STAR files, too. Raises InputError where
-    nothing fits any micrograph, and where it is not clear what belongs to which.
+    source: a folder (searched deeply) with a file for each micrograph, a table that names these files (RELION's
+    autopick.star), or one file about all micrographs, which is split into STAR files in `folder`/coords. A scale other
+    than 1 makes STAR files, too. Raises InputError where nothing fits any micrograph, where a named file is missing,
+    and where it is not clear what belongs to which.
     """
     known = Names(names, matching or Matching())
     if source.is_dir():
         files = _files_of_folder(source, known)
+    elif source.is_file() and (listed := _listed(source)) is not None:
+        files = _files_of_list(listed, source, known)
     elif source.is_file():
         files = _split(read_coordinates(source), source, known, folder / "coords")
     else:
@@ -132,6 +137,46 @@ def _files_of_folder(source: Path, known: Names) -> list[str]:
             )
         files[row] = str(path)
     return files
+
+
+def _listed(source: Path) -> Table | None:
+    """The table of RELION's autopick.star, which names a file of coordinates for each micrograph; None of others."""
+    if source.suffix != ".star":
+        return None
+    tables = (block.table for block in read_star(source))
+    wanted = ("rlnMicrographName", LISTED)
+    return next((each for each in tables if each is not None and all(label in each for label in wanted)), None)
+
+
+def _files_of_list(listed: Table, source: Path, known: Names) -> list[str]:
+    files, owner = [""] * len(known), dict[int, int]()
+    pairs = zip(listed.text("rlnMicrographName").tolist(), listed.text(LISTED).tolist(), strict=True)
+    for place, (name, file) in enumerate(pairs):
+        if (row := known.owner_of_row(name, 1, str(source))) is None:
+            continue
+        if row in owner:
+            raise InputError(
+                f"{listed.where}, rows {owner[row] + 1} and {place + 1}: both fit {shortened(known.names[row])}; "
+                "remove the one that is not meant"
+            )
+        owner[row] = place
+        files[row] = _named_file(file, listed.where, place, source)
+    return files
+
+
+def _named_file(name: str, where: str, row: int, source: Path) -> str:
+    """A file that a table names: seen from the working directory, the table's folder, or one above it (the project's).
+
+    Raises InputError where it is in none of these.
+    """
+    beside = source.absolute().parent
+    for root in (Path.cwd(), beside, *beside.parents):
+        if (path := root / name).is_file():
+            return str(path)
+    raise InputError(
+        f"{where}, row {row + 1}: {shortened(name)} not found; start in the project's folder, or give the "
+        "coordinates' folder"
+    )
 
 
 def _split(found: Coordinates, source: Path, known: Names, folder: Path) -> list[str]:
@@ -186,7 +231,7 @@ def _star(path: Path) -> Coordinates:
     if chosen is None:
         if all(len(table) == 0 for table in tables):
             return Coordinates(np.zeros((0, 2)), None)
-        if any("rlnMicrographCoordinates" in table for table in tables):
+        if any(LISTED in table for table in tables):
             raise InputError(f"{path}: names files of coordinates and holds none; give the folder of these files")
         raise InputError(f"{path}: no column _rlnCoordinateX; is this a table of coordinates?")
     xy = np.stack([chosen.numbers("rlnCoordinateX"), chosen.numbers("rlnCoordinateY")], axis=1)

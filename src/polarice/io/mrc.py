@@ -34,6 +34,7 @@ _FIELDS = [
     ("map", "S4"), ("machst", "u1", 4), ("rms", "f4"), ("nlabl", "i4"), ("label", "S80", 10),
 ]  # fmt: skip
 LEAST_VOXEL_A, MOST_VOXEL_A = 1e-2, 100.0
+MOST_OF_MAP = 0.5  # of the squared density: no voxel of a molecule holds so much
 PACKED = 101  # two pixels a byte, the lower four bits first; a row of odd length ends with half a byte
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", PACKED: "u1"}
 IMOD_STAMP = 1146047817  # word 39 of a header that IMOD or SerialEM wrote; the next one holds flags
@@ -299,6 +300,21 @@ def read_volume(path: str | os.PathLike[str], unsigned: bool = False) -> tuple[n
     sections = Sections(path, header)[:].astype(np.float32)
     order = [(3, 2, 1).index(axis) for axis in header.axes[::-1]]  # where sections, rows, columns go in (z, y, x)
     return np.ascontiguousarray(np.moveaxis(sections, (0, 1, 2), order)), header.pixel_size_A
+
+
+def require_density(path: str | os.PathLike[str], volume: np.ndarray) -> None:
+    """Raise InputError where a volume (z, y, x) is no molecule's: a voxel is no number, all are the same, or one holds
+    most of the map."""
+    if not np.isfinite(volume).all():
+        raise InputError(f"{path}: holds voxels that are not numbers (NaN or infinite); mask or mend the map")
+    if volume.max() == volume.min():
+        raise InputError(f"{path}: every voxel is the same, so there is no density; give a map")
+    far = np.square(volume - np.median(volume).astype(np.float64))
+    if far.max() > MOST_OF_MAP * far.sum():
+        x, y, z = (int(place) for place in np.unravel_index(far.argmax(), volume.shape)[::-1])
+        raise InputError(
+            f"{path}: voxel {x}, {y}, {z} (from 0) holds more than all others; set it to their mean, or mask the map"
+        )
 
 
 class StackWriter:

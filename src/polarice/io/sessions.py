@@ -1,4 +1,4 @@
-"""What a microscope's programs leave beside movies: SerialEM's .mdoc files, the names of EPU, beam shifts."""
+"""What a microscope's programs leave beside movies: SerialEM's .mdoc files, EPU's .xml files and names, beam shifts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from polarice.types import InputError
 
 FARTHEST_SHIFT_UM = 1e4  # a centimetre; a beam is shifted by some 10
 MOST_CHARACTERS = 1 << 22  # of an .mdoc file; a section of a tilt series has some thousand
+_OF_MOVIE = re.compile(r"[_-](fractions|eer|movie|frames)$", re.IGNORECASE)  # behind the name of EPU's image
 _EPU = re.compile(r"FoilHole_\d+_Data_(\d+)_")
 
 
 @dataclass(frozen=True)
 class Mdoc:
-    """One movie's entry of an .mdoc file; None where it says nothing."""
+    """One movie's entry of an .mdoc file, or EPU's .xml file; None where it says nothing."""
 
     pixel_size_A: float | None = None
     dose_e_A2: float | None = None  # of the whole movie
@@ -26,6 +27,7 @@ class Mdoc:
     voltage_kV: float | None = None
     gain: str | None = None
     defects: str | None = None
+    kind: str = ".mdoc"
 
 
 def read_mdoc(movie: Path) -> Mdoc | None:
@@ -41,6 +43,57 @@ def read_mdoc(movie: Path) -> Mdoc | None:
                 raise InputError(f"{path}: longer than {MOST_CHARACTERS:,} characters; is it an .mdoc file?")
             return parse_mdoc(text)
     return None
+
+
+def read_beside(movie: Path) -> Mdoc | None:
+    """What stands beside a movie: its .mdoc, or else EPU's .xml; None where there is neither.
+
+    Raises InputError for one that is longer than any, and for an .xml file that is damaged.
+    """
+    found = read_mdoc(movie)
+    return found if found is not None else read_epu(movie)
+
+
+def read_epu(movie: Path) -> Mdoc | None:
+    """What EPU's .xml beside a movie says (FoilHole_.._Data_...xml beside ..._Fractions.tiff); None: nothing.
+
+    Beam shifts stand there in a unit that is the microscope's own: EPU's names tell the place in the template instead.
+    """
+    stem = movie.name.partition(".")[0]
+    for path in dict.fromkeys(movie.with_name(f"{each}.xml") for each in (stem, _OF_MOVIE.sub("", stem))):
+        if path.is_file():
+            return parse_epu(path)
+    return None
+
+
+def parse_epu(path: Path) -> Mdoc | None:
+    """Pixel size and voltage of a MicroscopeImage; None for other XML. Raises InputError for a damaged file."""
+    from xml.etree import ElementTree
+
+    with open(path, "rb") as stream:
+        text = stream.read(MOST_CHARACTERS + 1)
+    if len(text) > MOST_CHARACTERS or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise InputError(f"{path}: no .xml file of EPU (too long, or with entities of its own); move it away")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise InputError(f"{path}: damaged ({error}); copy it again, or move it away") from None
+    if root.tag.rpartition("}")[2] != "MicroscopeImage":
+        return None
+
+    def number(low: float, high: float, factor: float, *names: str) -> float | None:
+        element: ElementTree.Element | None = root
+        for name in names:
+            found = element.iter() if element is not None else iter(())
+            element = next((each for each in found if each.tag.rpartition("}")[2] == name), None)
+        try:
+            value = factor * float((element.text if element is not None else None) or "nan")
+        except ValueError:
+            return None
+        return value if low <= value <= high else None
+
+    pixel_size_A = number(0.01, 100, 1e10, "pixelSize", "x", "numericValue")  # metres there
+    return Mdoc(pixel_size_A, voltage_kV=number(10, 3000, 1e-3, "AccelerationVoltage"), kind=".xml")
 
 
 def parse_mdoc(text: str) -> Mdoc:

@@ -326,5 +326,8 @@ class StackSource:
             self._unpacked[stack] = self._folder / f"{stack}.mrcs"
             with open(self._unpacked[stack], "wb") as stream:
                 unpack(path, stream, header.file_bytes)
-            self._headers[stack] = read_header(self._unpacked[stack], self._unsigned)
+            try:
+                self._headers[stack] = read_header(self._unpacked[stack], self._unsigned)
+            except InputError as error:  # of what is in it
+                raise InputError(str(error).replace(str(self._unpacked[stack]), str(path))) from None
         return self._unpacked.get(stack, path), self._headers[stack]

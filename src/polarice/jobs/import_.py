@@ -14,7 +14,7 @@ import numpy as np
 from polarice.cluster import SERIAL
 from polarice.io.movies import EER_ENDING, MRC_ENDINGS, TIFF_ENDINGS, Events, open_movie
 from polarice.io.optics import DEFOCUS_LABELS, require_defoci
-from polarice.io.sessions import Mdoc, clusters, epu_template, read_mdoc
+from polarice.io.sessions import Mdoc, clusters, epu_template, read_beside
 from polarice.io.star import Block, read_star, write_star
 from polarice.io.table import Table
 from polarice.project.folder_lock import alone
@@ -55,7 +55,7 @@ class Params(Parameters):
     voltage: float | None = option(
         None,
         "acceleration voltage",
-        derived="that of the .mdoc files, or 300 kV",
+        derived="that of .mdoc or .xml files, or 300 kV",
         unit="kV",
         low=10,
         high=3000,
@@ -84,6 +84,7 @@ class Found:
     frames: int
     pixel_size_A: float  # 0 where nothing says
     mdoc: Mdoc | None
+    of_xml: bool = False  # the pixel size is that of EPU's .xml
 
 
 def run(params: Params) -> None:
@@ -110,7 +111,7 @@ def _files(inputs: tuple[str, ...]) -> list[Path]:
         if not matches:
             raise InputError(f"{text}: no such file, and no file that fits; check the name and the folder")
         found += map(Path, matches)
-    files = [path for path in found if path.suffix != ".mdoc"]
+    files = [path for path in found if path.suffix not in (".mdoc", ".xml")]
     twice = [path for path, count in Counter(files).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice")
@@ -153,9 +154,10 @@ def _look(files: list[Path]) -> tuple[list[Outcome], list[Found]]:
             if path.suffix.lower() not in (*MRC_ENDINGS, *TIFF_ENDINGS, EER_ENDING, ".gz"):
                 raise InputError(f"{path}: neither a movie nor a micrograph nor a table")
             with open_movie(path, Events(1)) as movie:
-                mdoc = read_mdoc(path)
+                mdoc = read_beside(path)
                 size = movie.pixel_size_A or (mdoc.pixel_size_A if mdoc and mdoc.pixel_size_A else 0.0)
-                usable.append(Found(path, movie.shape, movie.frames, size, mdoc))
+                of_xml = bool(mdoc and mdoc.kind == ".xml" and size and not movie.pixel_size_A)
+                usable.append(Found(path, movie.shape, movie.frames, size, mdoc, of_xml))
                 outcomes.append(Outcome(figures={"frames": movie.frames, "pixel size (A)": size}))
         except InputError as error:
             outcomes.append(Outcome(reason=str(error)))
@@ -209,15 +211,15 @@ def _pixel_size(usable: list[Found], params: Params) -> tuple[float, str]:
 
 
 def _voltage_kV(usable: list[Found], params: Params) -> float:
-    """As the user says, or the .mdoc files, or 300. Raises InputError where these disagree with each other."""
+    """As the user says, or the files beside movies, or 300. Raises InputError where these disagree with each other."""
     if params.voltage is not None:
         return params.voltage
     said = {each.mdoc.voltage_kV: each.path for each in usable if each.mdoc and each.mdoc.voltage_kV}
     if len(said) > 1:
         (one, first), (other, second) = list(said.items())[:2]
         raise InputError(
-            f"{second}: its .mdoc says {other:g} kV, that of {first} {one:g} kV; import them one by one, or give "
-            "--voltage"
+            f"{second}: the file beside it says {other:g} kV, that of {first} {one:g} kV; import them one by one, or "
+            "give --voltage"
         )
     return next(iter(said), DEFAULT_VOLTAGE_KV) or DEFAULT_VOLTAGE_KV
 
@@ -238,7 +240,7 @@ def _optics_line(pixel_A: float, stated: Params, params: Params) -> str:
 
 
 def _beside(usable: list[Found], params: Params) -> list[str]:
-    """What the .mdoc files say that the user should know: where they disagree, and what they name."""
+    """What the files beside movies say that the user should know: where they disagree, and what they name."""
     known = [(each, each.mdoc) for each in usable if each.mdoc]
     told = []
     if params.voltage is not None:
@@ -246,14 +248,22 @@ def _beside(usable: list[Found], params: Params) -> list[str]:
         if other:
             said = f"{other[0][0].path} {other[0][1].voltage_kV:g} kV"
             told.append(
-                f"the .mdoc of {len(other):,} file(s) states another voltage, {said}; {params.voltage:g} is used"
+                f"the {other[0][1].kind} of {len(other):,} file(s) states another voltage, {said}; {params.voltage:g} "
+                "is used"
             )
     spaced = [(each, mdoc) for each, mdoc in known if _differ(mdoc.pixel_size_A, params.angpix or each.pixel_size_A)]
     if spaced:
         each, mdoc = spaced[0]
         told.append(
-            f"the .mdoc of {len(spaced):,} file(s) states another pixel size, {each.path} {mdoc.pixel_size_A:.4g} A; "
-            f"{params.angpix or each.pixel_size_A:.4g} A is used"
+            f"the {mdoc.kind} of {len(spaced):,} file(s) states another pixel size, {each.path} "
+            f"{mdoc.pixel_size_A:.4g} A; {params.angpix or each.pixel_size_A:.4g} A is used"
+        )
+    alone = [(each, mdoc) for each, mdoc in known if mdoc.kind == ".xml" and each.of_xml and not params.angpix]
+    if alone:
+        each, mdoc = alone[0]
+        told.append(
+            f"{len(alone):,} file(s) state no pixel size, {each.path}; {each.pixel_size_A:.4g} A of EPU's .xml is "
+            "taken, and frames in super-resolution have half of it: give --angpix then"
         )
     short = [(each, mdoc) for each, mdoc in known if mdoc.frames and each.frames > 1 and mdoc.frames != each.frames]
     if short:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SUMMARY = "make a first map from class averages, from several random starts, and tell how far these agree"
 EXAMPLE = "polarice initial3d Class2D/job006 --o InitialModel/job008"
 FILES = ("report.html", "initial_model.mrc", "seeds.json", "run_data.star")
+SAME_PIXEL = 0.01  # relative difference of pixel sizes that is rounding
 DIAMETER_OF_BOX = 0.8  # where nothing is said, as class2d takes it
 FEWEST_PIXELS = 8  # across the particle
 FEWEST_PARTICLES = 5  # of a class that takes part
@@ -46,7 +47,7 @@ def run(params: Params) -> None:
     from polarice.project.provenance import write_job_json
     from polarice.references.abinitio import FEWEST_CLASSES, ClassImages
     from polarice.report.initial import write_page
-    from polarice.runs.checkpoint import checkpoints, read_checkpoint
+    from polarice.runs.checkpoint import checkpoints, path_of, read_checkpoint
     from polarice.runs.resources import device_of
 
     folder, record = params.classes, _record(params.classes)
@@ -57,6 +58,7 @@ def run(params: Params) -> None:
     state = read_checkpoint(folder, done[-1], device)
     table = _table_of(folder, done[-1])
     pixel_A = table.particles.optics[int(table.particles.optics_of[0])].pixel_size_A
+    _require_same_run(folder, done[-1], table, int((state.pose.class_of >= 0).sum()))
     box_A = state.model.basis.box_px * pixel_A
     diameter_A = params.particle_diameter or _diameter_of(record, folder) or DIAMETER_OF_BOX * box_A
     if not FEWEST_PIXELS * pixel_A <= diameter_A <= box_A:
@@ -70,11 +72,12 @@ def run(params: Params) -> None:
             f"{folder}: {len(images.number)} classes hold {FEWEST_PARTICLES} particles or more; a map wants at least "
             f"{FEWEST_CLASSES}, better 50: classify again with more (class2d --k 60)"
         )
+    inputs = [folder / "job.json", path_of(folder, done[-1]), table.path]
     with ExitStack() as held:
-        kept = claimed("initial3d", params.o, FILES, [folder / "job.json"], held)
+        kept = claimed("initial3d", params.o, FILES, inputs, held)
         write_job_json(
             params.o, "initial3d", as_dict(params), command_line("initial3d", params),
-            inputs=[folder / "job.json"], seed=params.seed, more={"outputs": kept},
+            inputs=inputs, seed=params.seed, more={"outputs": kept},
         )  # fmt: skip
         starts = _starts(params, images, diameter_A / pixel_A)
         _write(params, starts, images, table, pixel_A)
@@ -130,6 +133,24 @@ def _table_of(folder: Path, number: int) -> ParticleTable:
     from polarice.io.particles import read_particles
 
     return read_particles(folder / f"run_it{number:03d}_data.star", need_ctf=False)
+
+
+def _require_same_run(folder: Path, number: int, table: ParticleTable, assigned: int) -> None:
+    """Raise InputError where the table is not that of the checkpoint: particles are gone, or of another pixel size."""
+    from polarice.runs.checkpoint import read
+
+    classes_A = read(folder, number, lambda arrays: float(arrays["classes.pixel_size_A"]))
+    pixel_A = table.particles.optics[int(table.particles.optics_of[0])].pixel_size_A
+    if len(table.particles) < assigned:
+        raise InputError(
+            f"{table.path}: {len(table.particles):,} particles, and {assigned:,} when the classes were made; "
+            "put the run's own table back, or classify again"
+        )
+    if abs(pixel_A / classes_A - 1) > SAME_PIXEL:
+        raise InputError(
+            f"{table.path}: {pixel_A:.4g} A per pixel, and {classes_A:.4g} A when the classes were made; put the run's "
+            "own table back"
+        )
 
 
 def _write(params: Params, starts: list[Start], images: ClassImages, table: ParticleTable, pixel_A: float) -> None:

@@ -55,8 +55,9 @@ def run(params: Params) -> None:
     from polarice.project.params import as_dict, command_line
     from polarice.project.provenance import write_job_json
     from polarice.references.symmetry import operators
+    from polarice.runs.half_sets import given_halves, require_apart
     from polarice.runs.particle_job import check_images, open_particles
-    from polarice.runs.refinement import given_halves, require_room_of_halves
+    from polarice.runs.refinement import require_room_of_halves
     from polarice.runs.resources import device_of
 
     group, given = operators(params.sym), _given(params)
@@ -67,7 +68,11 @@ def run(params: Params) -> None:
     with ExitStack() as held:
         inputs: list[str | Path] = [params.particles, *table.particles.stacks]
         kept = claimed("reconstruct", params.o, FILES, inputs, held)
-        looked = check_images(table, images, given)
+        looked = check_images(table, images, given, marked=half_of is not None)
+        if half_of is not None:
+            taken = np.full(len(half_of), -1, np.int8)
+            taken[looked.rows] = half_of[looked.rows]
+            require_apart(looked, taken)
         write_job_json(
             params.o, "reconstruct", as_dict(params), command_line("reconstruct", params),
             inputs=inputs, seed=0, more={"outputs": kept},
@@ -95,7 +100,8 @@ def _write(
     """Make the maps and write them; what is to be said of them."""
     from polarice.io.mrc import write_volume
     from polarice.io.relion_run.refine3d import write_fsc, write_unfiltered
-    from polarice.references.fsc import correlation, resolved_shell, soft_sphere, ssnr_of
+    from polarice.references.fsc import correlation, of_one_map, resolved_shell, soft_sphere, ssnr_of
+    from polarice.references.halfmaps import HALVES_ARE_ONE
     from polarice.references.slices import FourierGrid
     from polarice.runs.particle_job import last_ring
 
@@ -120,6 +126,8 @@ def _write(
     write_volume(params.o / FILES[0], density.cpu().numpy(), pixel_A)
     write_unfiltered(params.o / "run", np.stack([each.cpu().numpy() for each in unfiltered]), pixel_A)
     write_fsc(params.o / "run_fsc.star", fsc.cpu().numpy(), box * pixel_A)
+    if of_one_map(fsc, limit):
+        return HALVES_ARE_ONE
     return f"halves agree up to {box * pixel_A / min(limit, resolved_shell(fsc)):.1f} A"
 
 

@@ -57,10 +57,12 @@ def record_of(path: str | os.PathLike[str], folder: str | os.PathLike[str] | Non
     return record
 
 
-def records_of(paths: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """`record_of` each of them, in order."""
+def records_of(
+    paths: Iterable[str | os.PathLike[str] | dict[str, Any]], folder: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
+    """`record_of` each of them, in order; what is a record already stays."""
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda path: record_of(path, folder), paths))
+        return list(pool.map(lambda path: path if isinstance(path, dict) else record_of(path, folder), paths))
 
 
 def is_same(record: Mapping[str, Any], path: str | os.PathLike[str]) -> bool:

@@ -238,7 +238,8 @@ def _fault(option: Option, item: Any) -> str:
     if low <= item <= high and not (option.high is None and math.isinf(item)):
         return ""
     unit = f" {option.unit}" if option.unit else ""
-    return f"{option.flag} {item:g}: must be {option.bounds or 'a number'}{unit}"
+    given = f"{item:g}" if isinstance(item, float) or abs(item) < 1 << 63 else "a number beyond all measure"
+    return f"{option.flag} {given}: must be {option.bounds or 'a number'}{unit}"
 
 
 def as_dict(params: Parameters) -> dict[str, Any]:

@@ -28,15 +28,15 @@ def write_job_json(
     params: dict[str, Any],
     command: str,
     *,
-    inputs: Iterable[str | os.PathLike[str]] = (),
+    inputs: Iterable[str | os.PathLike[str] | dict[str, Any]] = (),
     seed: int | None = None,
     more: dict[str, Any] | None = None,
 ) -> Path:
     """Write `folder`/job.json, atomically, and return its path.
 
     `params` is what `jobs.params.as_dict` gives (JSON's own types), `command` the line that runs the job again,
-    `inputs` the files it read (`jobs.inputs` says what is kept of them, so that a later run can tell whether they are
-    still the same). `more` is added as it is.
+    `inputs` the files it read, or their records (`jobs.inputs` says what is kept of them, so that a later run can tell
+    whether they are still the same). `more` is added as it is.
     """
     content = {
         "job": job,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 THRESHOLD = 0.143  # of half maps (Rosenthal and Henderson 2003, J Mol Biol 333, 721)
+SAME = 0.9999  # on every shell: two halves of their own would hold ten thousand times more signal than noise
 
 
 def soft_sphere(box_px: int, radius_px: float, edge_px: float, device: torch.device) -> Tensor:
@@ -41,6 +42,14 @@ def resolved_shell(fsc: Tensor, threshold: float = THRESHOLD) -> int:
     """The last shell before the first, from 1 on, on which the FSC falls below a threshold; at least 1."""
     below = (fsc[1:] < threshold).nonzero()
     return max(1, int(below[0]) if len(below) else len(fsc) - 1)
+
+
+def of_one_map(fsc: Tensor, limit: int) -> bool:
+    """Whether two densities agree on all shells up to `limit` as only a map with itself does.
+
+    The strongest signal has noise beside it far from the origin: fewer shells than half of all say nothing.
+    """
+    return 2 * limit >= len(fsc) - 1 and bool((fsc[1 : limit + 1] > SAME).all())
 
 
 def ssnr_of(fsc: Tensor) -> Tensor:

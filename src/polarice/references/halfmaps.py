@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 
 from polarice.align.prepare import MASK_EDGE_PX
-from polarice.references.fsc import correlation, low_passed, resolved_shell, soft_sphere, ssnr_of
+from polarice.references.fsc import correlation, low_passed, of_one_map, resolved_shell, soft_sphere, ssnr_of
 from polarice.references.noise import noise_left
 from polarice.references.slices import FourierGrid
 
 HALVES = 2
+
+HALVES_ARE_ONE = (
+    "both half maps are the same on every shell, as no two sets of particles make them: nothing is known of the "
+    "map's resolution; look for copies of particles in both halves (rlnRandomSubset)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ class HalfMaps:
     @property
     def box_px(self) -> int:
         return self.densities.shape[-1]
+
+    @property
+    def halves_are_one(self) -> bool:
+        """Whether the maps are more alike than those of two sets of particles are."""
+        known = int((self.fsc != 0).nonzero().max()) if bool((self.fsc != 0).any()) else 0
+        return of_one_map(self.fsc, known)
 
     @staticmethod
     def begun(density: Tensor, shell: float, noise_power: Tensor, radius_px: float, mask_fraction: float) -> HalfMaps:

@@ -44,6 +44,8 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
     """Write report.html and its pictures into the job's folder; InputError where that cannot be."""
     from polarice.io.atomic import replacing
     from polarice.postprocessing.surface import contour
+    from polarice.references.fsc import THRESHOLD
+    from polarice.references.halfmaps import HALVES_ARE_ONE
     from polarice.report.surface import surface_png
 
     folder, params, model = page.folder, page.params, state.model
@@ -61,8 +63,12 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
     shown = surface_png(model.joined, level.level)
     found = state.assignment.take(page.rows)
     halves = [int((state.carried.half_of == half).sum()) for half in (0, 1)]
+    one = model.halves_are_one
+    resolution = ("resolution: not known", "none") if one else (
+        f"Å, halves agree up to here (FSC {THRESHOLD})", f"{box_A / model.shell:.1f}"
+    )  # fmt: skip
     numbers = [
-        (f"Å, halves agree up to here (FSC {0.143})", f"{box_A / model.shell:.1f}"),
+        resolution,
         ("particles", f"{len(page.rows):,}"),
         ("mean largest probability", f"{found.max_probability.mean():.2f}"),
         ("iterations", f"{state.number}"),
@@ -75,7 +81,8 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
                 [Picture(pictures["map"], f"Both halves together, along {AXES}."),
                  Picture(shown, f"The surface at {level.level:.4g}, which {level.rule}.")]),
         Chapter("Resolution", (f"Half sets of {halves[0]:,} and {halves[1]:,} particles, inside a soft sphere of the "
-                               "particle's diameter, without a correction for the mask.",),
+                               "particle's diameter, without a correction for the mask.",
+                               *((f"Beware: {HALVES_ARE_ONE}.",) if one else ())),
                 pictures=[Picture(pictures["fsc"], "Fourier shell correlation of the two half maps.")]),
         Chapter("Views", ("Directions that particles are seen from. Gaps are resolution lost along them.",),
                 pictures=[Picture(pictures["views"], "Particles by rot and tilt, areas true to the sphere.")]),

@@ -109,7 +109,7 @@ def classify(job: str, params: Classification, growing_batches: bool, iterations
         params = comm.on_root(lambda: settled(job, params, iterations))
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
-        table, images = open_particles(params, device, comm)
+        table, images = open_particles(params, device, comm, held_bytes)
         comm.on_root(lambda: _require_suitable(params, images))
 
         def begin() -> ClassRun:
@@ -128,15 +128,20 @@ def _require_suitable(params: Classification, images: ParticleImages) -> None:
     box_px = images.preparation.box_px
     if params.ref is not None and params.continue_ is None:  # what goes on needs it no more
         known_classes(images, params)
-    if params.offset_range > box_px / 2:
-        raise InputError(f"--offset-range {params.offset_range:g}: at most half the box, {box_px / 2:g} px")
-    shifts = np.pi * (params.offset_range / params.offset_step) ** 2
+    require_few_shifts(params.offset_range, params.offset_step, box_px)
+    require_room(params, images.device, held_bytes(images, params), f"{params.k} classes of {box_px} px")
+
+
+def require_few_shifts(offset_range: float, offset_step: float, box_px: int) -> None:
+    """Raise InputError where shifts go beyond the box, or are more than can be searched."""
+    if offset_range > box_px / 2:
+        raise InputError(f"--offset-range {offset_range:g}: at most half the box, {box_px / 2:g} px")
+    shifts = np.pi * (offset_range / offset_step) ** 2
     if shifts > MOST_SHIFTS:
         raise InputError(
-            f"--offset-range {params.offset_range:g} --offset-step {params.offset_step:g}: {shifts:.0f} shifts for "
+            f"--offset-range {offset_range:g} --offset-step {offset_step:g}: {shifts:.0f} shifts for "
             f"each image, at most {MOST_SHIFTS} are searched; take a coarser step or a smaller range"
         )
-    require_room(params, images.device, held_bytes(images, params), f"{params.k} classes of {box_px} px")
 
 
 def held_bytes(images: ParticleImages, params: Classification) -> int:

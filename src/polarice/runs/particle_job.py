@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -92,6 +92,9 @@ class ParticleJob(Resources, _Source):
         return self.iter
 
 
+P = TypeVar("P", bound=ParticleJob)
+
+
 def progress_bar(what: str, total: int, done: int = 0, leave: bool = True) -> Bar:
     """A bar on stderr, where that is a terminal; in a log file, a line now and then."""
     return Bar(what, total, done, leave=leave)
@@ -107,6 +110,7 @@ class CheckedParticles:
     bad: dict[int, str]  # row -> why its image cannot be used
     background_sd: np.ndarray | None  # (n,) of every image, where they were not normalised
     noise_power: np.ndarray  # (G, S)
+    marks: np.ndarray | None = None  # (n,) int64, the same where images are; where they were asked for
 
     @property
     def rows(self) -> np.ndarray:
@@ -115,21 +119,27 @@ class CheckedParticles:
 
 
 def open_particles(
-    params: ParticleJob, device: torch.device, comm: Comm = SERIAL
+    params: P,
+    device: torch.device,
+    comm: Comm = SERIAL,
+    held_bytes: Callable[[ParticleImages, P], int] | None = None,
 ) -> tuple[ParticleTable, ParticleImages]:
-    """The table and its images, checked as far as headers tell; rank 0 reads and checks for all."""
+    """The table and its images, checked as far as headers tell; rank 0 reads and checks for all.
+
+    held_bytes: memory that the model takes beside images, of which as many as have room are kept on a GPU.
+    """
     from polarice.io.particles import StackSource
 
     table = comm.on_root(lambda: _checked_table(params, comm.size))
     source = StackSource(table.particles, params.unsigned, params.particles)
-    images = images_of(params, table.particles, source, device, comm.size)
+    images = images_of(params, table.particles, source, device)
+    held = held_bytes(images, params) if held_bytes is not None and device.type == "cuda" else 0
+    images = replace(images, pixels=_pixel_store(params, images, held, comm.size))
     comm.on_root(lambda: _require_plausible(table, images))
     return table, images
 
 
-def images_of(
-    params: ParticleJob, particles: Particles, source: ImageSource, device: torch.device, ranks: int = 1
-) -> ParticleImages:
+def images_of(params: ParticleJob, particles: Particles, source: ImageSource, device: torch.device) -> ParticleImages:
     """The images of a source, prepared as the parameters ask."""
     from polarice.align.images import ParticleImages
     from polarice.align.prepare import Preparation
@@ -143,16 +153,17 @@ def images_of(
         read_ahead,
         params.ctf,
         params.ctf_intact_first_peak,
-        pixels=_pixel_store(params, device, len(particles), source.box_px, ranks),
     )
 
 
-def _pixel_store(params: ParticleJob, device: torch.device, rows: int, box_px: int, ranks: int) -> PixelStore | None:
-    """Room on a card for a rank's images as they are read; None where there is no card."""
+def _pixel_store(params: ParticleJob, images: ParticleImages, held: int, ranks: int) -> PixelStore | None:
+    """Room on a GPU for a rank's images as they are read; None where there is no GPU, or no room."""
     from polarice.align.pixels import PixelStore
 
-    room = pixel_bytes(params, device)
-    return PixelStore(rows, min(-(-rows // ranks), room // (4 * box_px**2)), device) if room else None
+    room, rows = pixel_bytes(params, images.device, held), len(images)
+    if not room:
+        return None
+    return PixelStore(rows, min(-(-rows // ranks), room // (4 * images.preparation.box_px**2)), images.device)
 
 
 def with_copies(images: ParticleImages, params: ParticleJob, comm: Comm, held: ExitStack) -> ParticleImages:
@@ -232,22 +243,29 @@ def _tell_of_twins(table: ParticleTable) -> None:
         )
 
 
-def _in_one_pixel(table: ParticleTable) -> int:
-    """How many particles have the coordinates, to a pixel, of one before them in the same micrograph.
+def places_of(table: ParticleTable) -> tuple[np.ndarray, np.ndarray] | None:
+    """Which rows (n,) bool have usable coordinates, and of these (3, m) int64 micrograph and whole pixel; None: none.
 
     Coordinates that are no finite numbers count as none.
     """
     labels = ("rlnCoordinateX", "rlnCoordinateY")
     if "rlnMicrographName" not in table.table or not all(label in table.table for label in labels):
-        return 0
+        return None
     _, micrograph = table.table.codes("rlnMicrographName")
     try:
         x, y = (table.table.numbers(label) for label in labels)
     except InputError:
-        return 0  # a classification goes without coordinates
+        return None  # a classification goes without coordinates
     known = (np.abs(x) <= MOST_COORDINATE_PX) & (np.abs(y) <= MOST_COORDINATE_PX)
     places = np.rint(np.stack([x[known], y[known]])).astype(np.int64)
-    keys = np.vstack([micrograph[known].astype(np.int64), places])
+    return known, np.vstack([micrograph[known].astype(np.int64), places])
+
+
+def _in_one_pixel(table: ParticleTable) -> int:
+    """How many particles have the coordinates, to a pixel, of one before them in the same micrograph."""
+    if (places := places_of(table)) is None:
+        return 0
+    _, keys = places
     order = np.lexsort(keys)
     same = (np.diff(keys[:, order], axis=1) == 0).all(axis=0)
     return int(same.sum())
@@ -307,10 +325,14 @@ def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
 
 
 def check_images(
-    table: ParticleTable, images: ParticleImages, params: ParticleJob, comm: Comm = SERIAL
+    table: ParticleTable, images: ParticleImages, params: ParticleJob, comm: Comm = SERIAL, marked: bool = False
 ) -> CheckedParticles:
-    """Look at every image once; what is left out is named on stderr. InputError where too many cannot be used."""
+    """Look at every image once; what is left out is named on stderr. InputError where too many cannot be used.
+
+    `marked`: images that are the same get the same mark.
+    """
     from polarice.align.image_statistics import survey
+    from polarice.runs.marked_images import MarkedSource
 
     order = disk_order(table.particles)
     with progress_bar("looking at images", len(order), leave=False) as bar:
@@ -322,7 +344,9 @@ def check_images(
 
         with np.errstate(all="ignore"):  # unusable images are what is looked for
             workers = threads_of(params)  # whatever the device: images are looked at on the processor
-            looking, mode = replace(images, read_ahead=counted), params.outlier_images
+            marks = np.zeros(len(table.particles), np.int64) if marked else None
+            source = images.source if marks is None else MarkedSource(images.source, marks)
+            looking, mode = replace(images, read_ahead=counted, source=source), params.outlier_images
             found = survey(looking, order, params.seed, SURVEY_BATCH, workers, comm, mode)
     images = replace(images, clipped=np.array(list(found.clipped), np.int64))
     comm.on_root(lambda: _tell_clipped(table, found.clipped))
@@ -341,9 +365,9 @@ def check_images(
     if params.classes > len(rows):
         raise InputError(f"{table.path}: {params.classes} classes asked of {len(rows)} usable particles; ask for fewer")
     scaled = bool((np.abs(found.background_sd[rows] - 1) > 0.05).any())
-    return CheckedParticles(
-        table, images, rows, bad, found.background_sd if params.norm and scaled else None, found.noise_power
-    )
+    sd = found.background_sd if params.norm and scaled else None
+    marks = None if marks is None else comm.sum(marks)  # each image has been read by one rank
+    return CheckedParticles(table, images, rows, bad, sd, found.noise_power, marks)
 
 
 def disk_order(particles: Particles) -> np.ndarray:

@@ -15,6 +15,8 @@ import numpy as np
 from polarice.cluster import Comm, world
 from polarice.project.params import MAP, option, output
 from polarice.project.usage import Usage, Watch
+from polarice.runs.classification import require_few_shifts
+from polarice.runs.half_sets import halves_of
 from polarice.runs.particle_job import (
     CheckedParticles,
     ParticleJob,
@@ -31,12 +33,12 @@ from polarice.types import Assignment, ClassModel, InputError, Iteration, Pose2D
 if TYPE_CHECKING:
     from polarice.align.fit import IterationResult
     from polarice.align.images import ParticleImages
-    from polarice.io.particles import ParticleTable
     from polarice.references.halfmaps import HalfMaps
     from polarice.references.refinement import Progress, Refined, RefineSchedule, RefineState, RefineStep
 
     RefineResult = IterationResult[HalfMaps, Progress, RefineStep, Refined]
 
+SIZE_OF_ONE = 1e6  # grey values up to here, and down to one over it, are computed with as they are
 SAME_PIXEL = 0.01  # relative difference of the map's pixel size from the particles' that is rounding
 FEWEST_PARTICLES = 20
 BYTES_A_POINT = 160  # of a transform's grid: sums of two halves, and what is made of them, as measured
@@ -95,9 +97,9 @@ def refine(job: str, params: Refinement) -> None:
         operators(params.sym)
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))
-        table, images = open_particles(params, device, comm)
-        if params.continue_ is None and params.ref is not None:
-            read_reference(params.ref, images)  # what is wrong with it is told before images are looked at
+        table, images = open_particles(params, device, comm, _held_bytes)
+        if params.continue_ is None:
+            comm.on_root(lambda: _require_suitable(params, images))  # what is wrong is told before images are looked at
         if len(table.particles) < FEWEST_PARTICLES:
             raise InputError(f"{table.path}: {len(table.particles)} particles are too few; at least {FEWEST_PARTICLES}")
         if len(table.particles) < FEW_PARTICLES:
@@ -109,14 +111,14 @@ def refine(job: str, params: Refinement) -> None:
 
         def begin() -> RefineRun:
             watch.mark("loading")
-            looked = check_images(table, with_copies(images, params, comm, held), params, comm)
+            looked = check_images(table, with_copies(images, params, comm, held), params, comm, marked=True)
             watch.mark("looking at images")
             return RefineRun(job, params, looked, (comm, watch))
 
         carry_out(job, params, [params.particles, *table.particles.stacks], begin, comm)
 
 
-def _held_bytes(params: ParticleJob, images: ParticleImages) -> int:
+def _held_bytes(images: ParticleImages, params: ParticleJob) -> int:
     """Memory for the transforms of both halves, on the last ring."""
     from polarice.references.slices import FourierGrid
 
@@ -126,7 +128,7 @@ def _held_bytes(params: ParticleJob, images: ParticleImages) -> int:
 
 def require_room_of_halves(params: ParticleJob, images: ParticleImages) -> None:
     """Raise InputError where the grids of both halves have no room."""
-    wanted, there = _held_bytes(params, images), memory_bytes(params, images.device)
+    wanted, there = _held_bytes(images, params), memory_bytes(params, images.device)
     if wanted > there:
         box = images.preparation.box_px
         raise InputError(
@@ -137,58 +139,54 @@ def require_room_of_halves(params: ParticleJob, images: ParticleImages) -> None:
 
 
 def read_reference(path: Path, images: ParticleImages) -> np.ndarray:
-    """The map (N, N, N) float32. Raises InputError where its box or pixel size is not the particles', or a voxel is
-    no number."""
-    from polarice.io.mrc import read_volume
+    """The map (N, N, N) float32, divided by its largest value where that is far from 1.
+
+    Raises InputError where its box or pixel size is not the particles', and where it is no molecule's.
+    """
+    from polarice.io.mrc import read_volume, require_density
+    from polarice.io.optics import UNSET_PIXEL_A
 
     density, pixel_A = read_volume(path)
     box = images.preparation.box_px
     if density.shape != (box,) * 3:
         sides = " x ".join(map(str, density.shape[::-1]))
         raise InputError(f"--ref {path}: {sides} voxels, the particles' box is {box} px; crop, pad or rescale the map")
-    if pixel_A and abs(pixel_A / images.pixel_size_A - 1) > SAME_PIXEL:
+    same = abs(pixel_A / images.pixel_size_A - 1) <= SAME_PIXEL
+    if not same and pixel_A not in (0.0, UNSET_PIXEL_A):
         raise InputError(
             f"--ref {path}: {pixel_A:.4g} A a voxel, and the particles' pixels are {images.pixel_size_A:.4g} A; "
             "rescale the map, or correct what is wrong of the two"
         )
-    if not np.isfinite(density).all():
-        raise InputError(f"--ref {path}: holds voxels that are not numbers; mask or mend the map")
-    if not density.std() > 0:
-        raise InputError(f"--ref {path}: every voxel is the same; give a map")
-    return density
+    require_density(f"--ref {path}", density)
+    largest = float(np.abs(density).max())
+    if 1 / SIZE_OF_ONE < largest < SIZE_OF_ONE:
+        return density
+    return (density / np.float64(largest)).astype(np.float32)
 
 
-def given_halves(table: ParticleTable) -> np.ndarray | None:
-    """(n,) int8 0 or 1 by rlnRandomSubset, None where there is none. Raises InputError for other numbers."""
-    if "rlnRandomSubset" not in table.table:
-        return None
-    given = table.table.numbers("rlnRandomSubset")
-    wrong = np.flatnonzero(~np.isin(given, (1, 2)))
-    if len(wrong):
-        where = f"{table.table.where}, row {wrong[0] + 1}"
-        raise InputError(f"{where}: _rlnRandomSubset is neither 1 nor 2; correct or remove it")
-    return given.astype(np.int8) - 1
+def _tell_of_pixel_size(path: Path, images: ParticleImages) -> None:
+    """Warn where the map's header does not say it."""
+    from polarice.io.mrc import read_header
+    from polarice.io.optics import UNSET_PIXEL_A
+
+    stated_A, pixel_A = read_header(path).pixel_size_A, images.pixel_size_A
+    if stated_A in (0.0, UNSET_PIXEL_A) and abs(stated_A / pixel_A - 1) > SAME_PIXEL:
+        says = "states no pixel size" if not stated_A else "states 1 A a voxel, which stands for none"
+        print(f"warning: --ref {path}: its header {says}; {pixel_A:.4g} A of the particles is taken", file=sys.stderr)
 
 
-def halves_of(looked: CheckedParticles, seed: int) -> np.ndarray:
-    """(n,) int8 half set of every particle, -1 for those left out: the table's rlnRandomSubset, else drawn.
-
-    Raises InputError where the table's makes no two halves.
-    """
-    half_of = np.full(len(looked.table.particles), -1, np.int8)
-    if (given := given_halves(looked.table)) is not None:
-        half_of[looked.rows] = given[looked.rows]
-        sizes = [int((half_of == half).sum()) for half in (0, 1)]
-        if min(sizes) < max(sizes) / 10:
-            one, two = sizes
-            raise InputError(
-                f"{looked.table.table.where}: _rlnRandomSubset puts {one} particles into half 1 and {two} into half 2; "
-                "remove the column to have them drawn"
-            )
-        return half_of
-    rng = np.random.default_rng([seed, 3])
-    half_of[looked.rows] = rng.permutation(np.arange(len(looked.rows)) % 2)
-    return half_of
+def _require_suitable(params: Refinement, images: ParticleImages) -> None:
+    """Raise InputError where shifts are too many, the map cannot be used, or nothing of it is to be left."""
+    require_few_shifts(params.offset_range, params.offset_step, images.preparation.box_px)
+    diameter_A = 2 * images.preparation.radius_px * images.pixel_size_A
+    if params.ini_high > diameter_A:
+        raise InputError(
+            f"--ini-high {params.ini_high:g}: the particle is {diameter_A:g} A wide, and nothing would be left of the "
+            "map; give a finer resolution, 30 to 70 A as a rule"
+        )
+    assert params.ref is not None  # refine3d asks for it
+    read_reference(params.ref, images)
+    _tell_of_pixel_size(params.ref, images)
 
 
 class RefineRun(ParticleRun["RefineResult", None]):
@@ -225,13 +223,14 @@ class RefineRun(ParticleRun["RefineResult", None]):
         from polarice.references.symmetry import operators
 
         params, device = self.params, self.images.device
+        held = _held_bytes(self.images, params)
         workers = workers_of(params, device)
         settings = RefineSettings(
             tau2_fudge=params.tau2_fudge,
             join_shell=self._shell(params.low_resol_join_halves),
-            batch_bytes=batch_bytes(params, device, workers),
+            batch_bytes=batch_bytes(params, device, workers, held),
             workers=workers,
-            room=cache_budget_of(params, device, len(self.comm.node_ranks), _held_bytes(params, self.images)),
+            room=cache_budget_of(params, device, len(self.comm.node_ranks), held),
             group=operators(params.sym),
         )
         expect = ViewExpectation(self.images, self.looked.order, settings, self.comm)
@@ -300,10 +299,16 @@ class RefineRun(ParticleRun["RefineResult", None]):
         write_poses(Path(f"{root}_data.star"), self.looked.table, rows, state.assignment.take(rows), columns)
 
     def conclusion(self, page: Path) -> str:
+        from polarice.references.halfmaps import HALVES_ARE_ONE
+
         box_A = self.images.preparation.box_px * self.images.pixel_size_A
         bad = self.looked.bad
         left_out = f", {len(bad)} left out" if bad else ""
-        resolution_A = box_A / self.state.model.shell
+        model = self.state.model
+        if model.halves_are_one:
+            print(f"warning: {self.params.o}: {HALVES_ARE_ONE}", file=sys.stderr)
+            return f"{len(self.rows)} particles{left_out}, resolution not known; report: {page}"
+        resolution_A = box_A / model.shell
         return f"{len(self.rows)} particles{left_out}, {resolution_A:.1f} A where halves agree; report: {page}"
 
 

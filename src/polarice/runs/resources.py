@@ -225,10 +225,14 @@ def store_bytes(params: Resources, device: torch.device, ranks: int = 1, held: i
     return min(2 << 30, everything // (4 * ranks))
 
 
-def pixel_bytes(params: Resources, device: torch.device) -> int:
-    """Memory for images as they are read: a quarter of a GPU's, none of --memory and none on a processor, whose disk
-    cache does as well."""
-    return _all_bytes(device) // 4 if device.type == "cuda" and params.memory is None else 0
+def pixel_bytes(params: Resources, device: torch.device, held: int = 0) -> int:
+    """Memory for images as they are read, beside what is held, batches and prepared images: a quarter of a GPU's at the
+    most, none of --memory and none on a processor, whose disk cache does as well."""
+    if device.type != "cuda" or params.memory is not None:
+        return 0
+    everything = _all_bytes(device)
+    left = everything - everything // 8 - held - store_bytes(params, device, held=held)
+    return max(0, min(everything // 4, left))
 
 
 def _beside(params: Resources, held: int) -> int:

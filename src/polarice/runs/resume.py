@@ -153,17 +153,35 @@ def _located_table(old: ParticleJob, folder: Path, saved: dict[str, Any]) -> dic
     raise InputError(f"{named}: {_CHANGED.format(folder)}")
 
 
-def require_same_inputs(folder: Path, inputs: Sequence[Any]) -> None:
-    """Raise InputError where `inputs`, the table and its stacks in order, are not those of the run in `folder`."""
+def require_same_inputs(folder: Path, inputs: Sequence[Any], params: Any = None) -> list[dict[str, Any]]:
+    """Raise InputError where `inputs`, the table and its stacks in order, are not those of the run in `folder`, and
+    where what it began with (`beginnings`) is another now. Returns the records of the latter."""
     kept = inputs_of(read_job_json(folder), folder)
-    if len(kept) != len(inputs):
+    begun = beginnings(params)
+    if len(kept) - len(inputs) not in (0, len(begun)):  # 0: of a version that kept none
         raise InputError(
-            f"{inputs[0]}: names {len(inputs) - 1} stacks, and {len(kept) - 1} when the run in {folder} began; "
-            "start anew with --o another folder"
+            f"{inputs[0]}: names {len(inputs) - 1} stacks, and {len(kept) - len(begun) - 1} when the run in {folder} "
+            "began; start anew with --o another folder"
         )
-    for record, path in zip(kept, inputs, strict=True):
+    for record, path in zip(kept, inputs, strict=False):
         if not is_same(record, path):
             raise InputError(f"{path}: {_CHANGED.format(folder)}")
+    for record, path in zip(kept[len(inputs) :], begun, strict=False):
+        needed = not last_checkpoint(params) or (os.path.exists(path) and Path(path) == params.ref)
+        if needed and located(record, folder) is None and not is_same(record, path):
+            there = _CHANGED if os.path.exists(path) else "not found, and the run in {} has not begun without it"
+            raise InputError(f"--ref {path}: {there.format(folder)}")
+    return kept[len(inputs) :]
+
+
+def beginnings(params: Any) -> list[Path]:
+    """What a run begins with beside its particles, and needs no more later: a map, or the last state of classes."""
+    from polarice.runs.checkpoint import checkpoints, path_of
+
+    ref = getattr(params, "ref", None)
+    if ref is None or not ref.is_dir():
+        return [ref] if ref is not None else []
+    return [path_of(ref, max(checkpoints(ref), default=0))]
 
 
 def _require_iterations_left(job: str, params: ParticleJob) -> None:
@@ -216,6 +234,7 @@ def claim(job: str, params: ParticleJob, inputs: list[Any], held: ExitStack | No
     """
     folder, new = params.o, not os.path.exists(params.o)
     plain, record = replace(params, continue_=None), dict[str, Any]()
+    begun: list[Any] = beginnings(params)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -226,7 +245,7 @@ def claim(job: str, params: ParticleJob, inputs: list[Any], held: ExitStack | No
         if params.continue_ is None:
             record = require_free(job, folder, [*inputs, *_tables_of(params)])  # another process may have come between
         else:
-            require_same_inputs(folder, inputs)
+            begun = require_same_inputs(folder, inputs, params)
         for path in folder.iterdir():
             if (match := _LEFT_OVER.fullmatch(path.name)) and _is_of_run(match[1]):
                 with naming_target(path):
@@ -235,8 +254,9 @@ def claim(job: str, params: ParticleJob, inputs: list[Any], held: ExitStack | No
             kept = record or (read_job_json(folder).get(KEY) if params.continue_ is not None else None)
             more = {KEY: kept} if kept else {}
             write_job_json(
-                folder, job, as_dict(plain), command_line(job, plain), inputs=inputs, seed=params.seed, more=more
-            )
+                folder, job, as_dict(plain), command_line(job, plain), inputs=[*inputs, *begun], seed=params.seed,
+                more=more,
+            )  # fmt: skip
     except InputError:
         if new:
             with suppress(OSError):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft
 
-from polarice.io.mrc import read_volume
+from polarice.io.mrc import read_volume, require_density
 from polarice.simulation.settings import Species
 from polarice.types import InputError
 
@@ -16,6 +16,8 @@ MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".rec")
 MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 MOST_BFACTOR_A2 = 1e4  # atoms as wide as 36 A
 CALPHA_BFACTOR_A2 = 300.0  # a residue as one Gaussian of 1.9 A standard deviation
+FARTHEST_ATOM, ATOM_ALONE_A = 10, 100.0  # times the middle distance from the centre, and so far beyond: one is wrong
+COPIES_OF_GRID = 4  # grid, array, and its transform
 OVERSAMPLING = 1.5  # of the grid on which a model's atoms are laid down
 ALIAS_BLUR = 37.0  # blur in squared grid steps that keeps aliasing below 1e-3 at that oversampling
 
@@ -47,8 +49,7 @@ def species_of_map(
     pixel = pixel_size_A or header_pixel_A
     if not pixel or not np.isfinite(pixel):
         raise InputError(f"{path}: the header states no pixel size; give it with --angpix")
-    if not np.isfinite(volume).all():
-        raise InputError(f"{path}: the map holds values that are no numbers (NaN or infinite); clean it first")
+    require_density(path, volume)
     if threshold is None:
         density = np.clip(volume - solvent_level(volume), 0, None)
     else:
@@ -101,7 +102,7 @@ def species_of_model(
     amplitude has fallen to 1/e there. Raises InputError where the file holds no atoms or cannot be read.
     """
     model = _read_model(path, bfactor_A2)
-    diameter = _centre_model(model)
+    diameter = _centre_model(path, model)
     if not np.isfinite(diameter):
         raise InputError(f"{path}: an atom's place is not a finite number; correct the model")
     size = fft.next_fast_len(int(np.ceil(diameter / pixel_size_A * 1.1)) + 8)
@@ -147,14 +148,23 @@ def _read_model(path: str | os.PathLike[str], bfactor_A2: float | None):
     return model.clone()
 
 
-def _centre_model(model) -> float:
-    """Move the model's centre of mass to the origin; returns the diameter about it in Angstrom."""
+def _centre_model(path: str | os.PathLike[str], model) -> float:
+    """Move the model's centre of mass to the origin; returns the diameter about it in Angstrom.
+
+    Raises InputError for an atom far away from all others.
+    """
     import gemmi
 
     centre = model.calculate_center_of_mass()
     model.transform_pos_and_adp(gemmi.Transform(gemmi.Mat33(), gemmi.Vec3(-centre.x, -centre.y, -centre.z)))
-    reach = max(atom.pos.length() for chain in model for residue in chain for atom in residue)
-    return 2 * reach
+    away_A = np.array([atom.pos.length() for chain in model for residue in chain for atom in residue])
+    reach_A, middle_A = float(away_A.max()), float(np.median(away_A))
+    if reach_A > FARTHEST_ATOM * middle_A + ATOM_ALONE_A:
+        raise InputError(
+            f"{path}: an atom lies {reach_A:.0f} A from the model's centre, and half of all within {middle_A:.0f} A; "
+            "correct or remove it"
+        )
+    return 2 * reach_A
 
 
 def _density_of_model(model, size: int, pixel_size_A: float, blur_A2: float) -> np.ndarray:
@@ -175,13 +185,17 @@ def _density_of_model(model, size: int, pixel_size_A: float, blur_A2: float) -> 
     calculator.cutoff = 1e-5
     calculator.grid.set_unit_cell(gemmi.UnitCell(edge, edge, edge, 90, 90, 90))
     calculator.grid.spacegroup = gemmi.SpaceGroup("P 1")
+    wanted, there = COPIES_OF_GRID * 4 * fine**3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    too_large = InputError(
+        f"a model {edge:.0f} A across takes {wanted / 2**30:.1f} GiB at {pixel_size_A} A per voxel, more than there "
+        "are; give a larger --angpix"
+    )
+    if wanted > there:
+        raise too_large
     try:
         calculator.grid.set_size(fine, fine, fine)
     except MemoryError:
-        raise InputError(
-            f"a model {edge:.0f} A across takes {4 * fine**3 / 2**30:.0f} GiB at {pixel_size_A} A per voxel, more than "
-            "there are; give a larger --angpix"
-        ) from None
+        raise too_large from None
     calculator.add_model_density_to_grid(model)
     density = np.ascontiguousarray(np.asarray(calculator.grid.array, np.float32).transpose(2, 1, 0))
     return _crop_and_filter(density, size, edge, blur_A2 - calculator.blur)
