@@ -1,7 +1,9 @@
 """The weights of `polarice select --auto`: fitted on simulated classes, junk among them, and tried on species left out.
 
-    .venv/bin/python scripts/fit_class_score.py sets FOLDER MAPS # simulate and classify: some ten minutes on one thread
-    .venv/bin/python scripts/fit_class_score.py fit FOLDER       # print features, weights, precision and recall
+    .venv/bin/python scripts/fit_class_score.py sets FOLDER DATA  # simulate and classify: some 15 minutes, one thread
+    .venv/bin/python scripts/fit_class_score.py fit FOLDER        # print weights, precision and recall
+
+DATA holds the published maps and the model that SPECIMENS names.
 
 Six specimens (one a mixture of two species) at three signal-to-noise ratios, each with 30 to 50 % junk: noise, edges of
 carbon, contamination, boxes beside particles, slow waves of the ice, and particles cut by the edge of their micrograph,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.micrograph_tables import table_text
 from jobs.runs import polarice, stub_report
 from jobs.sets import PIXEL_A, ParticleSet
 from polarice.io.mrc import write_image
@@ -41,14 +42,23 @@ def test_the_diameter_told_to_a_job_before_is_taken(tmp_path, monkeypatch):
     SET.write(Path("extract"))
     assert diameter_of(Path("extract/particles.star")) == (55.0, "pick", Path("pick"))
     ended = run("class2d extract/particles.star --k 2 --iter 1 --no-ctf --threads 1 --o one")
-    assert "--particle-diameter 55 A: as pick was told in pick" in ended.err
+    assert "--particle-diameter 55 A: 1.1 times what pick was told in pick" in ended.err
     assert params_of("one")["particle_diameter"] == 55.0
     ended = run("class2d extract/particles.star --k 2 --iter 1 --no-ctf --threads 1 --o two --particle-diameter 60")
-    assert "as pick was told" not in ended.err
+    assert "pick was told" not in ended.err
     ended = run("align2d two/run_it001_data.star --k 2 --iter 1 --no-ctf --threads 1 --o three")
     assert "--particle-diameter 60 A: as class2d was told in two" in ended.err
     run("class2d --continue one --iter 2")
     assert params_of("one")["particle_diameter"] == 55.0
+
+
+def test_a_box_is_proposed_from_the_diameter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job("pick", "pick", 150.0, ["ctf/micrographs.star"])
+    Path("pick/micrographs.star").write_text(table_text(["a.mrc"], 1.5))
+    ended = polarice("extract pick/micrographs.star --o e")
+    assert ended.code == 2
+    assert "for the diameter that pick was told in pick: --box 150 --scale 66 (3.5 A per pixel or finer)" in ended.err
 
 
 def test_where_nobody_was_told_nothing_is_made_up(tmp_path, monkeypatch):

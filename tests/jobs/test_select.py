@@ -183,6 +183,27 @@ def test_by_place_on_the_manifold(here):
     assert kept.tolist() == [round(x, 6) for x in latent if 0.5 <= x and x * x <= 0.5]
 
 
+def test_classes_of_maps(here):
+    """Class3D: classes by number, share and resolution; nothing judges volumes."""
+    from polarice.io.rows import write_rows
+
+    table, numbers = read_rows("particles.star"), np.repeat([1, 2, 3, 3], 40)
+    Path("three").mkdir(exist_ok=True)
+    write_rows("three/run_it007_data.star", table, {"rlnClassNumber": numbers})
+    Path("three/run_it007_model.star").write_text(
+        "data_model_general\n\n_rlnPixelSize 3.0\n\ndata_model_classes\n\nloop_\n_rlnReferenceImage #1\n"
+        "_rlnEstimatedResolution #2\nthree/run_it007_class001.mrc 9.0\nthree/run_it007_class002.mrc 20.0\n"
+        "three/run_it007_class003.mrc inf\n"
+    )
+    run("select three --o s11 --resolution 15")
+    assert read_star("s11/particles.star").table("particles").integers("rlnClassNumber").tolist() == [1] * 40
+    run("select three --o s12 --occupancy 30")
+    assert read_star("s12/particles.star").table("particles").integers("rlnClassNumber").tolist() == [3] * 80
+    assert read_star("s12/backup_selection.star")[""].table.integers("rlnSelected").tolist() == [0, 0, 1]
+    ended = polarice("select three --o s13 --auto")
+    assert ended.code == 2 and "there are no averages that are images" in ended.err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

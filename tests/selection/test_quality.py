@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from jobs.runs import polarice
 from polarice.io.rows import read_rows
 from polarice.selection.classes import ClassSet
-from polarice.selection.quality import AT_EDGE, ONE_SIDED, STREAKS, doubts, features_of, judge
+from polarice.selection.quality import AT_EDGE, ONE_SIDED, STREAKS, doubts, features_of, judge, unresolved
 from polarice.selection.views import resemblance, sphere_of
 from selection import pictures as p
 
@@ -53,6 +54,14 @@ def test_scores_do_not_depend_on_scale_contrast_or_order():
     assert one.reasons == other.reasons[::-1]
 
 
+def test_averages_that_resolve_nothing_are_told():
+    images = [p.particle(seed) for seed in range(3)]
+    classes = classes_of(images)
+    assert unresolved(classes) == ""
+    coarse = replace(classes, resolution_A=np.array([50.0, 60.0, 20.0]))
+    assert unresolved(coarse).startswith("the classes resolve little (50 A where the particle is 180 A wide)")
+
+
 def test_what_is_unlike_the_others_scores_less():
     images = [p.particle(seed) for seed in range(6)]
     scores = judge(classes_of([*images, 0.05 * images[0], 30 * images[1]])).scores
@@ -82,9 +91,11 @@ def test_auto_on_a_simulated_set_with_junk(tmp_path, monkeypatch):
     """Another seed, box, noise and number of classes than those of the fit: particles against truth."""
     monkeypatch.chdir(tmp_path)
     source = Path(__file__).parents[2] / "src/polarice/data/ribosome70S.mrc"
-    ended = polarice(f"simulate {source} --o s --particles 900 --box 56 --snr 0.2 --junk 0.35 --seed 3 --threads 1")
+    ended = polarice(
+        f"simulate {source} --o s --particles 900 --box 56 --angpix 6 --snr 0.4 --junk 0.35 --seed 3 --threads 1"
+    )
     assert ended.code == 0, ended.err
-    ended = polarice("class2d s/particles.star --o c --k 16 --iter 20 --threads 1")
+    ended = polarice("class2d s/particles.star --o c --k 16 --iter 20 --particle-diameter 290 --threads 1")
     assert ended.code == 0, ended.err
     ended = polarice("select c --o chosen --auto")
     assert ended.code == 0, ended.err

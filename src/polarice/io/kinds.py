@@ -93,14 +93,18 @@ def require_no_other_kind(path: str | os.PathLike[str], wanted: str, *, but: tup
 
 
 def require_no_folder(path: Path) -> None:
-    """Raise InputError for a folder, or images, where a table is wanted: it names the table, or what makes one."""
+    """Raise InputError for a folder with tables or images in it, and for an image, where a table is wanted.
+
+    It names the table, or the command that makes one.
+    """
     if path.is_dir():
         tables = sorted(each.name for each in path.glob("*.star") if each.name in TABLES or _RUN.fullmatch(each.name))
         if tables:
             raise InputError(f"{path} is a folder; give its table: {path / max(tables, key=_iteration)}")
         found = next((each for pattern in IMAGES for each in path.glob(pattern)), None)
-        what = f"{path}/*{found.suffix}" if found is not None else f"{path}/*.mrc"
-        raise InputError(f"{path} is a folder; make a table of what is in it: polarice import '{what}' --o Import")
+        if found is not None:
+            what = f"{path}/*{found.suffix}"
+            raise InputError(f"{path} is a folder; make a table of what is in it: polarice import '{what}' --o Import")
     if path.suffix.lower() in (".mrc", ".tif", ".tiff", ".eer") and path.exists():
         raise InputError(
             f"{path} is an image, and not a table; one is made by: polarice import '{path.parent}/*{path.suffix}' --o "

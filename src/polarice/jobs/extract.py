@@ -115,7 +115,8 @@ class Params(PerMicrograph):
         if self.recenter and self.particles is None:
             yield "--recenter is for --particles, whose table has origins"
         if self.box is None:
-            yield "--box is needed: the box in the micrograph, in pixels; 1.5 times the particle's longest side"
+            needed = "--box is needed: the box in the micrograph, in pixels; 1.5 times the particle's longest side"
+            yield f"{needed}; {words}" if (words := _proposed(self)) else needed
             return
         for flag, size in (("--box", self.box), ("--scale", self.scale)):
             if size is not None and size % 2:
@@ -201,6 +202,18 @@ _TEXT = (
     "left out; with --no-whole the nearest pixels are repeated there, as RELION does, which class averages show as "
     "streaks.",
 )
+
+
+def _proposed(params: Params) -> str:
+    """A box for what an earlier job was told of the particle; "" where nothing is known."""
+    from polarice.runs.defaults import proposed_box
+
+    if params.micrographs is None or not params.micrographs.is_file():
+        return ""
+    try:
+        return proposed_box(params.micrographs, read_micrographs(params.micrographs).optics[0].pixel_size_A)
+    except InputError:  # told when the table is read
+        return ""
 
 
 def _check_table(table: MicrographTable, params: Params) -> None:

@@ -32,7 +32,7 @@ class Parameters:
     """What all jobs' Params are, so that what takes them is checked."""
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with values that are each within their bounds, as messages; no file is read."""
+        """What is wrong with values that are each within their bounds, as messages; no file need be there."""
         return iter(())
 
 

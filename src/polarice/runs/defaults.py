@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ PER_NODE = 20  # particles of a map's node
 MOST_NODES, FEWEST_NODES = 1000, 2
 LONGEST_CHAIN = 12  # jobs one after another
 OVER_PICK = 1.1  # a mask is a little wider than the particle, which is what picking is told
+BOX_OF_DIAMETER = 1.5
+FIRST_LOOK_A = 3.5  # pixel size for a first classification
 _FULL_WIDTH = ("pick",)  # jobs that are told the particle's diameter, and not that of a mask
 
 
@@ -27,7 +30,8 @@ def settled_defaults(params: Any) -> Any:
         if known is not None:
             value, job, folder = known
             params = replace(params, particle_diameter=value)
-            print(f"--particle-diameter {value:g} A: as {job} was told in {folder}", file=sys.stderr)
+            what = f"{OVER_PICK:g} times what" if job in _FULL_WIDTH else "as"
+            print(f"--particle-diameter {value:g} A: {what} {job} was told in {folder}", file=sys.stderr)
     return params
 
 
@@ -60,6 +64,17 @@ def diameter_of(table: Path) -> tuple[float, str, Path] | None:
             return None
         folder = before
     return None
+
+
+def proposed_box(table: Path, pixel_size_A: float) -> str:
+    """A box and a scale for extraction as options, from the diameter that picking was told; "" where none was."""
+    known = diameter_of(table)
+    if known is None or not pixel_size_A > 0:
+        return ""
+    box_px = 2 * math.ceil(BOX_OF_DIAMETER * known[0] / OVER_PICK / pixel_size_A / 2)
+    scale_px = min(box_px, 2 * math.ceil(box_px * pixel_size_A / FIRST_LOOK_A / 2))
+    words = f"--box {box_px}" + (f" --scale {scale_px}" if scale_px < box_px else "")
+    return f"for the diameter that {known[1]} was told in {known[2]}: {words} ({FIRST_LOOK_A:g} A per pixel or finer)"
 
 
 def _places(record: dict[str, Any], folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from polarice.io.table import Table
 from polarice.report.selection import Classes, Selection
 from polarice.selection.choice import Choice, Rule
 from polarice.selection.classes import ClassSet, listed, of_particles, rules_of_classes
+from polarice.selection.quality import unresolved
 from polarice.selection.rows import BEST_FIRST, Places, apart, micrographs_of, rules_of_rows, within
 from polarice.types import InputError
 
@@ -189,6 +190,7 @@ def lines_of(found: Selection) -> list[str]:
         lines.append(f"classes chosen: {listed(classes.numbers)}; left out: {listed(out)}")
         if classes.judged is not None:
             lines += [f"  {text}" for text in _reasons_of(classes) if text]
+            lines += [f"warning: {said}"] if (said := unresolved(classes.set)) else []
     return lines + list(found.views)
 
 

@@ -29,6 +29,7 @@ CAP = (0.275, 0.425)  # of the radius: where a cap begins and is full
 BEYOND = 1.1  # times the particles' median resolution, in frequency
 FAINTEST = 1e-5  # share of the power below which these waves say nothing
 MOST_SPREADS = 3.0  # features beyond are held there
+RESOLVED_PERIODS = 4.0  # across the diameter, of the median particle's class, for averages to tell anything
 WORTH_TELLING = 0.3  # of the score's exponent
 
 
@@ -54,6 +55,8 @@ class Features:
 
 
 SCORED = tuple(each.name for each in fields(Features) if each.name != "streak")  # streaks are a gate
+# Middle and spread of each feature, and weights of the logistic regression: scripts/fit_class_score.py, its SEED 17, on
+# 18 simulated sets; docs/select.md says on what, and what they reach.
 MIDDLE = {
     "too_coarse": 0.0,
     "faint": 0.0,
@@ -279,6 +282,19 @@ def gates_of(classes: ClassSet, features: Features) -> tuple[str, ...]:
 
 def _column(values: Mapping[str, float]) -> np.ndarray:
     return np.array([values[name] for name in SCORED])
+
+
+def unresolved(classes: ClassSet) -> str:
+    """What is to be said where averages resolve so little that noise looks as particles do; else ""."""
+    assert classes.resolution_A is not None and classes.averages is not None
+    usual_A = median_of_particles(classes.resolution_A, classes.counts)
+    diameter_A = classes.diameter_A or classes.averages.shape[-1] * classes.pixel_size_A
+    if usual_A * RESOLVED_PERIODS <= diameter_A:
+        return ""
+    return (
+        f"the classes resolve little ({usual_A:.0f} A where the particle is {diameter_A:.0f} A wide): averages of "
+        "noise look alike, and scores mean little; classify more particles, into fewer classes, or in a larger box"
+    )
 
 
 def doubts(judged: Judgement) -> str:
