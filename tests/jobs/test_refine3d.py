@@ -96,7 +96,7 @@ def test_refinement_finds_the_views_and_tells_the_resolution(made, monkeypatch):
     fsc = read_star("out/run_fsc.star").table("fsc").numbers("rlnGoldStandardFsc")
     assert len(fsc) == BOX // 2 + 1 and fsc[1] > 0.9 and np.abs(fsc).max() <= 1
     page = Path("out/report.html").read_text()
-    assert "halves agree" in page and page.count("data:image/png") == 4
+    assert "halves agree" in page and page.count("data:image/png") == 5
 
 
 def test_halves_never_mix(made, monkeypatch):

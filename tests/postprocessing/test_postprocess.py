@@ -304,3 +304,17 @@ def test_tight_masks_and_preferred_views_are_told(place, halves):
     assert ended.code == 0 and "too tight" not in ended.out and "preferred views" not in ended.out
     assert "no table with _rlnAngleRot" in run(f"postprocess {half} --o none --data loose/postprocess.star").err
     assert "_rlnMtfValue" in run(f"postprocess {half} --o none --mtf views.star").err
+
+
+def test_noise_alone_has_no_resolution(place, halves):
+    """Neither without a mask, nor within one that is tight: what the mask correlates is taken off."""
+    rng = np.random.default_rng(11)
+    for name in ("half1", "half2"):
+        write_volume(f"n_{name}.mrc", rng.standard_normal((BOX,) * 3).astype(np.float32), halves.pixel_A)
+    ended = run("postprocess n_half1.mrc --o alone --threads 1")
+    assert ended.code == 0 and "this may be noise" in ended.out
+    assert run("mask truth.mrc --o m --extend-inimask 0 --width-soft-edge 2").code == 0
+    assert run("postprocess n_half1.mrc --o masked --mask m/mask.mrc --force-mask --threads 1").code == 0
+    for folder in ("alone", "masked"):
+        resolution = float(read_star(f"{folder}/postprocess.star")["general"].pairs["rlnFinalResolution"])
+        assert resolution > BOX * halves.pixel_A / 8, folder  # shells of a few voxels agree by chance

@@ -191,8 +191,10 @@ def compare(params: Params, given: Map, other: Map, said: list[str]) -> Comparis
         said.append(f"fitted to {other.path}: {_move_words(found)}; correlation {found.correlation:.3f}")
         if found.correlation < SAME_MAP:
             said.append("warning: the two maps hardly resemble each other")
-        elif found.correlation - found.other_hand < HANDS_APART:
-            said.append(f"warning: the other hand fits nearly as well ({found.other_hand:.3f}); the hand is not known")
+        elif found.hands[0] - found.hands[1] < HANDS_APART:
+            said.append(
+                "warning: the other hand fits as well ({1:.3f} to {0:.3f}); it is not known".format(*found.hands)
+            )
     fitted = ready.moved(move, other.box_px, scale)
     pair = (fitted, fixed) if mask is None else (fitted * mask, fixed * mask)
     fsc = correlation(*pair)
@@ -211,7 +213,7 @@ def figures(compared: Comparison | None) -> dict[str, Any]:
         move = compared.fit.move
         found |= {
             "correlation": compared.fit.correlation,
-            "correlation_of_other_hand": compared.fit.other_hand,
+            "coarse_correlation_of_hands": list(compared.fit.hands),
             "rotation": move.rotation.tolist(),
             "shift_px": move.shift_px.tolist(),
             "mirrored": move.mirrored,

@@ -218,7 +218,11 @@ def _mask(params: Params, given: Map, joined: Tensor, said: list[str]) -> tuple[
             given.path, ini_threshold=params.inimask_threshold, extend_inimask=params.extend_inimask,
             width_soft_edge=params.width_mask_edge,
         )  # fmt: skip
-        mask, level, rule = masks.made(asked, Map(given.path, joined.cpu().numpy(), given.pixel_A))
+        try:
+            mask, level, rule = masks.made(asked, Map(given.path, joined.cpu().numpy(), given.pixel_A))
+        except InputError:
+            said.append("no particle stands out of the solvent, so no mask is made (give --mask); this may be noise")
+            return None, "none, as no particle stands out"
         mask_from = f"automatic (level {level:.4g}, {rule})"
     said += masks.warnings(figures(mask), False)
     return mask, mask_from

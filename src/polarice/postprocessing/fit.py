@@ -24,6 +24,7 @@ COARSE_PX, MIDDLE_PX, FINE_PX = 20, 32, 128
 COARSE_SHELL = 7.0  # finer details change within 15 degrees
 KEPT, APART_DEG = 8, 20.0  # candidates of each hand, and how far they are from each other
 AT_ONCE = 96
+AS_GOOD = 0.005  # a map whose axes lie well so nearly is not turned to others as good
 FEW_STEPS, STEPS = 12, 40  # of BFGS, on coarse densities and fine ones
 Score = Callable[[Tensor, Tensor], Tensor]  # of a rotation (3, 3) and a shift (3,)
 
@@ -34,7 +35,7 @@ class Fit:
 
     move: Move
     correlation: float
-    other_hand: float  # the best correlation of the hand that was not taken
+    hands: tuple[float, float]  # best correlations of coarse densities, of this hand and of the other
 
 
 def fit(moving: Tensor, fixed: Tensor, resolved_px: float = 0.0) -> Fit:
@@ -58,7 +59,7 @@ def fit(moving: Tensor, fixed: Tensor, resolved_px: float = 0.0) -> Fit:
     pair = _smaller(given, FINE_PX, resolved_px), _smaller(fixed, FINE_PX, resolved_px)
     size = len(pair[0])
     rotation, shift, correlation = _climbed(_correlation(*pair), rotation, shift * size)
-    return Fit(Move(rotation, shift * n / size, hand), correlation, found[1][0])
+    return Fit(Move(rotation, shift * n / size, hand), correlation, (found[0][0], found[1][0]))
 
 
 def align_axes(density: Tensor, group: np.ndarray, generators: np.ndarray) -> Fit:
@@ -72,16 +73,14 @@ def align_axes(density: Tensor, group: np.ndarray, generators: np.ndarray) -> Fi
     middle = _smaller(density, MIDDLE_PX)
     size = len(middle)
     score = _symmetry(middle, generators)
-    best = max(
-        (
-            _climbed(score, rotations[each], -rotations[each] @ mass_px * size / n, FEW_STEPS)
-            for each in _apart(rotations, values, group)
-        ),
-        key=lambda each: each[2],
-    )
+    starts = [np.eye(3), *(rotations[each] for each in _apart(rotations, values, group))]
+    climbed = [_climbed(score, each, -each @ mass_px * size / n, FEW_STEPS) for each in starts]
+    best = max(climbed, key=lambda each: each[2])
+    if climbed[0][2] > best[2] - AS_GOOD:
+        best = climbed[0]
     fine = _smaller(density, FINE_PX)
     rotation, shift, correlation = _climbed(_symmetry(fine, generators), best[0], best[1] * len(fine) / size)
-    return Fit(Move(rotation, shift * n / len(fine)), correlation, 0.0)
+    return Fit(Move(rotation, shift * n / len(fine)), correlation, (best[2], 0.0))
 
 
 def _grid(axis_alone: bool = False) -> np.ndarray:
