@@ -21,7 +21,7 @@ import pytest
 from polarice import report as reports
 from polarice.project.fault import spared
 from polarice.project.inputs import is_same
-from polarice.project.params import argument, option
+from polarice.project.params import Parameters, argument, option
 from polarice.project.provenance import inputs_of, read_job_json, versions, write_job_json
 from polarice.report import LeftOut, Parameter, Report, charts, page
 from polarice.report.chart_processes import ChartProcesses
@@ -271,15 +271,15 @@ def test_history_rewinds(tmp_path):
 
 def test_parameters_with_values_units_and_help():
     @dataclass(frozen=True)
-    class Params:
+    class Params(Parameters):
         particles: Path = argument("table of particles")
-        diameter: float | None = option(None, "of the particle", unit="A")
+        diameter: float | None = option(None, "of the particle", unit="A", derived="80 % of the box")
         ctf: bool = option(True, "correct for the CTF")
 
     rows = reports.parameters_of(Params(Path("p.star"), ctf=False))
     assert [(row.name, row.value, row.unit, row.help) for row in rows] == [
         ("particles", "p.star", "", "table of particles"),
-        ("--diameter", "from the data", "A", "of the particle"),
+        ("--diameter", "80 % of the box", "A", "of the particle"),
         ("--ctf", "no", "", "correct for the CTF"),
     ]
 

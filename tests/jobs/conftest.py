@@ -14,7 +14,7 @@ from jobs.runs import stub_report
 @pytest.fixture(autouse=True)
 def no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs write no state.json here, whose thread writes when it likes: see tests/test_project.py."""
-    monkeypatch.setattr("polarice.jobs.working", lambda job, folder: nullcontext())
+    monkeypatch.setattr("polarice.project.registry.working", lambda job, folder: nullcontext())
 
 
 @pytest.fixture(scope="module")

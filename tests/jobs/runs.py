@@ -105,10 +105,12 @@ def _child(line: str, folder: str, crash_at: tuple[str, int] | None) -> None:
     with open("stdout", "a") as out, open("stderr", "a") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
+    import polarice.project.registry
     import polarice.report
 
     polarice.report.write_report = _write_stub
-    polarice.jobs.working = lambda job, folder: contextlib.nullcontext()  # nothing is replaced but by the job itself
+    # nothing is replaced but by the job itself
+    polarice.project.registry.working = lambda job, folder: contextlib.nullcontext()
     if crash_at is not None:
         _crash(*crash_at)
     from polarice.cli import main

@@ -18,23 +18,23 @@ from polarice.io.mrc import write_stack
 from polarice.io.star import read_star
 from polarice.jobs import workflow
 from polarice.project import patterns, registry
-from polarice.project.params import argument, option
+from polarice.project.params import Parameters, argument, option, output
 from polarice.simulation.score import purity
 from polarice.types import InputError
 
 
 @dataclass(frozen=True)
-class CopyParams:
+class CopyParams(Parameters):
     tables: tuple[Path, ...] = argument("files to join")
-    o: Path = option(Path("job"), "folder")
+    o: Path = output("job", "folder")
     word: str = option("", "added at the end", flags=("--Last-word",))
-    threads: int | None = option(None, "threads", low=1, flags=("-j",))
+    threads: int | None = option(None, "threads", low=1, flags=("-j",), resource=True)
 
 
 @dataclass(frozen=True)
-class SeeParams:
+class SeeParams(Parameters):
     table: Path = argument("a table")
-    o: Path = option(Path("job"), "folder")
+    o: Path = output("job", "folder")
 
 
 @dataclass(frozen=True)
