@@ -36,6 +36,7 @@ _SAME_SCALE = 1e-4  # relative difference of pixel sizes that is rounding
 MOST_SECTIONS = 2**31 - 1  # what the header of a stack can say
 MOST_CLASSES = 2**31 - 1
 MOST_ANGLE_DEG = 1e6
+MOST_ORIGIN = 1e7  # px or A; no micrograph is so wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,9 +326,9 @@ def _pose(table: Table, pixel_size_A: np.ndarray) -> Pose2D:
     shifts = pose.shift_px
     for axis, letter in enumerate("XY"):
         if f"rlnOrigin{letter}Angst" in table:
-            shifts[:, axis] = -table.finite(f"rlnOrigin{letter}Angst") / pixel_size_A
+            shifts[:, axis] = -table.finite(f"rlnOrigin{letter}Angst", MOST_ORIGIN) / pixel_size_A
         elif f"rlnOrigin{letter}" in table:
-            shifts[:, axis] = -table.finite(f"rlnOrigin{letter}")
+            shifts[:, axis] = -table.finite(f"rlnOrigin{letter}", MOST_ORIGIN)
     return pose
 
 
