@@ -654,21 +654,21 @@ def load() -> None:
     for name in (
         "io.movies",
         "io.cryosparc",
-        "simulate.volume",
-        "jobs.checkpoint",
-        "jobs.checkpoint3d",
+        "simulation.volume",
+        "runs.checkpoint",
+        "runs.checkpoint3d",
         "jobs.initial3d",
         "jobs.reconstruct",
-        "jobs.refinement",
+        "runs.refinement",
         "jobs.workflow",
         "jobs.align2d",
         "align.fit",
         "references.averages",
         "references.abinitio",
-        "references.mapping",
+        "references.manifold.mapping",
         "references.refinement",
-        "jobs.resume",
-        "jobs.report.history",
+        "runs.resume",
+        "report.history",
     ):
         importlib.import_module(f"polarice.{name}")
     for name in ("gemmi", "tifffile", "imagecodecs", "torch", "tqdm"):

@@ -287,7 +287,7 @@ def test_class2d_leaves_table_and_picture_and_says_what_failed(bench):
         ("class2d --iter 0", "--iter 0: must be 1 to 999"),
         ("engine --shifts 20", "--shifts 20: no disc of the grid holds so many; take one of 9, 13, 21, 25, 29"),
         ("engine --k 20,300 --particles 200", "--k 300: more references than particles (200)"),
-        ("engine --k 20,few", "invalid int value: '20,few'"),
+        ("engine --k 20,few", "--k few: must be a whole number"),
         ("clas2d", "no such command: bench clas2d (did you mean bench class2d?)"),
     ],
 )

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from polarice import __version__
 from polarice.cluster import launched
-from polarice.project.params import Option, P, Parameters, check, options_of, value_of, without_effect
+from polarice.project.params import LEVELS, Option, P, Parameters, check, options_of, value_of, without_effect
 from polarice.project.registry import JOBS, run
 from polarice.types import InputError
 
@@ -33,7 +33,6 @@ BENCHES = {
 }
 CLUSTERS = {f"cluster {name}": f"polarice.jobs.batch.{name}" for name in ("slurm", "pbs", "local")}
 COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS)
-LEVELS = ("essential", "expert", "machine")  # in the order of help
 GROUPS = {  # commands of two words
     "bench": "time Polarice beside other programs, its engine alone, its maps, or several ranks; kill these",
     "cluster": "write a batch script for a job, for Slurm, PBS or this machine, and submit it",

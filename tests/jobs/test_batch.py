@@ -123,7 +123,7 @@ def test_another_process_of_the_same_number_is_not_the_job():
         ("cluster slurm", "the following arguments are required"),
         ("cluster slurm -- class2d nowhere.star", "nowhere.star"),
         ("cluster local -- class2d --o out", "class2d: error: the following arguments are required: particles"),
-        ("cluster slurm -- class2d particles.star --iter x", "class2d: error: argument --iter: invalid int value: 'x'"),
+        ("cluster slurm -- class2d particles.star --iter x", "class2d: error: --iter x: must be a whole number"),
         ("cluster slurm -- class2d particles.star --k 0", "--k 0: must be 1 to"),
         ("cluster slurm -- sml particles.star --k 3xx", "--k 3xx: give a number, or of a map a grid such as 32x32"),
         ("cluster slurm --name a;b -- class2d particles.star", "--name 'a;b': letters, digits"),

@@ -92,7 +92,7 @@ def test_job_json_makes_the_parameters_again(whole):
         Path("particles.star"), Path("out"), k=CLASSES, iter=5, particle_diameter=70.0, threads=1
     )
     assert (
-        job["command"] == "polarice class2d particles.star --o out --k 8 --iter 5 --particle-diameter 70.0 --threads 1"
+        job["command"] == "polarice class2d particles.star --o out --particle-diameter 70.0 --iter 5 --k 8 --threads 1"
     )
     assert {Path(each["path"]).name for each in job["inputs"]} == {"particles.star", "stack.mrcs"}
 

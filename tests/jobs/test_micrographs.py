@@ -112,12 +112,12 @@ import sys
 from pathlib import Path
 from jobs.test_micrographs import Length
 from polarice.io.micrographs import read_micrographs
-from polarice.runs.micrographs import Farm, items_of, treat
+from polarice.runs.micrographs import TaskPool, items_of, treat
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     items = items_of(read_micrographs(folder / "micrographs.star"), folder / "job")
     (folder / "job").mkdir(exist_ok=True)
-    treat(items, Length(str(folder / "log")), Farm({}, folder=folder / "job"))
+    treat(items, Length(str(folder / "log")), TaskPool({}, folder=folder / "job"))
 """
 
 
@@ -170,7 +170,9 @@ def test_table_and_report_hold_what_was_done(tmp_path, capsys):
     assert again.table.text("rlnLabMade").tolist() == ["x0", "x2"]  # what we do not know goes through
     assert again.table.integers("rlnLengthMade").tolist() == [1, 6] and again.optics[0].pixel_size_A == 1.5
     params = load("simulate").Params((Path("x.mrc"),))
-    text = write_micrograph_report(tmp_path, MicrographReport("simulate", params, items, outcomes)).read_text()
+    text = write_micrograph_report(
+        tmp_path, MicrographReport("simulate", params.o, params, items, outcomes)
+    ).read_text()
     assert f"{tmp_path}/b.mrc: bad" in text and "2 of 3 micrographs" in text and "short" in text
     tell(outcomes, tmp_path)
     told = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -172,7 +173,12 @@ def test_ranks_on_a_node_take_its_cards_in_turn(monkeypatch, tmp_path, cards, se
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """A rank."""
     if int(os.environ["PMI_RANK"]) > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     on_ranks("square", Given(Path(os.environ["FOLDER"]) / "job"), body)  # type: ignore[type-var]
+
+
+if __name__ == "__main__":  # processes of a rank know modules alone
+    importlib.import_module("jobs.test_ranks_of_micrographs").main()

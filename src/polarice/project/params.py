@@ -25,6 +25,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 from polarice.types import InputError
 
 Level = Literal["essential", "expert", "machine"]  # machine: where and how fast a job computes
+LEVELS: tuple[Level, ...] = ("essential", "expert", "machine")  # in the order of help
 
 
 @dataclass(frozen=True)
@@ -316,9 +317,10 @@ def _parsed(option: Option, word: str) -> Any:
 
 
 def command_line(job: str, params: Parameters) -> str:
-    """The command that gives `params` again: positional values, then every option that differs from its default."""
+    """The command that gives `params` again: positional values, then every option that differs from its default, the
+    essential ones first."""
     positional, named = [], []
-    for each in options_of(params):
+    for each in sorted(options_of(params), key=lambda option: LEVELS.index(option.level)):
         value = getattr(params, each.field)
         if value == each.default or value is None:
             continue
