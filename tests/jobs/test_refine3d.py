@@ -97,6 +97,13 @@ def test_refinement_finds_the_views_and_tells_the_resolution(made, monkeypatch):
     assert len(fsc) == BOX // 2 + 1 and fsc[1] > 0.9 and np.abs(fsc).max() <= 1
     page = Path("out/report.html").read_text()
     assert "halves agree" in page and page.count("data:image/png") == 5
+    optimiser = read_star("out/run_it004_optimiser.star")["optimiser_general"].pairs
+    for half in (1, 2):
+        model = read_star(optimiser[f"rlnModelStarFile{half if half == 2 else ''}"])
+        classes = model.table("model_classes")
+        assert classes.text("rlnReferenceImage")[0] == f"out/run_it004_half{half}_class001.mrc"
+        assert np.allclose(model.table("model_class_1").numbers("rlnGoldStandardFsc"), fsc, atol=1e-5)
+        assert model.table("model_class_1").numbers("rlnReferenceTau2")[2] > 0
 
 
 def test_halves_never_mix(made, monkeypatch):

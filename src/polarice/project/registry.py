@@ -25,6 +25,7 @@ JOBS: dict[str, str] = {
     "sml": "polarice.jobs.sml",
     "deep2d": "polarice.jobs.deep2d",
     "initial3d": "polarice.jobs.initial3d",
+    "class3d": "polarice.jobs.class3d",
     "refine3d": "polarice.jobs.refine3d",
     "reconstruct": "polarice.jobs.reconstruct",
     "select": "polarice.jobs.select",

@@ -38,6 +38,13 @@ def shell_sum(values: Tensor, box_px: int) -> Tensor:
     return sums.index_add_(0, shell.flatten(), (values.double() * twice).flatten())[:-1]
 
 
+def power_of(density: Tensor) -> Tensor:
+    """(N // 2 + 1,) float64 mean square of a density's transform, over N, by shell."""
+    n = len(density)
+    squared = torch.fft.rfftn(density).abs().square()
+    return shell_sum(squared, n) / shell_sum(torch.ones_like(squared), n) / n**2
+
+
 def resolved_shell(fsc: Tensor, threshold: float = THRESHOLD) -> int:
     """The last shell before the first, from 1 on, on which the FSC falls below a threshold; at least 1."""
     below = (fsc[1:] < threshold).nonzero()

@@ -38,15 +38,21 @@ class ReferencePowers:
         """By how much references would have to be larger to explain the images best, poses as they are."""
         return float(self.cross.sum() / self.power.sum().clamp_min(1e-30))
 
+    @property
+    def scale_of_map(self) -> Tensor:
+        """(map,) the same of each map by itself."""
+        return self.cross.sum(dim=1) / self.power.sum(dim=1).clamp_min(1e-30)
+
 
 @dataclass(frozen=True)
 class VolumeSums:
-    """What a pass over the particles of both halves adds up to; rings r = 1 .. r_max, G optics groups."""
+    """What a pass over the particles adds up to, for every map; rings r = 1 .. r_max, G optics groups."""
 
-    numerator: Tensor  # (half, re and im, point, point, point) float32
-    denominator: Tensor  # (half, point, point, point) float32
-    cross: Tensor  # (ring,) mean over the circle of references times numerators, without the ring's weight, summed
-    power: Tensor  # (ring,) the same of squared reference times denominator
+    numerator: Tensor  # (map, re and im, point, point, point) float32
+    denominator: Tensor  # (map, point, point, point) float32
+    weight: Tensor  # (map,) particles
+    cross: Tensor  # (map, ring) mean over the circle of references times numerators, without the ring's weight, summed
+    power: Tensor  # (map, ring) the same of squared reference times denominator
     image_power: Tensor  # (G, ring) as in `Sums`
     ctf_power: Tensor  # (G, ring)
     group_count: Tensor  # (G,)
@@ -61,6 +67,11 @@ class VolumeSums:
     @property
     def powers(self) -> ReferencePowers:
         return ReferencePowers(self.cross, self.power)
+
+    @property
+    def explained(self) -> Tensor:
+        """(ring,) power of the images that the references explain, poses as they are."""
+        return (2 * self.cross - self.power).sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,16 @@ class HalfMaps:
         known = int((self.fsc != 0).nonzero().max()) if bool((self.fsc != 0).any()) else 0
         return of_one_map(self.fsc, known)
 
+    @property
+    def class_of_map(self) -> tuple[int, ...]:
+        """Both halves are of one class."""
+        return (0,) * HALVES
+
+    @property
+    def log_prior(self) -> Tensor:
+        """(map,) no particle has a choice."""
+        return torch.zeros(HALVES, device=self.densities.device)
+
     @staticmethod
     def begun(density: Tensor, shell: float, noise_power: Tensor, radius_px: float, mask_fraction: float) -> HalfMaps:
         """Both halves from one density (N, N, N), low-passed at a Fourier shell and masked."""
@@ -96,9 +117,13 @@ class HalfMaps:
         nothing = torch.zeros(n // 2 + 1, dtype=torch.float64, device=density.device)
         return HalfMaps(both, both, masked, nothing, noise_power, radius_px, 3.0, mask_fraction, max(1, round(shell)))
 
-    def scaled(self, factor: float) -> HalfMaps:
-        """Of another grey scale."""
-        return replace(self, densities=self.densities * factor)
+    def scaled(self, factors: list[float]) -> HalfMaps:
+        """Of other grey scales, one factor a half."""
+        return replace(self, densities=self.densities * self.densities.new_tensor(factors)[:, None, None, None])
+
+    def fitted(self, powers: ReferencePowers) -> HalfMaps:
+        """In the grey scale that explains the images best."""
+        return self.scaled([powers.scale] * HALVES)
 
     def ring_noise(self, r_max: int) -> Tensor:
         """(G, ring) float32."""
@@ -127,7 +152,7 @@ class HalfMaps:
             unfiltered=unfiltered,
             joined=grid.density(grid.solved(both[0], both[1], 2 * ssnr)),
             fsc=fsc,
-            noise_power=noise_left(self.noise_power, sums, 2 * sums.cross - sums.power, self.mask_fraction),
+            noise_power=noise_left(self.noise_power, sums, sums.explained, self.mask_fraction),
             shift_sigma_px=max(1.0, float(sums.squared_shift / sums.count / 2) ** 0.5),
             shell=min(grid.r_max, resolved_shell(fsc)),
         )

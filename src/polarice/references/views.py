@@ -12,14 +12,15 @@ directions. The sphere is gone over region by region, so that sums of all direct
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polarice.align.expect import Posterior, References, expect
+from polarice.align.expect import PolarImages, Posterior, References, expect
 from polarice.align.images import Clock, ParticleImages
 from polarice.align.polar import PolarBasis
 from polarice.align.search import Search
@@ -27,7 +28,7 @@ from polarice.align.store import PolarStore
 from polarice.align.sums import Sums, on_circle
 from polarice.align.sweep import batch_size, fill
 from polarice.references.directions import around, healpix, nearest, step_deg, turned_at_random, views_along
-from polarice.references.halfmaps import HALVES, HalfMaps, VolumeSums
+from polarice.references.halfmaps import VolumeSums
 from polarice.references.slices import FourierGrid
 from polarice.references.symmetry import in_one_unit, operators
 from polarice.types import Assignment, Pose2D
@@ -38,6 +39,18 @@ REGION_BYTES = 256 << 20  # of the sums of a region's directions, more or less
 REACH_STEPS = 2.5  # of the grid, beyond the image of a cell that lies farthest from its centre
 OWN = 9  # directions of an image's own
 LEAST_WEIGHT = 1e-6  # of images, below which a direction is not put into the density
+
+
+class Maps(Protocol):
+    """What a pass asks of a model: densities that particles are compared with."""
+
+    @property
+    def densities(self) -> Tensor: ...  # (map, N, N, N)
+    @property
+    def class_of_map(self) -> tuple[int, ...]: ...  # what a particle's class is, where a map is its best
+    @property
+    def log_prior(self) -> Tensor: ...  # (map,) of the maps that a particle chooses among
+    def ring_noise(self, r_max: int) -> Tensor: ...  # (G, ring)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ def _own_regions(rows: np.ndarray, at_once: int) -> list[_Region]:
 class Found:
     """The posterior of every particle, summed up; arrays by row of the table, of which a pass fills its own."""
 
+    class_of: np.ndarray  # (n,) int32; -1: takes no part
     direction: np.ndarray  # (n, 3) unit vectors; 0 where unknown
     psi_deg: np.ndarray
     shift_px: np.ndarray  # (n, 2)
@@ -131,13 +145,11 @@ class Found:
     def of(assignment: Assignment, direction: np.ndarray) -> Found:
         pose = assignment.pose
         plain = (assignment.log_likelihood, assignment.max_probability, assignment.significant)
-        return Found(direction, pose.psi_deg, pose.shift_px, *plain)
+        return Found(pose.class_of, direction, pose.psi_deg, pose.shift_px, *plain)
 
-    def assignment(self, rows: np.ndarray) -> Assignment:
-        """The same as of one class, that of the particles `rows`."""
-        class_of = np.full(len(self.psi_deg), -1, np.int32)
-        class_of[rows] = 0
-        pose = Pose2D(class_of, self.psi_deg, self.shift_px)
+    @property
+    def assignment(self) -> Assignment:
+        pose = Pose2D(self.class_of, self.psi_deg, self.shift_px)
         return Assignment(pose, self.log_likelihood, self.max_probability, self.significant)
 
     def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -154,61 +166,94 @@ class Found:
     def copied(self) -> Found:
         return Found(**{name: value.copy() for name, value in vars(self).items()})
 
-    def put(self, rows: np.ndarray, directions: np.ndarray, posterior: Posterior) -> None:
-        """Write a batch's posterior; directions (d, 3) are those that it calls classes."""
+    def put(self, rows: np.ndarray, views: _Views, ids: np.ndarray | None, posterior: Posterior) -> None:
+        """Write a batch's posterior; it calls classes what `ids` says of the views, or all of them."""
         table = posterior.table().cpu().numpy()
-        self.direction[rows] = directions[table[0].astype(np.int64)]
+        place = table[0].astype(np.int64)
+        which, direction = np.divmod(place if ids is None else ids[place], len(views.directions))
+        self.class_of[rows] = views.class_of[which]
+        self.direction[rows] = views.directions[direction]
         self.psi_deg[rows] = np.rad2deg(table[1])
         self.shift_px[rows] = table[2:4].T
         self.log_likelihood[rows], self.max_probability[rows], self.significant[rows] = table[4:]
 
 
 @dataclass(frozen=True)
-class Halves:
-    """The particles of both halves as a pass finds them."""
+class _Views:
+    """What images of a region may be: a map seen along a direction, all directions of one map first."""
 
-    rows: tuple[np.ndarray, ...]  # of each half
+    directions: np.ndarray  # (d, 3)
+    class_of: np.ndarray  # (maps of the part,)
+
+    def of_all_maps(self, ids: np.ndarray | None) -> np.ndarray | None:
+        """Places of some directions, those of the first map, then of the next; None: all."""
+        if ids is None:
+            return None
+        return (np.arange(len(self.class_of))[:, None] * len(self.directions) + ids).ravel()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The particles as a pass finds them, in parts that are compared with different maps: halves, say."""
+
+    rows: tuple[np.ndarray, ...]  # of each part
+    maps: tuple[tuple[int, ...], ...]  # that each part is compared with
     before: Found
     crop_centre_px: np.ndarray  # (n, 2) where images are cut
     store: PolarStore
 
+    def fields(self, images: ParticleImages, basis: PolarBasis, rows: np.ndarray) -> Tensor:
+        """Fields of images, kept or made anew."""
+        if not len(self.store.parted(rows)[1]):
+            return self.store.take(rows).to(basis.device)
+        return images.fields(basis, images.read(rows), self.crop_centre_px[rows])
+
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass over the images of both halves."""
+    """A pass over the images."""
 
     images: ParticleImages
     basis: PolarBasis
     search: Search
     batch_bytes: int
     workers: int = 1
-    temperature: float = 1.0  # times the noise that images are compared with; well below 1, best poses take all
     group: np.ndarray = field(
         default_factory=lambda: operators("C1")
     )  # (g, 3, 3) rotations: the density stays the same
 
     def run(
         self,
-        model: HalfMaps,
+        model: Maps,
         grids: tuple[ViewGrid, ...],
-        halves: Halves,
+        parts: Parts,
         clock: Clock,
+        temperature: float = 1.0,
     ) -> tuple[Found, VolumeSums]:
-        """New poses of the particles, and their sums; grids: of each half."""
-        basis, store, crop_centre_px = self.basis, halves.store, halves.crop_centre_px
+        """New poses of the particles, and their sums; grids: of each part.
+
+        Images are compared with the noise times the temperature: well below 1, best poses take all.
+        """
+        basis, store, crop_centre_px = self.basis, parts.store, parts.crop_centre_px
         basis.prepare()
         store.reset(basis)
-        kept, _ = store.parted(np.concatenate(halves.rows))
+        kept, _ = store.parted(np.concatenate(parts.rows))
         fill(store, self.images, basis, store.missing(kept, crop_centre_px[kept]), crop_centre_px, self.workers, clock)
-        found = halves.before.copied()
-        total = _Total.empty(self.images, FourierGrid(basis.box_px, basis.r_max, basis.device), self.group)
-        work = _Round(self, grids, self.temperature * model.ring_noise(basis.r_max), halves, found, total, clock)
-        for half, rows in enumerate(halves.rows):
+        found = parts.before.copied()
+        grid = FourierGrid(basis.box_px, basis.r_max, basis.device)
+        total = Total.empty(self.images, grid, len(model.densities), self.group)
+        noise = temperature * model.ring_noise(basis.r_max)
+        work = _Round(self, (model, noise), grids, parts, found, total, clock)
+        for part, rows in enumerate(parts.rows):
+            if not len(rows):
+                continue
+            maps = parts.maps[part]
             with clock.counting("slicing"):
-                transform = total.grid.transform(model.densities[half])
-            for region in regions_of(grids[half], rows, halves.before.direction, 8 * basis.n_q * basis.r_max):
-                work.on(region, half, transform)
-        return found, total.sums(self.temperature)
+                transforms = [grid.transform(model.densities[each]) for each in maps]
+            direction_bytes = len(maps) * 8 * basis.n_q * basis.r_max
+            for region in regions_of(grids[part], rows, parts.before.direction, direction_bytes):
+                work.on(region, part, transforms)
+        return found, total.sums(temperature)
 
 
 @dataclass(frozen=True)
@@ -216,56 +261,52 @@ class _Round:
     """A pass at work."""
 
     of: Pass
-    grids: tuple[ViewGrid, ...]  # of each half
-    noise: Tensor  # (G, ring)
-    halves: Halves
+    model: tuple[Maps, Tensor]  # and the noise (G, ring) that images are compared with
+    grids: tuple[ViewGrid, ...]  # of each part
+    parts: Parts
     found: Found
-    total: _Total
+    total: Total
     clock: Clock
 
-    def on(self, region: _Region, half: int, transform: Tensor) -> None:
-        """Compare the images of a region with slices of their half's map, and put their sums into it."""
-        basis, search, halves = self.of.basis, self.of.search, self.halves
+    def on(self, region: _Region, part: int, transforms: list[Tensor]) -> None:
+        """Compare the images of a region with slices of their part's maps, and put their sums into these."""
+        basis, search, parts = self.of.basis, self.of.search, self.parts
         images, even = self.of.images, self.of.images.even_harmonics(basis)
-        directions = self.grids[half].directions[region.ids]
-        views = views_along(directions)
+        model, noise = self.model
+        maps = parts.maps[part]
+        seen = _Views(self.grids[part].directions[region.ids], np.array([model.class_of_map[each] for each in maps]))
+        views = views_along(seen.directions)
         with self.clock.counting("slicing"):
-            field = self.total.grid.slices(transform, basis, views)
-            references = References.of_fields(basis, field, even, torch.zeros(len(field), device=basis.device))
-        sums = _DirectionSums.empty(self.of, len(field), min(even, (search.levels[-1].n_q + 1) // 2))
+            slices = torch.cat([self.total.grid.slices(each, basis, views) for each in transforms])
+            log_prior = model.log_prior[list(maps)].repeat_interleave(len(views))
+            references = References.of_fields(basis, slices, even, log_prior)
+        sums = _DirectionSums.empty(self.of, len(slices), min(even, (search.levels[-1].n_q + 1) // 2))
         clocks = [Clock() for _ in range(self.of.workers)]
 
         def work(worker: int, item: tuple[np.ndarray, np.ndarray | None]) -> tuple[Posterior, Sums]:
             rows, ids = item
             with clocks[worker].counting("expectation"):
                 mine = references if ids is None else references.take(torch.from_numpy(ids).to(basis.device))
-                polar = images.polar(
-                    basis, rows, self._fields(rows), halves.crop_centre_px[rows], halves.before.shift_px[rows]
-                )
-                return expect(basis, mine, polar, search, self.noise)
+                field = parts.fields(images, basis, rows)
+                polar = images.polar(basis, rows, field, parts.crop_centre_px[rows], parts.before.shift_px[rows])
+                return expect(basis, mine, polar, search, noise)
 
-        batches = list(self._batches(region))
+        batches = list(self._batches(region, seen))
         for (rows, ids), (posterior, some) in zip(batches, in_turn(batches, work, self.of.workers), strict=True):
-            self.found.put(rows, directions if ids is None else directions[ids], posterior)
+            self.found.put(rows, seen, ids, posterior)
             sums.include(some, ids)
             images.progress(len(rows))
         self.clock.share(clocks)
         with self.clock.counting("insertion"):
-            self.total.include(half, sums, field, basis, views)
+            self.total.include(maps, sums, slices, basis, views)
 
-    def _batches(self, region: _Region) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        for rows, ids in region.groups:
-            count = len(region.ids if ids is None else ids)
+    def _batches(self, region: _Region, seen: _Views) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for rows, some in region.groups:
+            ids = seen.of_all_maps(some)
+            count = len(region.ids) * len(seen.class_of) if ids is None else len(ids)
             size = batch_size(self.of.basis, count, self.of.search, self.of.batch_bytes)
             for start in range(0, len(rows), size):
                 yield rows[start : start + size], ids
-
-    def _fields(self, rows: np.ndarray) -> Tensor:
-        """Fields of images, kept or made anew."""
-        basis = self.of.basis
-        if not len(self.halves.store.parted(rows)[1]):
-            return self.halves.store.take(rows).to(basis.device)
-        return self.of.images.fields(basis, self.of.images.read(rows), self.halves.crop_centre_px[rows])
 
 
 @dataclass(frozen=True)
@@ -275,14 +316,15 @@ class _DirectionSums:
     numerator: Tensor  # (q, ring, direction) complex64
     denominator: Tensor  # (even q, ring, direction) complex64
     weight: Tensor  # (direction,)
-    rest: list[Sums]  # whose sums by direction are not looked at
+    rest: dict[str, Tensor]  # of all directions together
 
     @staticmethod
     def empty(of: Pass, directions: int, even: int) -> _DirectionSums:
         rings, device = of.basis.r_max, of.basis.device
         shapes = ((of.search.levels[-1].n_q, rings, directions), (even, rings, directions))
         numerator, denominator = (torch.zeros(shape, dtype=torch.complex64, device=device) for shape in shapes)
-        return _DirectionSums(numerator, denominator, torch.zeros(directions, device=device), [])
+        weight, rest = torch.zeros(directions, device=device), _rest_of_none(of.images.groups, rings, device)
+        return _DirectionSums(numerator, denominator, weight, rest)
 
     def include(self, sums: Sums, ids: np.ndarray | None) -> None:
         pairs = (
@@ -293,52 +335,80 @@ class _DirectionSums:
                 mine.add_(other)
             else:
                 mine.index_add_(mine.ndim - 1, torch.from_numpy(ids).to(mine.device), other)
-        self.rest.append(sums)
+        for name, value in self.rest.items():
+            value += getattr(sums, name)
+
+
+def _rest_of_none(groups: int, rings: int, device: torch.device) -> dict[str, Tensor]:
+    """Sums of no images of what is not by direction, as `Sums` names them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "image_power": (groups, rings), "ctf_power": (groups, rings), "group_count": (groups,), "squared_shift": (),
+        "log_likelihood": (), "max_probability": (),
+    }  # fmt: skip
+    return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
 
 
 @dataclass
-class _Total:
+class Total:
     """What a pass has found so far."""
 
     grid: FourierGrid
-    cubes: Tensor  # (half, 3, point, point, point): as `FourierGrid.spread` gives them
-    cross: Tensor
+    cubes: Tensor  # (map, 3, point, point, point): as `FourierGrid.spread` gives them
+    weight: Tensor  # (map,)
+    cross: Tensor  # (map, ring)
     power: Tensor
     rest: dict[str, Tensor]
     group: np.ndarray
 
     @staticmethod
-    def empty(images: ParticleImages, grid: FourierGrid, group: np.ndarray) -> _Total:
+    def empty(images: ParticleImages, grid: FourierGrid, maps: int, group: np.ndarray) -> Total:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=grid.device)
 
         rings = grid.r_max
-        rest = {
-            "image_power": zeros(images.groups, rings), "ctf_power": zeros(images.groups, rings),
-            "group_count": zeros(images.groups), "squared_shift": zeros(), "log_likelihood": zeros(),
-            "max_probability": zeros(),
-        }  # fmt: skip
-        cubes = torch.zeros(HALVES, 3, *grid.shape, device=grid.device)
-        return _Total(grid, cubes, zeros(rings), zeros(rings), rest, group)
+        rest = _rest_of_none(images.groups, rings, grid.device)
+        cubes = torch.zeros(maps, 3, *grid.shape, device=grid.device)
+        return Total(grid, cubes, zeros(maps), zeros(maps, rings), zeros(maps, rings), rest, group)
 
-    def include(self, half: int, sums: _DirectionSums, field: Tensor, basis: PolarBasis, views: np.ndarray) -> None:
+    def include(
+        self, maps: tuple[int, ...], sums: _DirectionSums, field: Tensor, basis: PolarBasis, views: np.ndarray
+    ) -> None:
         """Put the sums of some directions, of which the references were `field`, where they belong."""
-        for each in sums.rest:
-            for name, value in self.rest.items():
-                value += getattr(each, name)
-        used = (sums.weight > LEAST_WEIGHT).nonzero()[:, 0]
-        chosen = (sums.numerator.index_select(2, used), sums.denominator.index_select(2, used))
-        numerator, denominator = on_circle(*chosen, basis.n_theta)
-        denominator.clamp_min_(0)
-        old = field.index_select(0, used)
+        self._include_rest(sums.rest)
+        for place, number in enumerate(maps):
+            first = place * len(views)
+            mine = sums.weight[first : first + len(views)]
+            self.weight[number] += mine.sum(dtype=torch.float64)
+            used = (mine > LEAST_WEIGHT).nonzero()[:, 0]
+            if len(used):
+                chosen = (sums.numerator.index_select(2, first + used), sums.denominator.index_select(2, first + used))
+                numerator, denominator = on_circle(*chosen, basis.n_theta)
+                old, seen = field.index_select(0, first + used), views[used.cpu().numpy()]
+                self.include_fields(number, old, (numerator, denominator.clamp_min_(0)), basis, seen)
+
+    def include_images(self, images: PolarImages, **scalars: Tensor) -> None:
+        """What noise and priors are estimated from, of some images."""
+        nothing = images.field.new_zeros(0)
+        optics = (images.optics_of, len(self.rest["group_count"]))
+        of_maps = {"numerator": nothing, "denominator": nothing, "class_weight": nothing}
+        self._include_rest(vars(Sums.of_batch(images.field, images.ctf, optics, **of_maps, **scalars)))
+
+    def _include_rest(self, sums: Mapping[str, Tensor]) -> None:
+        for name, value in self.rest.items():
+            value += sums[name]
+
+    def include_fields(
+        self, number: int, old: Tensor, sums: tuple[Tensor, Tensor], basis: PolarBasis, seen: np.ndarray
+    ) -> None:
+        """Put numerators and denominators (view, ring, angle) of one map, of which the references were `old`."""
+        numerator, denominator = sums
         weight = basis.weight.double() * basis.n_theta
-        self.cross += (old * numerator).sum(dim=(0, 2), dtype=torch.float64) / weight
-        self.power += (old.square() * denominator).sum(dim=(0, 2), dtype=torch.float64) / weight
-        seen = views[used.cpu().numpy()]
-        self.cubes[half] += self.grid.spread(numerator, denominator, basis, seen, self.group)
+        self.cross[number] += (old * numerator).sum(dim=(0, 2), dtype=torch.float64) / weight
+        self.power[number] += (old.square() * denominator).sum(dim=(0, 2), dtype=torch.float64) / weight
+        self.cubes[number] += self.grid.spread(numerator, denominator, basis, seen, self.group)
 
     def sums(self, temperature: float) -> VolumeSums:
         """In units of the noise itself."""
         numerators, denominators = zip(*map(self.grid.whole, self.cubes), strict=True)
         cubes = (temperature * torch.stack(numerators), temperature * torch.stack(denominators))
-        return VolumeSums(*cubes, temperature * self.cross, temperature * self.power, **self.rest)
+        return VolumeSums(*cubes, self.weight, temperature * self.cross, temperature * self.power, **self.rest)

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from polarice.references.refinement import RefineState
 
 SIDE_PX, GAP_PX = 260, 6
+MOST_LEFT_OUT = 1000  # rows
 AXES = "z, y, x"
 VIEW_BINS = (72, 36)  # of rot and of the cosine of tilt
 
 
 @dataclass(frozen=True)
-class RefinementPage:
+class MapPage:
     """What the page is about."""
 
     folder: Path
@@ -40,7 +41,7 @@ class RefinementPage:
     pixel_size_A: float
 
 
-def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
+def write_page(page: MapPage, state: RefineState, usage: Usage) -> Path:
     """Write report.html and its pictures into the job's folder; InputError where that cannot be."""
     from polarice.io.atomic import replacing
     from polarice.postprocessing.surface import contour
@@ -48,7 +49,7 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
     from polarice.references.halfmaps import HALVES_ARE_ONE
     from polarice.report.surface import surface_png
 
-    folder, params, model = page.folder, page.params, state.model
+    folder, model = page.folder, state.model
     box_A = model.box_px * page.pixel_size_A
     pictures = {
         "map": map_sheet(model.joined.cpu().numpy()),
@@ -62,7 +63,7 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
     level = contour(model.joined, page.pixel_size_A)
     shown = surface_png(model.joined, level.level)
     found = state.assignment.take(page.rows)
-    halves = [int((state.carried.half_of == half).sum()) for half in (0, 1)]
+    halves = [int((state.carried.set_of == half).sum()) for half in (0, 1)]
     one = model.halves_are_one
     resolution = ("resolution: not known", "none") if one else (
         f"Å, halves agree up to here (FSC {THRESHOLD})", f"{box_A / model.shell:.1f}"
@@ -73,8 +74,6 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
         ("mean largest probability", f"{found.max_probability.mean():.2f}"),
         ("iterations", f"{state.number}"),
     ]
-    left_out = [(str(row + 1), reason) for row, reason in sorted(page.left_out.items())[:1000]]
-    plain = [(each.name, ("v", each.value), each.unit, ("h", each.help)) for each in parameters_of(params)]
     chapters = [
         Chapter("Map", ("Above: central slices. Below: projections along the same axes. Look at the slices: streaks "
                         "and noise that the particle does not have are over-fitting.",), numbers,
@@ -87,17 +86,26 @@ def write_page(page: RefinementPage, state: RefineState, usage: Usage) -> Path:
         Chapter("Views", ("Directions that particles are seen from. Gaps are resolution lost along them.",),
                 pictures=[Picture(pictures["views"], "Particles by rot and tilt, areas true to the sphere.")]),
         Chapter("Course", pictures=[Picture(pictures["refinement"], "Resolution and certainty by iteration.")]),
-        Chapter("Left out", tables=[Rows(("row", "reason"), left_out)] if left_out else []),
-        Chapter("What it took", tables=[Rows(("", ""), [(name, ("v", value)) for name, value in usage.lines()])]),
-        Chapter("Parameters", tables=[Rows(("parameter", "value", "unit", ""), plain)]),
-        Chapter("Run again", commands=[
-            ("The same again:", command_line("refine3d", params)), ("To go on:", page.go_on),
-        ]),
-        Chapter("Versions", tables=[Rows(("", ""), [(name, ("v", value)) for name, value in versions().items()])]),
+        *closing("refine3d", page, usage),
     ]  # fmt: skip
-    chapters = [each for each in chapters if each.text or each.pictures or each.tables or each.commands]
     subtitle = f"{page.table} · {len(page.rows):,} particles"
     return write_index(folder / "report.html", f"refine3d: {folder}", subtitle, chapters)
+
+
+def closing(job: str, page: MapPage, usage: Usage) -> list[Chapter]:
+    """What every page about maps ends with."""
+    left_out = [(str(row + 1), reason) for row, reason in sorted(page.left_out.items())[:MOST_LEFT_OUT]]
+    plain = [(each.name, ("v", each.value), each.unit, ("h", each.help)) for each in parameters_of(page.params)]
+    return [
+        *([Chapter("Left out", tables=[Rows(("row", "reason"), left_out)])] if left_out else []),
+        Chapter("What it took", tables=[Rows(("", ""), [(name, ("v", value)) for name, value in usage.lines()])]),
+        Chapter("Parameters", tables=[Rows(("parameter", "value", "unit", ""), plain)]),
+        Chapter(
+            "Run again",
+            commands=[("The same again:", command_line(job, page.params)), ("To go on:", page.go_on)],
+        ),
+        Chapter("Versions", tables=[Rows(("", ""), [(name, ("v", value)) for name, value in versions().items()])]),
+    ]
 
 
 def map_sheet(density: np.ndarray) -> bytes:

@@ -30,9 +30,12 @@ FILES = (_REPORT, "history.jsonl", USAGE_NAME, *state.FILES)  # of a run, beside
 FINAL = {  # of a run that ends with maps
     "refine3d": (
         "run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_fsc.star",
-    )
+    ),
+    "class3d": ("agreement.json", "run_stable_data.star"),
 }  # fmt: skip
-_OUTPUT = re.compile(r"report_.*\.png|class\d{3,}(\.star)?|run_data\.star|align2d|sml")  # of some
+_OUTPUT = re.compile(
+    r"report_.*\.png|class\d{3,}(\.star)?|run_data\.star|run_class\d{3}\.mrc|align2d|sml|seed\d+"
+)  # of some
 _LEFT_OVER = re.compile(r"\.(.+)\.tmp-\d+")  # of a file that a kill cut off
 
 _CHANGED = "changed since the run in {} began; start anew with --o another folder"

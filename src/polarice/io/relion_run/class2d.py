@@ -41,11 +41,12 @@ class RunSettings:
     ctf: bool = True  # images are corrected for the CTF
     ctf_intact_first_peak: bool = False
     phase_flipped: bool = False  # the images have been
+    dimensions: int = 2  # of the references
     images_masked: bool = False  # noise_power is what the particle mask leaves of the noise, not the whole noise
 
 
 @dataclass(frozen=True)
-class _Names:
+class RunNames:
     """The files of one iteration: `root` as written inside them, which is where they lie too."""
 
     root: str
@@ -79,16 +80,17 @@ def write_iteration(
     rows = np.arange(len(table.particles)) if rows is None else np.asarray(rows)
     if len(rows) != len(iteration.assignment.pose.class_of):
         raise ValueError(f"{len(rows)} rows for an assignment of {len(iteration.assignment.pose.class_of)} particles")
-    names = _Names(f"{os.fspath(folder).rstrip('/') or '/'}/run", iteration.number)
+    names = RunNames(f"{os.fspath(folder).rstrip('/') or '/'}/run", iteration.number)
     optimiser = Path(names["optimiser.star"])
     optimiser.unlink(missing_ok=True)
-    groups = _groups(table, rows)
+    groups = groups_of(table, rows)
     model = iteration.model
     write_stack(names["classes.mrcs"], model.averages.astype(np.float32), model.pixel_size_A)
-    write_star(names["model.star"], _model_blocks(names, iteration, run, groups))
+    classes = _stacked(names, len(model.weights))
+    write_star(names["model.star"], model_blocks(iteration, run, groups, classes, None))
     write_star(names["sampling.star"], [_sampling_block(iteration)])
-    _write_data(names["data.star"], iteration, table, rows, groups, columns or {})
-    write_star(optimiser, [_optimiser_block(names, iteration, run)])
+    write_data(names["data.star"], iteration, table, rows, groups, columns or {})
+    write_star(optimiser, [optimiser_block(names, iteration, run, {})])
     return optimiser
 
 
@@ -126,7 +128,7 @@ def _iteration_of(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """RELION's groups of particles, in the order in which RELION numbers them."""
 
     names: tuple[str, ...]
@@ -135,7 +137,7 @@ class _Groups:
     optics_of: np.ndarray  # (groups,) optics group of each one's first particle
 
 
-def _groups(table: ParticleTable, rows: np.ndarray) -> _Groups:
+def groups_of(table: ParticleTable, rows: np.ndarray) -> Groups:
     """Groups as RELION makes them when it reads a table (found by running it).
 
     Particles are sorted by rlnMicrographName (stably; by what stands behind the @ in movies); a group is a
@@ -144,7 +146,7 @@ def _groups(table: ParticleTable, rows: np.ndarray) -> _Groups:
     """
     optics = np.asarray(table.particles.optics_of)[rows]
     if "rlnMicrographName" not in table.table.labels or not len(rows):
-        return _Groups(("group",), np.zeros(len(rows), np.int64), np.array([len(rows)]), optics[:1])
+        return Groups(("group",), np.zeros(len(rows), np.int64), np.array([len(rows)]), optics[:1])
     micrographs, micrograph_of = table.table.codes("rlnMicrographName")
     micrograph_of = micrograph_of[rows]
     if "@" in micrographs[micrograph_of[0]]:
@@ -168,7 +170,7 @@ def _ranks(names: Iterable[str]) -> np.ndarray:
     return np.array([place[key] for key in keys])
 
 
-def _numbered(names: tuple[str, ...], code: np.ndarray, order: np.ndarray, optics: np.ndarray) -> _Groups:
+def _numbered(names: tuple[str, ...], code: np.ndarray, order: np.ndarray, optics: np.ndarray) -> Groups:
     """Groups numbered by first appearance when particles are taken in `order`."""
     present, first = np.unique(code[order], return_index=True)
     by_appearance = np.argsort(first)
@@ -177,15 +179,15 @@ def _numbered(names: tuple[str, ...], code: np.ndarray, order: np.ndarray, optic
     group_of = number[code]
     first_row = order[first[by_appearance]]
     kept = tuple(names[c] for c in present[by_appearance])
-    return _Groups(kept, group_of, np.bincount(group_of, minlength=len(kept)), optics[first_row])
+    return Groups(kept, group_of, np.bincount(group_of, minlength=len(kept)), optics[first_row])
 
 
-def _write_data(
+def write_data(
     path: str,
     iteration: Iteration,
     table: ParticleTable,
     rows: np.ndarray,
-    groups: _Groups,
+    groups: Groups,
     columns: Mapping[str, np.ndarray],
 ) -> None:
     """run_itNNN_data.star: the input's columns as they stood, and what the iteration found in the place of its own."""
@@ -208,15 +210,20 @@ def _write_data(
 # -- model -------------------------------------------------------------------------------------------------------------
 
 
-def _model_blocks(names: _Names, iteration: Iteration, run: RunSettings, groups: _Groups) -> Iterator[Block]:
-    """run_itNNN_model.star; noise both by group, as RELION 3 reads it, and by optics group, as RELION 4 and 5 do."""
+def model_blocks(
+    iteration: Iteration, run: RunSettings, groups: Groups, classes: Mapping[str, np.ndarray], fsc: np.ndarray | None
+) -> Iterator[Block]:
+    """run_itNNN_model.star; noise both by group, as RELION 3 reads it, and by optics group, as RELION 4 and 5 do.
+
+    classes: columns of model_classes beside those of all models; fsc (S,) of half maps, where there are any.
+    """
     model = iteration.model
     box, shells = model.averages.shape[-1], model.ssnr.shape[1]
     yield Block.of_pairs("model_general", _model_general(iteration, run, len(groups.names)))
-    yield Block("model_classes", table=_model_classes(names, model))
+    yield Block("model_classes", table=_model_classes(model, classes))
     frequency = np.arange(shells) / (box * model.pixel_size_A)
     for k in range(len(model.weights)):
-        yield Block(f"model_class_{k + 1}", table=_model_class(model, k, frequency, run.tau2_fudge))
+        yield Block(f"model_class_{k + 1}", table=_model_class(model, k, frequency, run.tau2_fudge, fsc))
     yield Block(
         "model_groups",
         table=Table.of(
@@ -241,7 +248,7 @@ def _model_general(iteration: Iteration, run: RunSettings, groups: int) -> dict[
     resolution = _resolution_A(iteration)
     seen = found.pose.class_of >= 0
     return {
-        "rlnReferenceDimensionality": 2,
+        "rlnReferenceDimensionality": run.dimensions,
         "rlnDataDimensionality": 2,
         "rlnOriginalImageSize": box,
         "rlnCurrentResolution": resolution,
@@ -276,24 +283,30 @@ def _resolution_A(iteration: Iteration) -> float:
     return max(best, min(iteration.resolution_limit_A, width_A / 5))
 
 
-def _model_classes(names: _Names, model: ClassModel) -> Table:
+def _stacked(names: RunNames, classes: int) -> dict[str, np.ndarray]:
+    """What is said of classes in two dimensions alone."""
+    sections = np.array([f"{k:06d}@{names['classes.mrcs']}" for k in range(1, classes + 1)], object)
+    nowhere = np.zeros(classes)
+    return {"rlnReferenceImage": sections, "rlnClassPriorOffsetX": nowhere, "rlnClassPriorOffsetY": nowhere}
+
+
+def _model_classes(model: ClassModel, own: Mapping[str, np.ndarray]) -> Table:
     classes = len(model.weights)
     width_A = model.averages.shape[-1] * model.pixel_size_A
     return Table.of(
         {
-            "rlnReferenceImage": np.array([f"{k:06d}@{names['classes.mrcs']}" for k in range(1, classes + 1)], object),
+            "rlnReferenceImage": own["rlnReferenceImage"],
             "rlnClassDistribution": np.asarray(model.weights, np.float64),
             "rlnAccuracyRotations": np.full(classes, _UNKNOWN),
             "rlnAccuracyTranslationsAngst": np.full(classes, _UNKNOWN),
             "rlnEstimatedResolution": np.fmin(model.resolution_A, width_A),  # the first shell where there is none
             "rlnOverallFourierCompleteness": np.ones(classes),
-            "rlnClassPriorOffsetX": np.zeros(classes),
-            "rlnClassPriorOffsetY": np.zeros(classes),
+            **own,
         }
     )
 
 
-def _model_class(model: ClassModel, k: int, frequency: np.ndarray, tau2_fudge: float) -> Table:
+def _model_class(model: ClassModel, k: int, frequency: np.ndarray, tau2_fudge: float, fsc: np.ndarray | None) -> Table:
     """Spectra of one class: the prior's variance without tau2_fudge, as RELION writes it, and sigma2 = tau2 / SSNR."""
     box = model.averages.shape[-1]
     ssnr = np.nan_to_num(np.maximum(model.ssnr[k], 0), posinf=0.0)
@@ -306,7 +319,7 @@ def _model_class(model: ClassModel, k: int, frequency: np.ndarray, tau2_fudge: f
             "rlnResolution": frequency,
             "rlnAngstromResolution": _angstrom(frequency),
             "rlnSsnrMap": ssnr,
-            "rlnGoldStandardFsc": np.zeros(shells),
+            "rlnGoldStandardFsc": np.zeros(shells) if fsc is None else fsc,
             "rlnFourierCompleteness": (ssnr > 0).astype(np.float64),
             "rlnReferenceSigma2": sigma2,
             "rlnReferenceTau2": tau2,
@@ -371,8 +384,13 @@ def _sampling_block(iteration: Iteration) -> Block:
     )
 
 
-def _optimiser_block(names: _Names, iteration: Iteration, run: RunSettings) -> Block:
-    """run_itNNN_optimiser.star: the 49 labels without which RELION 3.1 does not continue, and what others read."""
+def optimiser_block(
+    names: RunNames, iteration: Iteration, run: RunSettings, more: Mapping[str, str | int | float]
+) -> Block:
+    """run_itNNN_optimiser.star: the 49 labels without which RELION 3.1 does not continue, and what others read.
+
+    more: labels whose values are not those of a plain 2D classification, or that it has not.
+    """
     best = 1 / _resolution_A(iteration)
     changed = {
         "Orientations": float(iteration.changed_psi_deg),
@@ -401,6 +419,7 @@ def _optimiser_block(names: _Names, iteration: Iteration, run: RunSettings) -> B
     values["rlnSmallestChangesOrientations"] = values["rlnChangesOptimalOrientations"]
     values["rlnSmallestChangesOffsets"] = values["rlnChangesOptimalOffsets"]
     values["rlnSmallestChangesClasses"] = 0
+    values |= more
     return Block.of_pairs("optimiser_general", values)
 
 

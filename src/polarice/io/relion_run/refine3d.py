@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def write_half_maps(root: Path, densities: np.ndarray, pixel_size_A: float) -> None:
-    """ROOT_half1_class001.mrc and ROOT_half2_class001.mrc of densities (2, N, N, N)."""
-    for number, density in enumerate(densities, 1):
-        write_volume(f"{root}_half{number}_class001.mrc", density, pixel_size_A)
+def write_half_maps(root: Path, densities: np.ndarray, pixel_size_A: float) -> tuple[str, ...]:
+    """ROOT_half1_class001.mrc and ROOT_half2_class001.mrc of densities (2, N, N, N); their paths."""
+    paths = tuple(f"{root}_half{number}_class001.mrc" for number in range(1, len(densities) + 1))
+    for path, density in zip(paths, densities, strict=True):
+        write_volume(path, density, pixel_size_A)
+    return paths
 
 
 def write_unfiltered(root: Path, densities: np.ndarray, pixel_size_A: float) -> None:
