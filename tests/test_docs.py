@@ -137,7 +137,7 @@ def typed(tmp_path_factory):
     return folder
 
 
-OF_MAPS = ("initial3d", "refine3d", "reconstruct", "mask", "postprocess", "map")
+OF_MAPS = ("initial3d", "class3d", "refine3d", "reconstruct", "mask", "postprocess", "map")
 SMALLER = {  # of micrographs that are small and empty
     "ctf": "--res-max 10 --keep-ringless --threads 1",
     "pick": "--particle-diameter 40 --threshold -1 --keep-dirt --threads 1",

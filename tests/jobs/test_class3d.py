@@ -64,7 +64,7 @@ def test_classes_at_known_poses_are_the_kinds(made, monkeypatch):
     monkeypatch.chdir(made)
     assert right("posed/run_data.star") > 0.95
     history = [json.loads(line) for line in Path("posed/history.jsonl").read_text().splitlines()]
-    assert 5 < len(history) < 25 and history[-1]["changed_class"] < 0.1  # it has ended by itself
+    assert 5 < len(history) < 40 and history[-1]["changed_class"] < 0.1  # it has ended by itself
     before, after = (read_star(f).table("particles") for f in ("p/truth.star", "posed/run_data.star"))
     for name in ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"):
         off = (before.numbers(name) - after.numbers(name) + 180) % 360 - 180
@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_repeats_the_bits(made, monkeypatch):
     later = [path for path in Path("again").glob("run_it*") if int(path.name[6:9]) > 3]
     for path in [*later, *Path("again").glob("run_[cd]*"), Path("again/report.html")]:
         path.unlink()
-    assert "going on after iteration 3 of 25" in alone("class3d --continue again")
+    assert "going on after iteration 3 of 40" in alone("class3d --continue again")
     for name in ("run_class001.mrc", "run_class002.mrc", "run_data.star"):
         assert (Path("again") / name).read_bytes() == (Path("posed") / name).read_bytes(), name
     told = alone("class3d --continue again")

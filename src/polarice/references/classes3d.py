@@ -58,6 +58,7 @@ class ClassProgress(Progress):
     least_changed: float = 1.0  # share of the particles that changed their class, before the last iteration
     still: int = 0  # iterations in a row before it that had not lowered that
     part: int = 0  # iterations before it of its part
+    was_posed: bool = False  # the iteration before it kept poses
 
     def told(self, number: int, model: Volumes, changed: float) -> Self:
         """With the outcome of iteration `number`; of 0, nothing."""
@@ -65,8 +66,11 @@ class ClassProgress(Progress):
             return self
         found = torch.stack([model.weights, model.shells.double()], dim=1).cpu().numpy()
         course = np.concatenate([self.course.reshape(-1, *found.shape), found[None]])
-        if self.step is not None and self.step.apart and not self.step.pooled:  # classes have been drawn
-            return replace(self, best_shell=0, idle=0, course=course, least_changed=1.0, still=0, part=1)
+        step = self.step
+        posed = step is not None and step.posed
+        if step is not None and ((step.apart and not step.pooled) or (self.was_posed and not posed)):  # a part begins
+            anew = replace(self, best_shell=0, idle=0, least_changed=1.0, still=0, part=1)
+            return replace(anew, course=course, was_posed=posed)
         less = changed < FALLEN * self.least_changed
         return replace(
             self.gained(model.shell),
@@ -74,6 +78,7 @@ class ClassProgress(Progress):
             least_changed=min(changed, self.least_changed),
             still=0 if less else self.still + 1,
             part=self.part + 1,
+            was_posed=posed,
         )
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     ClassResult = IterationResult[Volumes, Progress, RefineStep, Refined[Volumes]]
 
 CLASSES = 3  # where neither --k nor several references say how many
+MOST_ITERATIONS = 40
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 
 
@@ -53,6 +54,10 @@ class Classification3D(MapJob):
     k: int | None = option(
         None, "number of classes", derived="that of the references, 3 where there is one", low=1, high=100,
         flags=("-k", "--K"), level="essential",
+    )  # fmt: skip
+    iter: int | None = option(
+        None, "most iterations; the job ends by itself", derived="40; with --continue, as before", low=1, high=999,
+        renewable=True, level="essential",
     )  # fmt: skip
     tau2_fudge: float = option(4.0, "strength of the data against the prior", low=0.01, high=100)
     healpix_order: int = option(
@@ -89,7 +94,7 @@ def classify(job: str, params: Classification3D) -> None:
             require_suitable(params, params.ref, images)
         require_room_of_maps(params, images, f"{params.classes} maps")
 
-    run_on_maps(job, params, ClassRun, require)
+    run_on_maps(job, params, ClassRun, require, MOST_ITERATIONS)
 
 
 def read_references(params: Classification3D, images: ParticleImages) -> np.ndarray:

@@ -131,13 +131,14 @@ def run_on_maps(
     params: P,
     run_of: Callable[[str, P, CheckedParticles, tuple[Comm, Watch]], Run],
     require: Callable[[P, ParticleImages], None],
+    iterations: int = MOST_ITERATIONS,
 ) -> None:
     """Run or continue a job that compares particles with maps. Raises InputError as `require` does, which is asked
     before images are looked at, for what else cannot be used, and for a full disk."""
     from polarice.references.symmetry import operators
 
     with world(job) as comm, ExitStack() as held:
-        params = comm.on_root(lambda: settled(job, params, MOST_ITERATIONS))
+        params = comm.on_root(lambda: settled(job, params, iterations))
         operators(params.sym)
         device = device_of(params, comm)
         watch = Watch(comm, card_of(device))

@@ -62,7 +62,7 @@ def parts_of(params: Classification3D) -> list[Classification3D]:
 def _begun(params: Classification3D, held: ExitStack) -> Any:
     """The parameters of a run that begins or goes on; its folder is this process's until `held` is closed."""
     from polarice.runs import resume
-    from polarice.runs.refinement import MOST_ITERATIONS
+    from polarice.runs.classification3d import MOST_ITERATIONS
 
     if params.continue_ is not None:
         params = resume.saved("class3d", params)
