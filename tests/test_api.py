@@ -108,6 +108,22 @@ def test_without_out_a_folder_goes_with_its_result(data, in_memory, tmp_path):
     assert not folder.exists()
 
 
+def test_maps_go_from_job_to_job(tmp_path):
+    cut = polarice.map_(RIBOSOME, out=tmp_path / "map", new_box=48, lowpass=20.0, threads=1)
+    assert cut.map.shape == (48, 48, 48) and cut.pixel_size_A > 0
+    inside = polarice.mask(cut, lowpass=0.0, out=tmp_path / "mask")
+    assert inside.map.min() == 0 and inside.map.max() == 1
+    weight = cut.map[inside.map > 0.5].sum() / cut.map[cut.map > 0].sum()
+    assert weight > 0.5  # most of the density lies in it
+    assert len(cut.plot().axes) == 6
+
+
+def test_what_is_selected_is_a_table(data, tmp_path):
+    run = polarice.class2d(data, out=tmp_path / "job", **SMALL)
+    chosen = polarice.select(run, classes="1,3", out=tmp_path / "select")
+    assert len(chosen.particles) == int(run.counts[[0, 2]].sum())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,15 +13,20 @@ from __future__ import annotations
 from polarice.api.functions import (
     align2d,
     class2d,
+    class3d,
     ctf,
     deep2d,
     extract,
     import_,
     initial3d,
+    map_,
+    mask,
     motion,
     pick,
+    postprocess,
     reconstruct,
     refine3d,
+    select,
     simulate,
     sml,
 )
@@ -30,7 +35,7 @@ from polarice.api.results import Classification, JobResult, MapResult, TableResu
 from polarice.types import InputError
 
 __all__ = [
-    "Classification", "InputError", "JobResult", "MapResult", "ParticleSet", "TableResult", "align2d", "class2d", "ctf",
-    "deep2d", "extract", "import_", "initial3d", "motion", "open_result", "particles", "pick", "reconstruct",
-    "refine3d", "simulate", "sml",
+    "Classification", "InputError", "JobResult", "MapResult", "ParticleSet", "TableResult", "align2d", "class2d",
+    "class3d", "ctf", "deep2d", "extract", "import_", "initial3d", "map_", "mask", "motion", "open_result", "particles",
+    "pick", "postprocess", "reconstruct", "refine3d", "select", "simulate", "sml",
 ]  # fmt: skip

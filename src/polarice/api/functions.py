@@ -87,8 +87,34 @@ def initial3d(classes: Path_ | Classification, *, out: Path_ | None = None, **op
 
 
 def refine3d(data: Data, *, ref: Path_ | MapResult, out: Path_ | None = None, **options: Any) -> MapResult:
-    reference = ref.folder / ref.name if isinstance(ref, MapResult) else Path(ref)
-    return cast(MapResult, _run("refine3d", out, data, {**options, "ref": reference}))
+    return cast(MapResult, _run("refine3d", out, data, {**options, "ref": _map_of(ref)}))
+
+
+def class3d(
+    data: Data, *, ref: Path_ | MapResult | list[Path_ | MapResult], out: Path_ | None = None, **options: Any
+) -> MapResult:
+    references = [_map_of(each) for each in (ref if isinstance(ref, list) else [ref])]
+    return cast(MapResult, _run("class3d", out, data, {**options, "ref": references}))
+
+
+def mask(density: Path_ | MapResult, *, out: Path_ | None = None, **options: Any) -> MapResult:
+    return cast(MapResult, _run("mask", out, _map_of(density), options))
+
+
+def postprocess(halves: Path_ | MapResult, *, out: Path_ | None = None, **options: Any) -> MapResult:
+    folder = halves.folder if isinstance(halves, MapResult) else Path(halves)
+    return cast(MapResult, _run("postprocess", out, (folder,), options))
+
+
+def map_(density: Path_ | MapResult, *, out: Path_ | None = None, **options: Any) -> MapResult:
+    return cast(MapResult, _run("map", out, _map_of(density), options))
+
+
+def select(given: Path_ | Classification | TableResult, *, out: Path_ | None = None, **options: Any) -> TableResult:
+    folder = given.folder if isinstance(given, Classification | JobResult) else given
+    if folder is None:
+        raise InputError("select works on a folder or a table: run class2d with out=, or use run.select([...])")
+    return cast(TableResult, _run("select", out, folder, options))
 
 
 def reconstruct(data: Data, *, out: Path_ | None = None, **options: Any) -> MapResult:
@@ -118,6 +144,11 @@ def _input(given: Any, out: Path_) -> Any:
     return given.table.path if given.whole else given.write(Path(out) / "input" / "particles.star")
 
 
+def _map_of(given: Path_ | MapResult) -> Path:
+    """A map's file."""
+    return given.folder / given.name if isinstance(given, MapResult) else Path(given)
+
+
 def _as_set(data: Data | np.ndarray, options: dict[str, Any]) -> ParticleSet:
     if isinstance(data, ParticleSet):
         return data
@@ -135,5 +166,22 @@ def _doc_of(job: str) -> str:
 
 
 align2d, class2d = ClassFunction("align2d"), ClassFunction("class2d")
-for _function in (motion, ctf, pick, extract, import_, simulate, sml, deep2d, initial3d, refine3d, reconstruct):
+for _function in (
+    motion,
+    ctf,
+    pick,
+    extract,
+    import_,
+    simulate,
+    sml,
+    deep2d,
+    initial3d,
+    refine3d,
+    class3d,
+    reconstruct,
+    mask,
+    postprocess,
+    map_,
+    select,
+):
     _function.__doc__ = _doc_of(_function.__name__.rstrip("_"))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
+MAPS = {  # job: the map that it makes
+    "initial3d": "initial_model.mrc", "refine3d": "run_class001.mrc", "class3d": "run_class001.mrc",
+    "reconstruct": "run_class001.mrc", "mask": "mask.mrc", "postprocess": "postprocess.mrc", "map": "map.mrc",
+}  # fmt: skip
 TABLES = ("micrographs.star", "particles.star", "movies.star", "micrographs_ctf.star", "particles.cs")
 
 
@@ -90,6 +94,12 @@ class MapResult(JobResult):
     def map(self) -> np.ndarray:
         """The density (z, y, x) float32."""
         return self._read(self.name)[0]
+
+    @property
+    def maps(self) -> np.ndarray:
+        """(K, z, y, x) of class3d: the map of each class."""
+        paths = sorted(self.folder.glob("run_class[0-9][0-9][0-9].mrc"))
+        return np.stack([self._read(path.name)[0] for path in paths])
 
     @property
     def pixel_size_A(self) -> float:
@@ -211,11 +221,9 @@ def result_of(job: str, folder: Path, held: KeptFolder | None = None) -> Classif
         return _classification(JobResult(job, folder, held))
     if job == "deep2d":
         return _classification(JobResult("sml", folder / "sml", held))
-    if job == "initial3d":
-        return MapResult(job, folder, held, "initial_model.mrc")
-    if job in ("refine3d", "reconstruct"):
-        return MapResult(job, folder, held)
-    if job in ("import", "motion", "ctf", "pick", "extract", "simulate"):
+    if job in MAPS:
+        return MapResult(job, folder, held, MAPS[job])
+    if job in ("import", "motion", "ctf", "pick", "extract", "simulate", "select"):
         return TableResult(job, folder, held)
     if job:
         return JobResult(job, folder, held)
