@@ -8,8 +8,9 @@ import subprocess
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from polarice.references.directions import healpix
+from polarice.references.directions import healpix, moved_poses, posed_views
 from polarice.references.symmetry import in_one_unit, operators
 from polarice.types import InputError
 
@@ -67,3 +68,18 @@ def test_one_unit_holds_every_direction_once(name):
 def test_what_is_no_group_is_told(name):
     with pytest.raises(InputError, match="no such point group; known are C1 to C99"):
         operators(name)
+
+
+def test_poses_follow_a_density_that_is_moved():
+    """Every point of the moved density lies in the image where it lay before."""
+    rng = np.random.default_rng(4)
+    angles_deg = np.stack([rng.uniform(-180, 180, 50), rng.uniform(1, 179, 50), rng.uniform(-180, 180, 50)], axis=1)
+    shift_px, points = rng.normal(size=(50, 2)), rng.normal(size=(20, 3))
+    rotation, by_px = Rotation.random(rng=rng).as_matrix(), rng.normal(size=3)
+    kept = angles_deg.copy()
+    moved_deg, moved_px = moved_poses(angles_deg, shift_px, rotation, by_px)
+    before = np.einsum("nij,pj->npi", posed_views(*angles_deg.T), points)[..., :2] + shift_px[:, None]
+    now = points @ rotation.T + by_px
+    after = np.einsum("nij,pj->npi", posed_views(*moved_deg.T), now)[..., :2] + moved_px[:, None]
+    np.testing.assert_allclose(after, before, atol=1e-9)
+    np.testing.assert_array_equal(angles_deg, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from polarice.types import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from polarice.io.particles import ParticleTable
     from polarice.references.abinitio import AbInitio, ClassImages, Start
@@ -22,6 +24,7 @@ EXAMPLE = "polarice initial3d Class2D/job006 --o InitialModel/job008"
 FILES = ("report.html", "initial_model.mrc", "seeds.json", "run_data.star")
 SAME_PIXEL = 0.01  # relative difference of pixel sizes that is rounding
 DIAMETER_OF_BOX = 0.8  # where nothing is said, as class2d takes it
+HARDLY_SYMMETRIC = 0.5  # correlation of a map with its mates
 FEWEST_PIXELS = 8  # across the particle
 FEWEST_PARTICLES = 5  # of a class that takes part
 
@@ -37,6 +40,10 @@ class Params(Computing):
     particle_diameter: float | None = option(
         None, "particle diameter", derived="that of the classes' run", unit="A", low=1
     )
+    sym: str = option(
+        "C1", "point group of the particle: the map is found without it, then its axes are found and applied",
+        level="essential",
+    )  # fmt: skip
     seed: int = option(1, "seed of everything random", low=0, flags=("--random-seed",))
 
 
@@ -46,10 +53,12 @@ def run(params: Params) -> None:
     from polarice.project.params import as_dict, command_line
     from polarice.project.provenance import write_job_json
     from polarice.references.abinitio import FEWEST_CLASSES, ClassImages
+    from polarice.references.symmetry import operators
     from polarice.report.initial import write_page
     from polarice.runs.checkpoint import checkpoints, path_of, read_checkpoint
     from polarice.runs.resources import device_of
 
+    operators(params.sym)  # refused now, not after all starts
     folder, record = params.classes, _record(params.classes)
     done = checkpoints(folder)
     if not done:
@@ -80,8 +89,9 @@ def run(params: Params) -> None:
             inputs=inputs, seed=params.seed, more={"outputs": kept},
         )  # fmt: skip
         starts = _starts(params, images, diameter_A / pixel_A)
-        _write(params, starts, images, table, pixel_A)
-        page = write_page(params.o, params, starts, images, pixel_A)
+        made = _onto_axes(params.sym, starts[0].found)
+        _write(params, made, starts, images, table)
+        page = write_page(params.o, params, (made.density, pixel_A, made.said), starts, images)
     agree = sum(each.same for each in starts)
     print(f"{agree} of {len(starts)} starts found the map of the best one, hand apart; report: {page}")
     if 2 * agree <= len(starts) > 1:
@@ -89,6 +99,36 @@ def run(params: Params) -> None:
             f"warning: {len(starts) - agree} of {len(starts)} starts found other maps; do not trust this one: more "
             "classes, or more particles, may help"
         )
+
+
+@dataclass(frozen=True)
+class Made:
+    """The map as it is written, and how it lies against the one that was found."""
+
+    density: torch.Tensor  # (N, N, N)
+    rotation: np.ndarray  # (3, 3)
+    shift_px: np.ndarray  # (3,)
+    said: str = ""
+
+
+def _onto_axes(sym: str, best: AbInitio) -> Made:
+    """The map with its symmetry axes where RELION has them, averaged over the group; as it is for C1."""
+    import numpy as np
+
+    from polarice.postprocessing.fit import align_axes
+    from polarice.postprocessing.resample import Interpolated, symmetrised
+    from polarice.references.symmetry import generators, operators
+
+    group = operators(sym)
+    if len(group) == 1:
+        return Made(best.density, np.eye(3), np.zeros(3))
+    found = align_axes(best.density, group, generators(sym))
+    said = f"axes of {sym.upper()}: the map correlates with its mates by {found.correlation:.2f}"
+    print(said)
+    if found.correlation < HARDLY_SYMMETRIC:
+        print(f"warning: the map hardly has the symmetry {sym.upper()}; look at it without (--sym C1)", file=sys.stderr)
+    density = symmetrised(Interpolated(best.density).moved(found.move), group)
+    return Made(density, found.move.rotation, found.move.shift_px, said)
 
 
 def _starts(params: Params, images: ClassImages, diameter_px: float) -> list[Start]:
@@ -153,15 +193,15 @@ def _require_same_run(folder: Path, number: int, table: ParticleTable, assigned:
         )
 
 
-def _write(params: Params, starts: list[Start], images: ClassImages, table: ParticleTable, pixel_A: float) -> None:
+def _write(params: Params, made: Made, starts: list[Start], images: ClassImages, table: ParticleTable) -> None:
     """The best map, the figures of all starts, and the particles' views as their classes' say."""
     import json
 
     from polarice.io.atomic import replacing
     from polarice.io.mrc import write_volume
 
-    best = starts[0].found
-    write_volume(params.o / "initial_model.mrc", best.density.cpu().numpy(), pixel_A)
+    pixel_A = table.particles.optics[int(table.particles.optics_of[0])].pixel_size_A
+    write_volume(params.o / "initial_model.mrc", made.density.cpu().numpy(), pixel_A)
     rows = [
         {
             "seed": each.seed, "log_likelihood": each.found.log_likelihood, "seconds": each.seconds,
@@ -170,17 +210,18 @@ def _write(params: Params, starts: list[Start], images: ClassImages, table: Part
         for each in starts
     ]  # fmt: skip
     with replacing(params.o / "seeds.json", "w") as stream:
-        json.dump({"classes": len(images.number), "starts": rows}, stream, indent=2)
-    _write_particles(params.o / "run_data.star", best, images, table)
+        json.dump({"classes": len(images.number), "starts": rows, "symmetry": made.said}, stream, indent=2)
+    _write_particles(params.o / "run_data.star", (starts[0].found, made), images, table)
 
 
-def _write_particles(path: Path, best: AbInitio, images: ClassImages, table: ParticleTable) -> None:
-    """run_data.star: each particle at the view of its class; those of other classes are left out."""
+def _write_particles(path: Path, found: tuple[AbInitio, Made], images: ClassImages, table: ParticleTable) -> None:
+    """run_data.star: each particle at the view of its class in the map as written; others' classes are left out."""
     import numpy as np
 
     from polarice.io.particles import write_particles
-    from polarice.references.directions import angles_of
+    from polarice.references.directions import angles_of, moved_poses
 
+    best, made = found
     pose = table.particles.pose
     place = np.full(int(pose.class_of.max(initial=-1)) + 1, -1)
     known = images.number[images.number < len(place)]
@@ -192,10 +233,13 @@ def _write_particles(path: Path, best: AbInitio, images: ClassImages, table: Par
     psi_deg = -(pose.psi_deg[rows] + best.psi_deg[mine])
     shift_px = _shifts(pose.shift_px[rows], pose.psi_deg[rows], best.shift_px[mine])
     pixel_A = table.particles.optics[int(table.particles.optics_of[0])].pixel_size_A
+    angles_deg, shift_px = moved_poses(
+        np.stack([rot_deg, tilt_deg, psi_deg], axis=1), shift_px, made.rotation, made.shift_px
+    )
     columns = {
-        "rlnAngleRot": rot_deg,
-        "rlnAngleTilt": tilt_deg,
-        "rlnAnglePsi": psi_deg - 360 * np.ceil((psi_deg - 180) / 360),
+        "rlnAngleRot": angles_deg[:, 0],
+        "rlnAngleTilt": angles_deg[:, 1],
+        "rlnAnglePsi": angles_deg[:, 2] - 360 * np.ceil((angles_deg[:, 2] - 180) / 360),
         "rlnOriginXAngst": -shift_px[:, 0] * pixel_A,
         "rlnOriginYAngst": -shift_px[:, 1] * pixel_A,
         "rlnClassNumber": np.ones(len(rows), np.int64),

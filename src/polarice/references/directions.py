@@ -77,6 +77,21 @@ def posed_views(rot_deg: np.ndarray, tilt_deg: np.ndarray, psi_deg: np.ndarray) 
     return plane @ views(rot_deg, tilt_deg)
 
 
+def moved_poses(
+    angles_deg: np.ndarray, shift_px: np.ndarray, rotation: np.ndarray, by_px: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Poses in a density that has been rotated (3, 3) and then shifted (3,): the same images, seen in its new frame.
+
+    angles_deg: (n, 3) RELION's rot, tilt and psi; shift_px: (n, 2) of the images. A point x of the density lies at
+    A x + shift in the image; it is now at R x + t, so A' = A R^T and shift' = shift - A' t.
+    """
+    frames = posed_views(*angles_deg.T) @ rotation.T
+    rot_deg, tilt_deg = angles_of(frames[:, 2])
+    plane = frames @ np.swapaxes(views(rot_deg, tilt_deg), 1, 2)
+    psi_deg = np.degrees(np.arctan2(plane[:, 0, 1], plane[:, 0, 0]))
+    return np.stack([rot_deg, tilt_deg, psi_deg], axis=1), shift_px - frames[:, :2] @ by_px
+
+
 def nearest(points: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """(n,) which of the directions (m, 3) lies nearest to each of the points (n, 3)."""
     found = [

@@ -16,19 +16,26 @@ from polarice.report.montage import png_bytes
 from polarice.report.refinement import AXES, map_sheet, stretched
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from polarice.references.abinitio import ClassImages, Start
 
 MOST_PAIRS = 60
 SIDE_PX = 96
 
 
-def write_page(folder: Path, params: Parameters, starts: Sequence[Start], images: ClassImages, pixel_A: float) -> Path:
-    """Write report.html into the job's folder; InputError where that cannot be."""
+def write_page(
+    folder: Path, params: Parameters, made: tuple[Tensor, float, str], starts: Sequence[Start], images: ClassImages
+) -> Path:
+    """Write report.html into the job's folder; InputError where that cannot be.
+
+    made: the map (N, N, N) as it is written, its pixel size in Angstrom, and what is to be said of its symmetry.
+    """
     from polarice.postprocessing.surface import contour
     from polarice.report.surface import surface_png
 
-    best = starts[0].found
-    level = contour(best.density, pixel_A)
+    density, pixel_A, said = made
+    level = contour(density, pixel_A)
     agree = sum(each.same for each in starts)
     numbers = [
         (f"of {len(starts)} starts found this map, hand apart", f"{agree}"),
@@ -43,9 +50,10 @@ def write_page(folder: Path, params: Parameters, starts: Sequence[Start], images
     plain = [(each.name, ("v", each.value), each.unit, ("h", each.help)) for each in parameters_of(params)]
     chapters = [
         Chapter("Map", ("Above: central slices. Below: projections along the same axes. The hand is not known: the map "
-                        "may be the mirror image of the molecule.",), numbers,
-                [Picture(map_sheet(best.density.cpu().numpy()), f"The best of all starts, along {AXES}."),
-                 Picture(surface_png(best.density, level.level), f"Its surface at {level.level:.4g}.")]),
+                        "may be the mirror image of the molecule.",
+                        *([f"{said[0].upper()}{said[1:]}."] if said else ())), numbers,
+                [Picture(map_sheet(density.cpu().numpy()), f"The best of all starts, along {AXES}."),
+                 Picture(surface_png(density, level.level), f"Its surface at {level.level:.4g}.")]),
         Chapter("Starts", ("The best by likelihood first. Starts that end with the same views of the classes found "
                            "one map; where few do, more classes or particles are needed.",),
                 tables=[Rows(heads, rows)]),
