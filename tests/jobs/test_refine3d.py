@@ -313,3 +313,22 @@ def test_a_workflow_goes_on_to_the_map(made, monkeypatch):
     assert Path("refine3d/run_class001.mrc").exists()
     ended = run("run flow.toml")
     assert ended.out.count("done before, nothing has changed") == 3, ended.out + ended.err
+
+
+def test_a_solvent_mask_holds_references_and_corrects_the_fsc(made, monkeypatch):
+    monkeypatch.chdir(made)
+    assert run("mask ref.mrc --o m --lowpass 0 --extend-inimask 1 --width-soft-edge 3").code == 0
+    mask, true = read_volume("m/mask.mrc")[0], truth_map()
+    alone(f"{REFINE} --ref ref.mrc --solvent-mask m/mask.mrc --solvent-correct-fsc --o masked")
+    half = read_volume("masked/run_it004_half1_class001.mrc")[0]
+    assert np.abs(half[mask == 0]).max() == 0 < np.abs(half[mask > 0.5]).max()
+
+    def alike(folder: str) -> float:
+        density = read_volume(f"{folder}/run_class001.mrc")[0]
+        return float(np.corrcoef(density[mask > 0.5], true[mask > 0.5])[0, 1])
+
+    assert alike("masked") > alike("out") - 0.02
+    write_volume("wide.mrc", np.ones((BOX + 2,) * 3, np.float32), ANGPIX)
+    ended = run(f"{REFINE} --ref ref.mrc --solvent-mask wide.mrc --o bad")
+    assert ended.code == 2 and f"wide.mrc: a box of {BOX + 2} voxels" in ended.err and not Path("bad").exists()
+    assert "no effect without --solvent-mask" in run(f"{REFINE} --ref none.mrc --solvent-correct-fsc --o bad").err

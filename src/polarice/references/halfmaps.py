@@ -8,6 +8,7 @@ two maps without a prior, inside the sphere of the particle (Scheres 2012, J Str
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,6 +76,14 @@ class VolumeSums:
 
 
 @dataclass(frozen=True)
+class Solvent:
+    """What lies outside of the particle, and what half maps are compared within."""
+
+    mask: Tensor  # (N, N, N), 0 to 1; references are multiplied by it
+    fsc: Callable[[Tensor, Tensor], Tensor] | None = None  # of two densities (N, N, N): (S,); None: inside the sphere
+
+
+@dataclass(frozen=True)
 class HalfMaps:
     """The model; densities (half, N, N, N) float32 in pixels, z, y, x, their origin at N // 2."""
 
@@ -129,13 +138,19 @@ class HalfMaps:
         """(G, ring) float32."""
         return self.noise_power[:, 1 : r_max + 1].float()
 
-    def maximize(self, sums: VolumeSums, grid: FourierGrid, tau2_fudge: float, join_shell: int) -> HalfMaps:
+    def maximize(
+        self, sums: VolumeSums, grid: FourierGrid, tau2_fudge: float, join_shell: int, solvent: Solvent | None = None
+    ) -> HalfMaps:
         """The maps that the sums speak for; shells up to `join_shell` are of both halves together."""
         n, device = self.box_px, self.densities.device
         sphere = soft_sphere(n, self.radius_px, MASK_EDGE_PX, device)
+        inside = sphere if solvent is None else solvent.mask
         halves = range(HALVES)
         unfiltered = torch.stack([grid.density(grid.solved(sums.numerator[h], sums.denominator[h])) for h in halves])
-        fsc = correlation(unfiltered[0] * sphere, unfiltered[1] * sphere)
+        if solvent is None or solvent.fsc is None:
+            fsc = correlation(unfiltered[0] * sphere, unfiltered[1] * sphere)
+        else:
+            fsc = solvent.fsc(unfiltered[0], unfiltered[1]).to(torch.float64)
         fsc[0] = 1
         fsc[grid.r_max + 1 :] = 0
         ssnr = tau2_fudge * ssnr_of(fsc[: grid.r_max + 1])
@@ -145,7 +160,7 @@ class HalfMaps:
         for h in halves:
             own = (sums.numerator[h], sums.denominator[h])
             numerator, denominator = (torch.where(low, joint / 2, mine) for joint, mine in zip(both, own, strict=True))
-            densities.append(grid.density(grid.solved(numerator, denominator, ssnr)) * sphere)
+            densities.append(grid.density(grid.solved(numerator, denominator, ssnr)) * inside)
         return replace(
             self,
             densities=torch.stack(densities),

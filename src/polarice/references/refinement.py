@@ -27,7 +27,7 @@ from polarice.align.search import Search
 from polarice.align.store import CacheBudget, PolarStore
 from polarice.cluster import SERIAL, Comm, part
 from polarice.references.directions import step_deg
-from polarice.references.halfmaps import HALVES, HalfMaps, ReferencePowers, VolumeSums
+from polarice.references.halfmaps import HALVES, HalfMaps, ReferencePowers, Solvent, VolumeSums
 from polarice.references.slices import FourierGrid
 from polarice.references.symmetry import operators
 from polarice.references.views import Found, Maps, Parts, Pass, ViewGrid
@@ -197,6 +197,7 @@ class RefineSettings:
     precision: Precision = "float32"
     kernel: Kernel = "plain"
     group: np.ndarray = field(default_factory=lambda: operators("C1"))  # (g, 3, 3)
+    solvent: Solvent | None = None
 
 
 @dataclass(frozen=True)
@@ -319,7 +320,7 @@ class HalvesExpectation(ViewExpectation[HalfMaps]):
         return rows, tuple((half,) for half in range(HALVES))
 
     def maximized(self, model: HalfMaps, sums: VolumeSums, grid: FourierGrid, step: RefineStep) -> HalfMaps:
-        return model.maximize(sums, grid, self.settings.tau2_fudge, self.settings.join_shell)
+        return model.maximize(sums, grid, self.settings.tau2_fudge, self.settings.join_shell, self.settings.solvent)
 
 
 def scales_by_power(model: Scaled, images: ParticleImages, rows: np.ndarray, basis: PolarBasis) -> list[float]:

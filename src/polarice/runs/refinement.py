@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from polarice.align.fit import IterationResult, State
     from polarice.align.images import ParticleImages
     from polarice.io.relion_run.model3d import Search3D
-    from polarice.references.halfmaps import HalfMaps
+    from polarice.references.halfmaps import HalfMaps, Solvent
     from polarice.references.refinement import (
         Progress,
         Refined,
@@ -105,6 +105,13 @@ class Refinement(MapJob):
     low_resol_join_halves: float = option(
         40.0, "halves are one up to this resolution, so that they keep pose and hand", unit="A", low=1
     )
+    solvent_mask: Path | None = option(
+        None, "solvent mask, 0 to 1: references are multiplied by it", derived="the particle's sphere", path=MAP
+    )
+    solvent_correct_fsc: bool = option(
+        False, "the FSC that drives resolution and prior is that within the mask, corrected by randomised phases",
+        needs=("solvent_mask", True),
+    )  # fmt: skip
     auto_local_healpix_order: int = option(4, "HEALPix order from which particles are searched locally", low=3, high=6)
 
     def faults(self) -> Iterator[str]:
@@ -121,6 +128,7 @@ def refine(job: str, params: Refinement) -> None:
     def require(params: Refinement, images: ParticleImages) -> None:
         if params.continue_ is None and params.ref is not None:
             require_suitable(params, [params.ref], images)
+        solvent_of(params, images)  # refused now, not after an iteration
         require_room_of_halves(params, images)
 
     run_on_maps(job, params, RefineRun, require)
@@ -191,6 +199,27 @@ def _require_room(wanted: int, there: int, box: int, what: str) -> None:
             f"{there / (1 << 30):.3g}; compare to a coarser resolution (--strict-highres-exp), or scale the particles "
             "down (polarice extract --scale)"
         )
+
+
+def solvent_of(params: Refinement, images: ParticleImages) -> Solvent | None:
+    """What --solvent-mask asks for. Raises InputError where the mask is not on the grid of the map, or is none."""
+    import torch
+
+    from polarice.postprocessing.corrected import curves
+    from polarice.postprocessing.result import Map
+    from polarice.references.halfmaps import Solvent
+    from polarice.runs.density import read_mask
+
+    if params.solvent_mask is None:
+        return None
+    box = images.preparation.box_px
+    grid = Map(params.particles, np.broadcast_to(np.float32(0), (box,) * 3), images.pixel_size_A)
+    mask = torch.from_numpy(read_mask(params.solvent_mask, grid)).to(images.device)
+
+    def corrected(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return curves((one, other), mask, params.seed).corrected
+
+    return Solvent(mask, corrected if params.solvent_correct_fsc else None)
 
 
 def read_reference(path: Path, images: ParticleImages) -> np.ndarray:
@@ -342,6 +371,7 @@ class RefineRun(MapRun["RefineResult"]):
         from polarice.references.refinement import HalvesExpectation, KeepMaps
 
         settings = self.refine_settings(self.params.low_resol_join_halves)
+        settings = replace(settings, solvent=solvent_of(self.params, self.images))
         expect = HalvesExpectation(self.images, self.looked.order, settings, self.comm)
         return fit(self.state, self.schedule, expect, KeepMaps(), self.params.seed)
 
