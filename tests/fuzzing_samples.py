@@ -504,7 +504,7 @@ def _read_refinement(folder: Path) -> Any:
 
     state = read_refinement(folder / "out", 2, torch.device("cpu"))
     model, progress = state.model, state.carried
-    assert {*np.unique(progress.half_of)} <= {-1, 0, 1}, "halves of another kind"
+    assert {*np.unique(progress.set_of)} <= {-1, 0, 1}, "halves of another kind"
     maps = (model.densities, model.unfiltered, model.joined, model.fsc, model.noise_power)
     return maps, progress.direction, progress.crop_centre_px, state.assignment.pose
 

@@ -46,10 +46,10 @@ def test_mini_batches_grow_and_the_last_two_take_every_particle():
 def test_what_is_remembered_is_of_particles_not_looked_at_again():
     """Nothing while classes grow; then 0.8 of their share; of none where all are looked at."""
     plan = steps(schedule())
-    assert {step.memory for step in plan[:18]} == {0.0}
-    assert [step.memory for step in plan[18:]] == pytest.approx([0.8 * (1 - s.batch / 100_000) for s in plan[18:]])
-    assert plan[-2].memory == plan[-1].memory == 0
-    assert {step.memory for step in steps(schedule(growing=False))} == {0.0}
+    assert {step.momentum for step in plan[:18]} == {0.0}
+    assert [step.momentum for step in plan[18:]] == pytest.approx([0.8 * (1 - s.batch / 100_000) for s in plan[18:]])
+    assert plan[-2].momentum == plan[-1].momentum == 0
+    assert {step.momentum for step in steps(schedule(growing=False))} == {0.0}
 
 
 def test_fine_poses_are_looked_for_beside_the_grid():
@@ -65,7 +65,7 @@ def test_resolution_and_shifts_end_at_their_limits():
     assert plan[18].ramp_px == plan[-1].ramp_px == 60
     assert (plan[0].shift_range_px, plan[0].shift_step_px) == (5.0, 2.0)
     assert (plan[-1].shift_range_px, plan[-1].shift_step_px) == (1.0, 1.0)
-    assert plan[-1].balance == 0
+    assert plan[-1].occupancy_penalty == 0
     assert not plan[-1].settling
 
 

@@ -35,7 +35,7 @@ def all_before(items: Iterable[object]) -> Iterator[object]:
 @pytest.mark.parametrize("ahead", [iter, read_ahead, all_before])
 def test_what_arrives_is_what_was_sent(monkeypatch, ahead):
     card = LateCard()
-    monkeypatch.setattr(transfer, "lane_to", lambda _device: PinnedPrefetch(card))
+    monkeypatch.setattr(transfer, "prefetch_to", lambda _device: PinnedPrefetch(card))
     for sent_, arrived in zip(batches(20), sent(batches(20), CPU, ahead), strict=True):
         assert torch.equal(sent_, arrived)
     assert card.under_way == 0
@@ -47,7 +47,7 @@ def test_without_waiting_a_buffer_would_be_overwritten(monkeypatch):
     """What the test above rests on: the played card shows it."""
     monkeypatch.setattr(LateCard, "wait", lambda self, ended: None)
     monkeypatch.setattr(LateCard, "receive", lambda self, there, ended: ended.pop()())
-    monkeypatch.setattr(transfer, "lane_to", lambda _device: PinnedPrefetch(LateCard()))
+    monkeypatch.setattr(transfer, "prefetch_to", lambda _device: PinnedPrefetch(LateCard()))
     arrived = list(sent(batches(20), CPU, all_before))
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(batches(20), arrived, strict=True))
 
@@ -62,7 +62,7 @@ def test_a_pass_over_sent_images_is_the_pass(monkeypatch):
     where, rows = searched(scene(48, 4000.0, n=40), True), np.arange(40)
     each = 4 * where.basis.r_max * where.basis.n_theta
     plain = swept(where, PolarStore(rows, CacheBudget(17 * each)))
-    monkeypatch.setattr(transfer, "lane_to", lambda _device: PinnedPrefetch(LateCard()))
+    monkeypatch.setattr(transfer, "prefetch_to", lambda _device: PinnedPrefetch(LateCard()))
     same(plain, swept(where, PolarStore(rows, CacheBudget(17 * each))), 0.0)
 
 

@@ -90,7 +90,7 @@ def test_transfers_beside_the_computing_change_nothing(lent: Path, kept: str, mo
         cards.append(accelerator.LateCard(device))
         return transfer.PinnedPrefetch(cards[-1])
 
-    monkeypatch.setattr(transfer, "lane_to", prefetch_to)
+    monkeypatch.setattr(transfer, "prefetch_to", prefetch_to)
     assert_same_files(*near_and_far(monkeypatch, align2d, params), 3)
     assert sum(len(card.pinned_counts) for card in cards) > 0
     assert all(card.under_way == 0 for card in cards)

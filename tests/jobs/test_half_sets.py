@@ -268,8 +268,8 @@ def test_images_multiplied_by_their_ctf_make_the_same_map(here):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("direction", 0.5, "directions or half sets make no sense"),
-        ("half_of", 3, "directions or half sets make no sense"),
+        ("carried.direction", 0.5, "directions or sets of particles make no sense"),
+        ("carried.set_of", 3, "directions or sets of particles make no sense"),
         ("model.unfiltered", np.inf, "values that are no numbers in unfiltered"),
         ("pose.shift_px", 1e38, "pose.shift_px lies outside of any box"),
         ("step.r_max", 1000, "the last step makes no sense"),

@@ -249,10 +249,10 @@ def test_classes_are_pulled_towards_equal_occupancy_step_by_step():
     step -= step.mean()
     model = blank(basis, 4)
     for times in (1, 2, 3):
-        model = model.maximize(sums, Prior(balance=0.5))
+        model = model.maximize(sums, Prior(occupancy_penalty=0.5))
         torch.testing.assert_close(model.log_prior, -times * step)
     for _ in range(100):
-        model = model.maximize(sums, Prior(balance=0.5))
+        model = model.maximize(sums, Prior(occupancy_penalty=0.5))
     assert model.log_prior.max() == 30.0 and model.log_prior.min() == -30.0  # exp of more is of no use
     learned = model.maximize(sums, Prior())
     torch.testing.assert_close(learned.weights, shares / 48)

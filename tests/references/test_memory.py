@@ -40,7 +40,7 @@ def sums(seed: int, images: float = 50.0) -> Sums:
 def test_averages_are_those_of_both_sums(share):
     """A share of the first and all of the second, to single precision, in which the first average was kept."""
     first, second = sums(1), sums(2, images=20)
-    found = empty().maximize(first, Prior()).maximize(second, Prior(memory=share))
+    found = empty().maximize(first, Prior()).maximize(second, Prior(momentum=share))
     both = empty().maximize(replace(second + first * share, image_power=second.image_power), Prior())
     torch.testing.assert_close(found.error, both.error)
     torch.testing.assert_close(found.ssnr, both.ssnr, rtol=1e-4, atol=1e-4)
@@ -58,7 +58,7 @@ def test_nothing_is_remembered_of_a_ring_that_was_not_there():
     """Rings that the basis has gained come from the new sums alone; those that it had, from both."""
     small = replace(BASIS, r_max=4)
     cut = empty().maximize(sums(1), Prior()).on(small).on(BASIS)
-    found = cut.maximize(sums(2), Prior(memory=0.5))
+    found = cut.maximize(sums(2), Prior(momentum=0.5))
     alone = empty().maximize(sums(2), Prior())
     torch.testing.assert_close(found.error[:, 4:], alone.error[:, 4:])
     assert (found.error[:, :4] < alone.error[:, :4]).all()
@@ -75,6 +75,6 @@ def test_copies_share_what_their_parent_knew():
 
 def test_weights_are_a_mean_of_both():
     first, second = sums(1), replace(sums(2), class_weight=torch.tensor([10.0, 10.0, 30.0], dtype=torch.float64))
-    found = empty().maximize(first, Prior()).maximize(second, Prior(memory=0.5))
+    found = empty().maximize(first, Prior()).maximize(second, Prior(momentum=0.5))
     expected = (torch.tensor([0.2, 0.2, 0.6]) + 0.5 * torch.tensor([0.5, 0.3, 0.2])) / 1.5
     torch.testing.assert_close(found.weights, expected.double())

@@ -46,7 +46,7 @@ class Rank:
     def size(self) -> int:
         return self.board.size
 
-    def join(self, parts: Any) -> Any:
+    def all_gather(self, parts: Any) -> Any:
         return joined(parts, self._gathered)
 
     def sum(self, stats: Any) -> Any:
@@ -55,7 +55,7 @@ class Rank:
 
         return summed(stats, all_reduce)
 
-    def deal(self, parts: Any) -> Any:
+    def reduce_scatter(self, parts: Any) -> Any:
         def reduce_scatter(sent: np.ndarray, own: np.ndarray, counts: list[int]) -> None:
             whole = np.sum(self._gathered(sent), axis=0)
             own[:] = np.split(whole, np.cumsum(counts)[:-1])[self.rank]

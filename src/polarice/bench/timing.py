@@ -256,7 +256,7 @@ def _thin_times(model: Manifold, images: AlignedImages) -> dict[str, float]:
 class _OneOfMany(Serial):
     """As many ranks as there are nodes, so that next to nothing is its own to do; what others would send is nothing."""
 
-    def join(self, parts: Any) -> Any:
+    def all_gather(self, parts: Any) -> Any:
         return parts.new_zeros(self.size, *parts.shape[1:])
 
 

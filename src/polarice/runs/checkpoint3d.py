@@ -29,7 +29,7 @@ def write_maps(folder: Path, state: State[Any, Any], outline: ClassModel) -> Pat
         value = getattr(state.model, each.name)
         arrays[f"model.{each.name}"] = value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
     arrays |= {f"step.{each.name}": np.asarray(getattr(step, each.name)) for each in fields(step)}
-    kept = [each.name for each in fields(progress) if each.name not in ("step", "cut_px")]
+    kept = [each.name for each in fields(progress) if each.name not in ("step", "crop_centre_px")]
     arrays |= {f"carried.{name}": np.asarray(getattr(progress, name)) for name in kept}
     return write(
         folder,
@@ -49,7 +49,7 @@ def read_refinement(folder: Path, number: int, device: torch.device) -> RefineSt
         box = found.model.box_px
         shapes: dict[str, tuple[int, ...]] = {"densities": (2, box, box, box), "unfiltered": (2, box, box, box)}
         shapes["joined"] = (box, box, box)
-        _require_fitting(found, shapes | {"fsc": (box // 2 + 1,)})
+        _require_fitting(found, shapes | {"fsc": (box // 2 + 1,)}, 2)
         return found
 
     return read(folder, number, state)
@@ -65,7 +65,7 @@ def read_classes(folder: Path, number: int, device: torch.device) -> ClassState:
         found = _state(arrays, number, (Volumes, ClassProgress), device)
         k, box = len(arrays["classes.weights"]), found.model.box_px
         shapes: dict[str, tuple[int, ...]] = {"maps": (k, box, box, box), "weights": (k,), "shells": (k,)}
-        _require_fitting(found, shapes | {"tau2": (k, box // 2 + 1), "ssnr": (k, box // 2 + 1)})
+        _require_fitting(found, shapes | {"tau2": (k, box // 2 + 1), "ssnr": (k, box // 2 + 1)}, 2 * k)
         return found
 
     return read(folder, number, state)
@@ -92,8 +92,8 @@ def _state(arrays: Arrays, number: int, kinds: tuple[type, type], device: torch.
     return State(number, model_of(**tensors), assignment_of(arrays), progress, changed)
 
 
-def _require_fitting(state: State[Any, Any], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError where the arrays are not of one set of maps, or not of one set of particles."""
+def _require_fitting(state: State[Any, Any], shapes: dict[str, tuple[int, ...]], sets: int) -> None:
+    """Raise ValueError where the arrays are not of one set of maps, or not of so many sets of particles."""
     from polarice.references.refinement import MOST_ORDER
 
     model, progress, count = state.model, state.carried, len(state.carried.set_of)
@@ -105,7 +105,10 @@ def _require_fitting(state: State[Any, Any], shapes: dict[str, tuple[int, ...]])
     if wrong or progress.direction.shape != (count, 3) or len(state.pose.psi_deg) != count:
         raise ValueError(f"arrays that do not fit together: {', '.join(wrong) or 'of the particles'}")
     length = np.linalg.norm(progress.direction, axis=1)
-    if not (np.isclose(length, 1, atol=1e-3) | (length == 0)).all() or not (progress.set_of >= -1).all():
+    if (
+        not (np.isclose(length, 1, atol=1e-3) | (length == 0)).all()
+        or not np.isin(progress.set_of, range(-1, sets)).all()
+    ):
         raise ValueError("directions or sets of particles make no sense")
     step = progress.step
     if step is None or not (1 <= step.r_max <= box // 2 and 0 <= step.order <= MOST_ORDER):

@@ -170,10 +170,12 @@ def require_same_inputs(folder: Path, inputs: Sequence[Any], params: Any = None)
         if not is_same(record, path):
             raise InputError(f"{path}: {_CHANGED.format(folder)}")
     for record, path in zip(kept[len(inputs) :], begun, strict=False):
-        needed = not last_checkpoint(params) or (os.path.exists(path) and Path(path) == params.ref)
+        named = os.path.exists(path) and Path(path) in _references(params)
+        needed = not last_checkpoint(params) or named or path in _kept_inputs(params)
         if needed and located(record, folder) is None and not is_same(record, path):
             there = _CHANGED if os.path.exists(path) else "not found, and the run in {} has not begun without it"
-            raise InputError(f"--ref {path}: {there.format(folder)}")
+            flag = "--solvent-mask" if path in _kept_inputs(params) else "--ref"
+            raise InputError(f"{flag} {path}: {there.format(folder)}")
     return kept[len(inputs) :]
 
 
@@ -181,10 +183,20 @@ def beginnings(params: Any) -> list[Path]:
     """What a run begins with beside its particles, and needs no more later: a map, or the last state of classes."""
     from polarice.runs.checkpoint import checkpoints, path_of
 
+    files = [path_of(ref, max(checkpoints(ref), default=0)) if ref.is_dir() else ref for ref in _references(params)]
+    return [*files, *_kept_inputs(params)]
+
+
+def _references(params: Any) -> tuple[Path, ...]:
+    """What --ref names."""
     ref = getattr(params, "ref", None)
-    if ref is None or not ref.is_dir():
-        return [ref] if ref is not None else []
-    return [path_of(ref, max(checkpoints(ref), default=0))]
+    return ref if isinstance(ref, tuple) else () if ref is None else (ref,)
+
+
+def _kept_inputs(params: Any) -> list[Path]:
+    """Files beside the particles that every iteration needs."""
+    mask = getattr(params, "solvent_mask", None)
+    return [] if mask is None else [mask]
 
 
 def _require_iterations_left(job: str, params: ParticleJob) -> None:
