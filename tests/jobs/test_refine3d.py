@@ -329,6 +329,6 @@ def test_a_solvent_mask_holds_references_and_corrects_the_fsc(made, monkeypatch)
 
     assert alike("masked") > alike("out") - 0.02
     write_volume("wide.mrc", np.ones((BOX + 2,) * 3, np.float32), ANGPIX)
-    ended = run(f"{REFINE} --ref ref.mrc --solvent-mask wide.mrc --o bad")
-    assert ended.code == 2 and f"wide.mrc: a box of {BOX + 2} voxels" in ended.err and not Path("bad").exists()
-    assert "no effect without --solvent-mask" in run(f"{REFINE} --ref none.mrc --solvent-correct-fsc --o bad").err
+    ended = run(f"{REFINE} --ref ref.mrc --solvent-mask wide.mrc --o bad_mask")
+    assert ended.code == 2 and f"wide.mrc: a box of {BOX + 2} voxels" in ended.err and not Path("bad_mask").exists()
+    assert "no effect without --solvent-mask" in run(f"{REFINE} --ref none.mrc --solvent-correct-fsc --o bad_mask").err
