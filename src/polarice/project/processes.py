@@ -36,3 +36,8 @@ class PlainSpawn(SpawnContext):
     """Spawned processes: the fork of a process that runs threads may hang."""
 
     Process = _Process
+
+
+def context_for(work: object) -> SpawnContext:
+    """Where processes for some work come from: they know the main program only where the work is defined in it."""
+    return SpawnContext() if type(work).__module__ == "__main__" else PlainSpawn()

@@ -58,7 +58,7 @@ from polarice.project.inputs import content_of, fingerprint, is_same
 from polarice.project.items import Item, Outcome
 from polarice.project.outputs import KEY, RECORD, Outputs
 from polarice.project.params import Parameters, as_dict, command_line, options_of, resources_of
-from polarice.project.processes import PlainSpawn
+from polarice.project.processes import context_for
 from polarice.project.progress import Bar
 from polarice.project.provenance import NAME
 from polarice.project.usage import USAGE_NAME, Items, Spent, Watch, items_of_last_run, write_usage
@@ -340,7 +340,7 @@ def _pooled(
     """Work off `waiting` in processes; where one of them is killed, end and return the rows that were under work."""
     running: dict[Future[Outcome], int] = {}
     since: dict[int, float] = {}
-    with ProcessPoolExecutor(farm.workers, PlainSpawn(), _begin_worker, (farm.threads,)) as pool:
+    with ProcessPoolExecutor(farm.workers, context_for(work), _begin_worker, (farm.threads,)) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < farm.workers:
