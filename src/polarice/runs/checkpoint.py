@@ -185,6 +185,8 @@ def _require_numbers(arrays: Arrays) -> None:
     for name, value in arrays.items():
         if name.startswith(("pose.", "found.", "classes.", "cut_px")) and value.dtype.kind not in "iuf":
             raise ValueError(f"{name} holds {value.dtype}")
+        if name.startswith("model.") and value.dtype.kind not in "iufb":
+            raise ValueError(f"{name} holds {value.dtype}")
         if name.startswith("anchor.") and not np.isfinite(value).all():
             raise ValueError(f"{name} holds values that are no numbers")
         if name in ("pose.shift_px", "cut_px", "anchor.shift_px") and not (np.abs(value) <= MOST_BOX_PX).all():

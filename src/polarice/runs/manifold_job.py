@@ -63,7 +63,7 @@ class ManifoldJob(ParticleJob):
         derived="as many as held-out images confirm", low=0, high=10_000,
     )  # fmt: skip
     tau2_fudge: float = option(1.0, "strength of the data against the prior", low=0.01, high=100)
-    frames: int = option(60, "frames of the movie along the map", low=2, high=10_000)
+    frames: int = option(60, "frames of the movie along the manifold", low=2, high=2000)
     write_every: int = option(10, "write RELION's files every so many iterations, and at the end", low=1, high=999)
 
     @property
