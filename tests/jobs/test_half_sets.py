@@ -272,6 +272,7 @@ def test_images_multiplied_by_their_ctf_make_the_same_map(here):
         ("carried.set_of", 3, "directions or sets of particles make no sense"),
         ("model.unfiltered", np.inf, "values that are no numbers in unfiltered"),
         ("pose.shift_px", 1e38, "pose.shift_px lies outside of any box"),
+        ("model.joined", 1j, "model.joined holds complex"),
         ("step.r_max", 1000, "the last step makes no sense"),
     ],
 )
@@ -279,7 +280,7 @@ def test_damaged_checkpoints_of_halves(here, name, value, message):
     path = path_of(Path("run"), 1)
     with np.load(path) as stored:
         arrays = dict(stored)
-    arrays[name] = np.full_like(arrays[name], value)
+    arrays[name] = np.full_like(arrays[name], value, dtype=complex if isinstance(value, complex) else None)
     np.savez(path, **arrays)
     with pytest.raises(InputError, match=message):
         read_refinement(Path("run"), 1, torch.device("cpu"))
