@@ -34,14 +34,14 @@ TABLE = {
     "jobs": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report", "runs", "selection"},
     "api": {"jobs", "runs", "project", "types", "io", "cluster"},
     "cli": {"jobs", "project", "types", "cluster"},
-    "web": {"jobs", "project", "types"},
+    "web": {"jobs", "project", "types", "io", "runs", "report", "selection"},
     "bench": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report", "runs", "jobs"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }
 OWNERS = {"mpi4py": {"cluster"}, "gemmi": {"io", "simulation"}}  # who may import these packages at all
-WITHOUT_TORCH = {"types", "io", "cli"}
-LIGHT = {"project", "report", "runs", "jobs", "api", "cli", "bench", "types", "io"}
+WITHOUT_TORCH = {"types", "io", "cli", "web"}
+LIGHT = {"project", "report", "runs", "jobs", "api", "cli", "bench", "types", "io", "web"}
 KERNELS = {"fused_kernel"}  # a card's kernel takes addresses and sizes one by one
 HEAVY = {"torch", "matplotlib", "gemmi", "scipy", "finufft", "PIL"}  # before --help prints
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 600, 60, 7

@@ -37,6 +37,7 @@ JOBS: dict[str, str] = {
     "run": "polarice.jobs.workflow",
     "demo": "polarice.jobs.demo",
     "status": "polarice.jobs.status",
+    "serve": "polarice.web.command",
 }
 
 

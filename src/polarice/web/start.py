@@ -1,0 +1,107 @@
+"""A new job: its form, the command that it makes, and its start."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from polarice.project.params import options_of
+from polarice.project.registry import load
+from polarice.types import InputError
+from polarice.web import layout
+from polarice.web.forms import Filled, fill, html_of, offered, proposals, texts_of
+from polarice.web.found import next_folder
+from polarice.web.guard import Refused
+from polarice.web.server import Answer, Request
+
+if TYPE_CHECKING:
+    from polarice.web.site import Site
+
+
+def show(site: Site, request: Request, rest: str) -> Answer:
+    """The kinds of jobs, or the form of one; with ?from=JOB as that one was, and ?FIELD=... filled in."""
+    if site.read_only:
+        raise Refused(HTTPStatus.FORBIDDEN, "read-only: nothing can be started here (--read-only)")
+    if not rest:
+        rows = "".join(
+            f"<li>{layout.link(name, 'new', name)} <span class=soft>{escape(load(name).SUMMARY)}</span></li>"
+            for name in offered()
+        )
+        return site.page("New job", f'<h1>New job</h1><ul class="kinds">{rows}</ul>')
+    job = _kind(rest)
+    texts = texts_of(job, {})
+    if source := request.query.get("from"):
+        old = site.job(source)
+        if old.kind != job or old.is_relion:
+            raise Refused(HTTPStatus.BAD_REQUEST, f"{source[:80]!r} is no job of this kind")
+        where = old.working_directory or str(site.fence.root)
+        moved = os.path.relpath(where, site.fence.root) if os.path.realpath(where) != str(site.fence.root) else ""
+        texts = texts_of(job, {**old.params, "continue_": None}, moved)
+    fields = {each.field for each in options_of(load(job).Params)}
+    texts |= {name: text for name, text in request.query.items() if name in fields}
+    if "o" in fields and "o" not in request.query:
+        texts["o"] = next_folder(job, list(site.jobs.all()))
+    return _page(site, Filled(job, texts))
+
+
+def _kind(name: str) -> str:
+    if name not in offered():
+        raise Refused(HTTPStatus.NOT_FOUND, f"no job that is started here: {name[:80]!r}")
+    return name
+
+
+def _page(site: Site, filled: Filled, said: str = "") -> Answer:
+    options = options_of(load(filled.job).Params)
+    named = "".join(f"<li>{escape(text)}</li>" for name, text in filled.faults.items())
+    faults = f'<ul class="faults" role="alert">{named}</ul>' if named else ""
+    can = "" if filled.command else " hidden"
+    body = (
+        f"<h1>New {escape(filled.job)}</h1><p class=soft>{escape(load(filled.job).SUMMARY)}</p>"
+        f'<form id="form" method="post" action="{layout.address("new", filled.job)}" '
+        f'data-check="{layout.address("check", filled.job)}" autocomplete="off" novalidate>'
+        f"{html_of(filled, proposals(site.jobs.all(), site.fence.root) if options else {})}"
+        f'<div class="ready"><div id="faults">{faults}</div><p class="fault">{escape(said)}</p>'
+        f'<div id="ready"{can}>{layout.command(filled.command)}</div>'
+        f'<input type="hidden" name="command" value="{escape(filled.command)}">'
+        f'<button name="act" value="check" id="check">Check, and show the command</button> '
+        f'<button name="act" value="start" id="start" class="go"{can}>Start</button></div></form>'
+    )
+    return site.page(f"New {filled.job}", body)
+
+
+def post(site: Site, request: Request, rest: str) -> Answer:
+    """Show the command; where it was shown already and is the same, run it."""
+    filled = fill(_kind(rest), request.form, site.fence, site.fence.root)
+    if request.form.get("act") != "start" or filled.faults:
+        return _page(site, filled)
+    if request.form.get("command") != filled.command:
+        return _page(site, filled, "Look at the command, then start it.")
+    folder = request.form.get("o", "").strip()
+    try:
+        name = _start(site, filled, folder)
+    except InputError as error:
+        return _page(site, filled, str(error))
+    return Answer.to(layout.address("job", name))
+
+
+def _start(site: Site, filled: Filled, folder: str) -> str:
+    """Start it and return its name. A folder that holds anything is left alone: a job begins in a new one."""
+    fields = {each.field: each for each in options_of(load(filled.job).Params)}
+    if "o" in fields:
+        place = site.fence.root / (folder or str(fields["o"].default))
+    else:  # a workflow has no folder: what it prints goes beside its file
+        place = site.fence.root / f"{filled.job}_log"
+    if "o" in fields and place.is_dir() and any(place.iterdir()):
+        raise InputError(f"{folder}: is not empty; choose a new folder for the results")
+    site.processes.start(filled.words, place, site.fence.root)
+    site.log(f"started: {filled.command}")
+    site.jobs.all(fresh=True)
+    return os.path.relpath(place, site.fence.root)
+
+
+def check_only(site: Site, request: Request, rest: str) -> Answer:
+    """The command that a form makes, or what is wrong, as JSON."""
+    filled = fill(_kind(rest), request.form, site.fence, site.fence.root)
+    return site.json({"command": filled.command, "faults": dict(filled.faults)})
