@@ -130,7 +130,7 @@ def show(site: Site, request: Request, rest: str) -> Answer:
         f'<p class="soft">{run.files.data.name.partition("_data")[0]}, {int(run.set.counts.sum()):,} particles in '
         f"{len(run.set)} classes. Click to choose, shift-click for many; arrow keys, space, "
         "<kbd>a</kbd> all, <kbd>i</kbd> invert, <kbd>u</kbd> undo, <kbd>p</kbd> particles.</p>"
-        f'<div class="tools bar" role="toolbar" aria-label="classes">{_TOOLS}</div>{save}'
+        f'<div class="bar"><div class="tools" role="toolbar" aria-label="classes">{_TOOLS}</div>{save}</div>'
         '<details id="particles"><summary>Particles of the class in focus</summary><p class="soft" id="which"></p>'
         '<img id="strip" alt="" hidden></details>'
         f'<div id="gallery" role="listbox" aria-multiselectable="true" aria-label="class averages" '
@@ -141,6 +141,7 @@ def show(site: Site, request: Request, rest: str) -> Answer:
 
 
 _TOOLS = (
+    '<output id="chosen">none chosen</output>'
     '<label>Sort by <select id="sort"><option value="count">occupancy</option><option value="resolution">resolution'
     '</option><option value="score">score</option><option value="number">number</option></select></label>'
     '<button type="button" id="all">All</button><button type="button" id="none">None</button>'
@@ -149,7 +150,6 @@ _TOOLS = (
     '<button type="button" id="byscore">Choose</button>'
     '<label>Contrast <input type="range" id="contrast" min="0.5" max="3" step="0.1" value="1"></label>'
     '<label>Size <input type="range" id="size" min="64" max="240" step="8" value="112"></label>'
-    '<output id="chosen">none chosen</output>'
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def run(params: Params) -> None:
             )
         if params.cert is None:
             print("warning: no TLS (--cert): who listens on the network sees the token and the data", file=sys.stderr)
+    # begun in the background of a script, Ctrl-C would be ignored here and, inherited, by every job that is started
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     site = Site.of(root, params.also, read_only=params.read_only)
     with Server(_listening(params.host, params.port), site, params.cert, params.key) as server:
         print(f"{root.resolve()} is shown at\n\n    {server.address}\n")

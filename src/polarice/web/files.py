@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from polarice.web import layout
 from polarice.web.found import natural
-from polarice.web.guard import REPORT_POLICY, Refused
+from polarice.web.guard import Refused, report_policy
 from polarice.web.server import Answer, Request
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def send(site: Site, request: Request, rest: str) -> Answer:
         if os.fstat(handle).st_size > MOST_BYTES:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than is sent: {rest[:200]!r}")
         content = stream.read(MOST_BYTES)
-    return Answer(content, kind or TEXT, policy=REPORT_POLICY)
+    return Answer(content, kind or TEXT, policy=report_policy())
 
 
 def show(site: Site, request: Request, rest: str) -> Answer:

@@ -197,7 +197,7 @@ def _field(option: Option, filled: Filled, choices: Mapping[str, list[str]]) -> 
 
 
 def _title(option: Option) -> str:
-    return "folder for the results" if option.field == "o" else option.field.rstrip("_").replace("_", " ")
+    return "results in" if option.field == "o" else option.field.rstrip("_").replace("_", " ")
 
 
 def _word(value: Any) -> str:

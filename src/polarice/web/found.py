@@ -23,6 +23,7 @@ MOST_FOLDERS = 20_000  # that are looked into
 MOST_JSON_BYTES = 1 << 24
 OUT, ERR = "run.out", "run.err"  # of a job that was started here, as RELION names them
 RELION = "job.star"
+CHAINS = ("run", "deep2d", "demo", "sml")  # commands that run jobs in folders below theirs
 RELION_RUN = "_optimiser.star"
 
 
@@ -115,12 +116,17 @@ def _polarice_job(folder: Path, name: str) -> Job:
     except InputError as error:
         return Job(name, folder, _kind_in(folder), fault=str(error))
     where = str(content.get("working_directory", ""))
-    inputs = [os.path.normpath(os.path.join(where, str(record["path"]))) for record in records]
-    beside = [os.path.normpath(folder / str(record["beside"])) for record in records if record.get("beside")]
+    inputs = [_place_of(record, folder, where) for record in records]
     return Job(
         name, folder, str(content.get("job", "")), False, str(content.get("command", "")), content["params"], where,
-        str(content.get("started", "")), tuple(dict.fromkeys([*beside, *inputs])),
+        str(content.get("started", "")), tuple(dict.fromkeys(inputs)),
     )  # fmt: skip
+
+
+def _place_of(record: Mapping[str, Any], folder: Path, where: str) -> str:
+    """An input's place: as seen from the job's folder, which may have been moved with it, or as it was named."""
+    beside = os.path.normpath(folder / str(record.get("beside") or "-"))
+    return beside if os.path.lexists(beside) else os.path.normpath(os.path.join(where, str(record["path"])))
 
 
 def _kind_in(folder: Path) -> str:
@@ -145,11 +151,12 @@ def _relion_job(folder: Path, name: str) -> Job:
 def with_parents(jobs: list[Job]) -> list[Job]:
     """The jobs, each with those whose folders hold its inputs; of a job inside another's folder, that one."""
     by_folder = {os.path.abspath(job.folder): job.name for job in jobs}
+    chains = {os.path.abspath(job.folder): job.name for job in jobs if job.kind in CHAINS}
     made = []
     for job in jobs:
         makers = [_maker(path, by_folder) for path in job.inputs]
         makers = [each for each in dict.fromkeys(makers) if each and each != job.name]
-        if not makers and (around := _maker(os.path.dirname(os.path.abspath(job.folder)), by_folder)):
+        if not makers and (around := _maker(os.path.dirname(os.path.abspath(job.folder)), chains)):
             makers = [around]
         made.append(replace(job, parent=makers[0] if makers else "", others=tuple(makers[1:])))
     return _without_circles(made)
@@ -182,21 +189,22 @@ def progress_of(job: Job, starting: bool) -> Progress:
     """How a job is, as its files say now; `starting`: a process of ours is at work on it."""
     if job.is_relion:
         done = [name for name, file in EXITS.items() if (job.folder / file).exists()]
-        return Progress(done[0] if done else "", done[0] if done else "RELION's")
+        return Progress(done[0] if done else "", "" if done else "no word of how it ended")
     said = read_state(job.folder)
     if said is None:
         if (job.folder / provenance.NAME).exists():
             return Progress("", job.fault or "no state was kept")
         last = last_line(job.folder / ERR)
-        return Progress("starting", "starting") if starting else Progress("failed", last or "it did not begin")
+        return Progress("starting", "") if starting else Progress("failed", last or "it did not begin")
     if starting and said.state != "running":
-        return Progress("starting", "starting")
+        return Progress("starting", "")
     return _progress(said)
 
 
 def _progress(said: JobState) -> Progress:
     word = "lost" if said.is_lost else said.state
-    return Progress(word, said.told(), max(said.done, 0), max(said.total, 0), said.estimate_s)
+    words = said.told().removeprefix(said.state).removeprefix(": ")
+    return Progress(word, words, max(said.done, 0), max(said.total, 0), said.estimate_s)
 
 
 def last_line(path: Path) -> str:

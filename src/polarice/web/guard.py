@@ -7,6 +7,8 @@ project's folder alone, links followed first.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 import ipaddress
 import os
@@ -14,8 +16,11 @@ import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from urllib.parse import urlsplit
 
 MOST_BODY_BYTES = 1 << 18  # of a form: 10,000 class numbers fit
@@ -24,11 +29,7 @@ PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-# of a job's own page, which may come from anywhere: shown, but nothing in it runs or sends
-REPORT_POLICY = (
-    "sandbox allow-same-origin allow-popups; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-)
+REPORT_SANDBOX = "allow-same-origin allow-popups allow-scripts"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # no-referrer would make browsers send `Origin: null`
@@ -36,6 +37,19 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+
+
+@cache
+def report_policy() -> str:
+    """Of a job's own page, which may come from anywhere: nothing in it is sent, and no script runs but the one of our
+    own reports, known by its digest."""
+    text = files("polarice.report").joinpath("report.html").read_text(encoding="utf-8")
+    script = Template(text.partition("<script>")[2].partition("</script>")[0]).substitute()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"sandbox {REPORT_SANDBOX}; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    )
 
 
 class Refused(Exception):

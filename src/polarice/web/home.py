@@ -58,11 +58,12 @@ def _branch(site: Site, job: Job, below: Mapping[str, list[Job]], shown: set[str
     progress = progress_of(job, site.processes.is_running(job.folder))
     also = f' <span class="soft">also from {escape(", ".join(job.others[:3]))}</span>' if job.others else ""
     said = f'<span class="said" data-said>{escape(progress.said)}</span>'
+    begun = f'<span class="soft">{escape(job.started[:16].replace("T", " "))}</span>' if job.started else ""
     kind = f"{escape(job.kind or '?')}{' (RELION)' if job.is_relion else ''}"
     return (
         f'<li><div class="row" data-name="{escape(job.name)}">{layout.badge(progress)}'
         f'<a class="name" href="{layout.address("job", job.name)}">{escape(job.name)}</a>'
-        f'<span class="kind">{kind}</span>{layout.bar(progress)}{said}{also}</div>'
+        f'<span class="kind">{kind}</span>{layout.bar(progress)}{said}{begun}{also}</div>'
         f"{f'<ul>{rows}</ul>' if rows else ''}</li>"
     )
 

@@ -13,10 +13,9 @@ from polarice.project.registry import load
 from polarice.types import InputError
 from polarice.web import layout, process
 from polarice.web.classes import has_classes
-from polarice.web.files import size_of
 from polarice.web.forms import Filled, fill, offered, texts_of
 from polarice.web.found import ERR, OUT, Job, natural, progress_of, tail
-from polarice.web.guard import Refused
+from polarice.web.guard import REPORT_SANDBOX, Refused
 from polarice.web.home import as_json
 from polarice.web.maps import volumes_of
 from polarice.web.micrographs import has_micrographs
@@ -139,7 +138,7 @@ def _report(job: Job) -> str:
     return (
         f'<h2>Report</h2><p><a href="{where}" target="_blank" rel="noopener">In a window of its own</a></p>'
         f'<iframe class="report" src="{where}" title="report of {escape(job.name)}" loading="lazy" '
-        'sandbox="allow-same-origin allow-popups"></iframe>'
+        f'sandbox="{REPORT_SANDBOX}"></iframe>'
     )
 
 
@@ -190,8 +189,7 @@ def status(site: Site, request: Request, rest: str) -> Answer:
     """For the page, every two seconds."""
     job = site.job(rest)
     told = as_json(progress_of(job, site.processes.is_running(job.folder)))
-    size = size_of(sum(each.stat().st_size for each in os.scandir(job.folder) if each.is_file(follow_symlinks=False)))
-    return site.json({**told, "log": log_of(job), "size": size})
+    return site.json({**told, "log": log_of(job)})
 
 
 def stop(site: Site, request: Request, rest: str) -> Answer:

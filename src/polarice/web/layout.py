@@ -83,7 +83,7 @@ class Line:
     y: np.ndarray
 
 
-WIDE, HIGH, LEFT, BELOW = 720, 300, 44, 40
+WIDE, HIGH, LEFT, BELOW, ABOVE = 720, 310, 44, 40, 26
 
 
 def plot(lines: Sequence[Line], x_title: str, ticks: Sequence[tuple[float, str]], levels: Sequence[float]) -> str:
@@ -93,7 +93,7 @@ def plot(lines: Sequence[Line], x_title: str, ticks: Sequence[tuple[float, str]]
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (WIDE - LEFT - 12) * x / most
-        up = (HIGH - BELOW - 10) * (min(max(y, low), 1.02) - low) / (1.02 - low)
+        up = (HIGH - BELOW - ABOVE) * (min(max(y, low), 1.02) - low) / (1.02 - low)
         return across, HIGH - BELOW - up
 
     parts = []
@@ -116,7 +116,7 @@ def plot(lines: Sequence[Line], x_title: str, ticks: Sequence[tuple[float, str]]
             if math.isfinite(x) and math.isfinite(y)
         )
         parts.append(f'<polyline class="c{number % 5}" points="{points}"/>')
-        parts.append(f'<text class="c{number % 5}" x="{LEFT + 12 + 150 * number}" y="16">{escape(line.name)}</text>')
+        parts.append(f'<text class="c{number % 5}" x="{LEFT + 12 + 150 * number}" y="14">{escape(line.name)}</text>')
     title = f'<text x="{(WIDE + LEFT) / 2}" y="{HIGH - 4}" text-anchor="middle">{escape(x_title)}</text>'
     names = escape(", ".join(line.name for line in lines))
     return (

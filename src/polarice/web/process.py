@@ -19,10 +19,9 @@ from pathlib import Path
 
 from polarice.project.state import read_state
 from polarice.types import InputError
-from polarice.web.found import ERR, OUT
+from polarice.web.found import CHAINS, ERR, OUT
 
 SLACK_S = 5.0  # between the clocks of the system and of a process
-CHAINS = ("run", "deep2d", "demo", "bench")  # commands that run jobs in folders below
 MOST_RUNNING = 16
 
 
@@ -96,13 +95,23 @@ def why_not_ours(pid: int, started: float, folder: Path) -> str:
         return "there is no such process of yours"
     if owner != os.getuid():
         return "it is another user's"
-    if not any(os.path.basename(word) == "polarice" for word in words[:5]):
+    if not _is_polarice(words):
         return "it is not polarice"
     if time.time() - age_s > started + SLACK_S:
         return "it is younger than the job"
     if not _was_told(words, cwd, folder):
         return "it was not told this folder"
     return ""
+
+
+def _is_polarice(words: Sequence[str]) -> bool:
+    """Whether a command line is `python -m polarice ...` or `python .../polarice ...`, flags of Python before it."""
+    for place, word in enumerate(words[1:], 1):
+        if word == "-m":
+            return words[place + 1] == "polarice"
+        if not word.startswith("-") or word == "-c":
+            return os.path.basename(word) == "polarice"
+    return False
 
 
 def _born(place: Path) -> float:

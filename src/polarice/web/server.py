@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
         status = HTTPStatus(code)
         self.server.site.log(f"refused {code} from {self.client_address[0]}: {shown(message or status.phrase)}")
         self.close_connection = True
-        self.command = getattr(self, "command", None) or "GET"
+        self.command, self.request_version = getattr(self, "command", None) or "GET", "HTTP/1.1"
         self._send(Answer(f"{status.phrase}\n".encode(), "text/plain; charset=utf-8", status))
 
     def log_message(self, format: str, *args: Any) -> None:

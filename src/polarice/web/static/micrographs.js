@@ -31,6 +31,8 @@ function spot(place) {
 }
 
 function draw() {
+  canvas.width = Math.max(320, canvas.clientWidth);
+  canvas.height = Math.max(240, Math.round(canvas.width / 2));
   const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   const colour = (word) => style.getPropertyValue(`--${word}`).trim();
   pen.clearRect(0, 0, canvas.width, canvas.height);
@@ -142,6 +144,7 @@ canvas.addEventListener("click", (event) => {
     pick(axis);
   }
   if (save) save.elements.o.addEventListener("input", () => { find("#start").disabled = true; check(); });
+  addEventListener("resize", later(100, draw));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
 })().catch((error) => say(error.message));
