@@ -30,7 +30,13 @@ class Browser:
         flags = (
             "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
         )
-        words = ["sh", "-c", f'exec "$0" "$@" 3<&{ours[0]} 4>&{theirs[1]}', str(program()), *flags.split()]
+        words = [
+            "bash",
+            "-c",  # dash knows no numbers above 9
+            f'exec "$0" "$@" 3<&{ours[0]} 4>&{theirs[1]}',
+            str(program()),
+            *flags.split(),
+        ]
         self.errors: list[str] = []
         self._process = subprocess.Popen(
             [*words, f"--user-data-dir={folder}", "about:blank"], pass_fds=(ours[0], theirs[1]),

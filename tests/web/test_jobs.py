@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -347,6 +348,16 @@ def test_a_job_outlives_its_server_is_stopped_and_goes_on(project):
         wait(lambda: served.get("/job.json/Class2D/job001").json["state"] == "stopped", "it was not stopped")
         clone = unescape(served.get("/new/class2d?from=Class2D/job001").text)
         assert 'value="900"' in clone and 'value="Class2D/job002"' in clone and 'value="particles.star"' in clone
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path):
+    """A job that a failed test has left behind is ended."""
+    yield
+    for path in tmp_path.rglob("state.json"):
+        said = read_state(path.parent)
+        if said is not None and not why_not_ours(said.pid, said.started, path.parent):
+            os.kill(said.pid, signal.SIGKILL)
 
 
 def _start_at(address: str, job: str, fields: dict[str, str]) -> None:
