@@ -24,7 +24,9 @@ from polarice.project.registry import JOBS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
-GUIDE = [ROOT / f"docs/{name}.md" for name in ("classes", "micrographs", "select", "map", "workflow", "cluster")]
+GUIDE = [
+    ROOT / f"docs/{name}.md" for name in ("classes", "micrographs", "select", "map", "serve", "workflow", "cluster")
+]
 
 
 def test_commands_page_is_what_the_jobs_say():
@@ -111,7 +113,7 @@ def typed(tmp_path_factory):
         _session(folder)
         ran = False
         for _, name, *words in (each for page in GUIDE for each in commands(page, "polarice")):
-            if name in ("bench", "cluster", "status") or name in OF_MAPS:
+            if name in ("bench", "cluster", "status", "serve") or name in OF_MAPS:
                 # minutes of work, a scheduler's, or more particles than are here: their own tests have them
                 continue
             if name == "extract" and "--particles" in words:  # the micrographs of these are not here

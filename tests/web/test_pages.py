@@ -332,11 +332,22 @@ def test_the_first_page_follows_jobs_that_come_and_change(page, served, project,
     folder.rmdir()
 
 
+def test_the_page_stays_smaller_than_the_science():
+    """Lines of this room, scripts and style among them, are below a tenth of all."""
+    source = Path(__file__).parents[2] / "src/polarice"
+
+    def lines(folder: Path, *endings: str) -> int:
+        return sum(path.read_text().count("\n") for path in folder.rglob("*") if path.suffix in endings)
+
+    assert lines(source / "web", ".py", ".js", ".css") < lines(source, ".py") / 10
+
+
 PAGES = ("/", "/job/job003", "/classes/job003", "/map/Refine3D/job004", "/micrographs/CtfFind/job002", "/new",
          "/new/class2d", "/new/select", "/files/job003")  # fmt: skip
 UNNAMED = """[...document.querySelectorAll('input:not([type=hidden]), select, button, img, canvas, svg, progress, a')]
   .filter(e => e.offsetParent || e.tagName == 'svg').filter(e => !(e.labels && e.labels.length) && !e.ariaLabel
-    && !e.textContent.trim() && !e.hasAttribute('alt') && !e.querySelector('[alt]:not([alt=""])')).map(e => e.outerHTML.slice(0, 200))"""
+    && !e.textContent.trim() && !e.hasAttribute('alt') && !e.querySelector('[alt]:not([alt=""])')
+  ).map(e => e.outerHTML.slice(0, 200))"""
 CONTRAST = """(() => {
   const light = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
     .map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
