@@ -113,6 +113,21 @@ def test_states_are_those_of_the_files(project):
         assert served.get("/job/none").status == 404
 
 
+def test_a_job_that_was_started_here_is_known_from_its_first_line_on(project):
+    """Before job.json is there, and at once when it is."""
+    folder = project / "Class2D/job001"
+    folder.mkdir(parents=True)
+    (folder / "run.err").write_text("$ polarice class2d p.star --k 3\n")
+    with serving(project) as served:
+        page = served.get("/job/Class2D/job001").text
+        assert '<span class="kind">class2d</span>' in page and "polarice class2d p.star --k 3" in page
+        a_job(folder, "class2d", k=3)
+        (folder / "run_it001_data.star").write_text("x")
+        page = served.get("/job/Class2D/job001").text
+        assert "begun" in page and ">--k<" in page
+        assert "/new/align2d?particles=Class2D/job001/run_it001_data.star" in page.replace("%2F", "/")
+
+
 def test_an_empty_folder_and_one_that_goes_away(project):
     with serving(project) as served:
         assert "No job below this folder" in served.get("/").text

@@ -240,10 +240,10 @@ def default_text(option: Option) -> str:
     return " ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
-def proposals(jobs: Mapping[str, Job], root: Path) -> dict[str, list[str]]:
-    """Files of the project to choose from, by what they hold, the newest jobs first."""
+def proposals(jobs: Mapping[str, Job], root: Path, alone: bool = False) -> dict[str, list[str]]:
+    """Files of the project to choose from, by what they hold, the last jobs first; `alone`: none but of these jobs."""
     found: dict[str, list[str]] = {"particles": [], "micrographs": [], "map": [], "run": [], "classes": []}
-    for name, job in list(jobs.items())[::-1][:SHOWN_CHOICES]:
+    for name, job in sorted(jobs.items(), key=lambda each: each[1].started, reverse=True)[:SHOWN_CHOICES]:
         found["run"].append(name)
         with suppress(OSError):
             names = sorted(os.listdir(job.folder))
@@ -254,5 +254,7 @@ def proposals(jobs: Mapping[str, Job], root: Path) -> dict[str, list[str]]:
                 found["micrographs" if path.name in ("micrographs.star", "movies.star") else "particles"].append(text)
             found["map"] += [f"{name}/{each}" for each in names if each.endswith(".mrc")][:20]
     with suppress(OSError):
+        if alone:
+            return found
         found["particles"] += sorted(each for each in os.listdir(root) if each.endswith(".star"))[:20]
     return found

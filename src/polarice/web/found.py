@@ -21,6 +21,7 @@ from polarice.types import InputError
 LOOKED_EVERY_S = 5.0  # for new folders
 MOST_FOLDERS = 20_000  # that are looked into
 MOST_JSON_BYTES = 1 << 24
+MOST_LINE = 10_000
 OUT, ERR = "run.out", "run.err"  # of a job that was started here, as RELION names them
 RELION = "job.star"
 CHAINS = ("run", "deep2d", "demo", "sml")  # commands that run jobs in folders below theirs
@@ -74,6 +75,18 @@ class Jobs:
                 self._looked = time.monotonic()
             return self._jobs
 
+    def one(self, name: str) -> Job | None:
+        """A job as its files are this moment."""
+        kept = self.all().get(name)
+        folder = self.root / name
+        try:
+            job = self._job_of(folder, os.listdir(folder))
+        except OSError:
+            return None
+        if job is None or (kept is not None and replace(kept, parent="", others=()) == job):
+            return kept
+        return self.all(fresh=True).get(name)
+
     def _folders(self) -> tuple[list[Path], list[list[str]]]:
         folders, names = [], []
         for folder, inner, files in islice(os.walk(self.root), MOST_FOLDERS):
@@ -102,9 +115,18 @@ def _read(folder: Path, name: str, mark: str) -> Job:
     if mark == provenance.NAME:
         return _polarice_job(folder, name)
     if mark in (state.NAME, ERR):
-        said = read_state(folder)
-        return Job(name, folder, said.job if said else "")
+        return _beginning(folder, name)
     return _relion_job(folder, name)
+
+
+def _beginning(folder: Path, name: str) -> Job:
+    """A job that was started from a page and has not written job.json: as the first line of its log has it."""
+    said, command = read_state(folder), ""
+    with suppress(OSError), open(folder / ERR, encoding="utf-8", errors="replace") as stream:
+        first = stream.readline(MOST_LINE).rstrip("\n")
+        command = first[2:] if first.startswith("$ polarice ") else ""
+    words = command.split(" ")
+    return Job(name, folder, said.job if said else words[1] if len(words) > 1 else "", command=command)
 
 
 def _polarice_job(folder: Path, name: str) -> Job:

@@ -13,11 +13,11 @@ from polarice.project.registry import load
 from polarice.types import InputError
 from polarice.web import layout, process
 from polarice.web.classes import has_classes
-from polarice.web.forms import Filled, fill, offered, texts_of
+from polarice.web.forms import Filled, fill, offered, proposals, texts_of
 from polarice.web.found import ERR, OUT, Job, natural, progress_of, tail
 from polarice.web.guard import REPORT_SANDBOX, Refused
 from polarice.web.home import as_json
-from polarice.web.maps import volumes_of
+from polarice.web.maps import preferred, volumes_of
 from polarice.web.micrographs import has_micrographs
 from polarice.web.server import Answer, Request
 
@@ -81,7 +81,22 @@ def _actions(site: Site, job: Job, state: str) -> str:
         parts.append(
             f"<p>{layout.link('Clone: its settings in a new form', 'new', job.kind, **{'from': job.name})}</p>"
         )
+    if following := _following(site, job):
+        parts.append(f"<p>Use what it made: {following}</p>")
     return f'<div class="actions">{"".join(parts)}</div>'
+
+
+def _following(site: Site, job: Job) -> str:
+    """Links to forms of jobs that take what this one has made."""
+    made, links = proposals({job.name: job}, site.fence.root, alone=True), []
+    if volumes := volumes_of(job.folder):
+        made["map"] = [f"{job.name}/{preferred(volumes)}"]
+    for kind in offered():
+        first = next(iter(options_of(load(kind).Params)))
+        holds = first.path.holds if first.path and first.count == 1 else ""
+        if holds and made.get(holds) and kind != job.kind:
+            links.append(layout.link(kind, "new", kind, **{first.field: made[holds][-1]}))
+    return ", ".join(links)
 
 
 def again_of(site: Site, job: Job) -> tuple[Filled, str]:

@@ -59,7 +59,8 @@ def _is_volume(path: Path) -> bool:
     return header.n > 1 and header.nx == header.ny
 
 
-def _preferred(names: list[str]) -> str:
+def preferred(names: list[str]) -> str:
+    """The map that is the job's result."""
     order = ("postprocess_masked.mrc", "postprocess.mrc", "run_class001.mrc", "map.mrc", "initial_model.mrc")
     return next((each for each in order if each in names), names[0])
 
@@ -70,7 +71,7 @@ def show(site: Site, request: Request, rest: str) -> Answer:
     names = [each for each in volumes_of(job.folder) if site.fence.holds(job.folder / each)]
     if not names:
         raise InputError(f"{job.name}: no map in it yet")
-    name = request.query.get("file") or _preferred(names)
+    name = request.query.get("file") or preferred(names)
     if name not in names:
         raise Refused(HTTPStatus.NOT_FOUND, f"no such map: {name[:80]!r}")
     header = read_header(job.folder / name)

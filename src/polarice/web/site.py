@@ -53,8 +53,7 @@ class Site:
     def job(self, name: str) -> Job:
         """The job of a folder. Raises Refused where there is none."""
         self.fence.folder(name)
-        name = name or "."
-        job = self.jobs.all().get(name) or self.jobs.all(fresh=True).get(name)
+        job = self.jobs.one(name or ".")
         if job is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"no job in {name[:200]!r}")
         return job

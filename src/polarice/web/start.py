@@ -53,7 +53,6 @@ def _kind(name: str) -> str:
 
 
 def _page(site: Site, filled: Filled, said: str = "") -> Answer:
-    options = options_of(load(filled.job).Params)
     named = "".join(f"<li>{escape(text)}</li>" for name, text in filled.faults.items())
     faults = f'<ul class="faults" role="alert">{named}</ul>' if named else ""
     can = "" if filled.command else " hidden"
@@ -61,7 +60,7 @@ def _page(site: Site, filled: Filled, said: str = "") -> Answer:
         f"<h1>New {escape(filled.job)}</h1><p class=soft>{escape(load(filled.job).SUMMARY)}</p>"
         f'<form id="form" method="post" action="{layout.address("new", filled.job)}" '
         f'data-check="{layout.address("check", filled.job)}" autocomplete="off" novalidate>'
-        f"{html_of(filled, proposals(site.jobs.all(), site.fence.root) if options else {})}"
+        f"{html_of(filled, proposals(site.jobs.all(fresh=True), site.fence.root))}"
         f'<div class="ready"><div id="faults">{faults}</div><p class="fault">{escape(said)}</p>'
         f'<div id="ready"{can}>{layout.command(filled.command)}</div>'
         f'<input type="hidden" name="command" value="{escape(filled.command)}">'
