@@ -209,6 +209,12 @@ def test_faults_stand_beside_their_fields(project, fields, field, fault):
     assert not (project / "new").exists()
 
 
+def test_all_faults_are_told_at_once(project):
+    with serving(project) as served:
+        told = form(served, "class2d", k="0", particle_diameter="wide", psi_step="-1", o="../x")["faults"]
+    assert sorted(told) == ["k", "o", "particle_diameter", "particles", "psi_step"]
+
+
 def test_patterns_are_held_inside_too(project):
     (project.parent / "raw").mkdir(exist_ok=True)
     (project.parent / "raw/a.mrc").write_text("x")

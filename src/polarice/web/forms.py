@@ -56,29 +56,37 @@ def offered() -> list[str]:
 
 def fill(job: str, texts: Mapping[str, str], fence: Fence, cwd: Path) -> Filled:
     """Check what was filled in, as the command line does; paths are seen from `cwd` and stay inside of the fence."""
-    given, faults = dict[str, Any](), dict[str, str]()
     options = options_of(load(job).Params)
-    for each in options:
-        text = texts.get(each.field, "").strip()
-        try:
-            value = _value(each, text)
-            given[each.field] = value
-            if fault := _misplaced(each, value, fence, cwd):
-                faults[each.field] = fault
-        except InputError as error:
-            faults[each.field] = str(error)
-        if each.positional and not text and not each.optional:
-            if not (each.unless and texts.get(each.unless, "").strip()):
-                faults[each.field] = f"{each.flag} is missing: {each.help}"
-            given[each.field] = None
-    if faults:
-        return Filled(job, texts, faults)
-    params = load(job).Params(**given)
+    given, faults = _given(options, texts, fence, cwd)
+    sound = {each.field: None if each.positional else each.default for each in options if each.field in faults}
+    params = load(job).Params(**{**given, **sound})
     try:
         check(params)
     except InputError as error:
-        return Filled(job, texts, _by_field(str(error), options))
-    return Filled(job, texts, params=params, command=command_line(job, params))
+        found = _by_field(str(error), options)
+        faults = {**{name: text for name, text in found.items() if name not in sound}, **faults}
+    return Filled(job, texts, faults) if faults else Filled(job, texts, {}, params, command_line(job, params))
+
+
+def _given(
+    options: tuple[Option, ...], texts: Mapping[str, str], fence: Fence, cwd: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values by field, and what is wrong with single ones."""
+    given, faults = dict[str, Any](), dict[str, str]()
+    for each in options:
+        text = texts.get(each.field, "").strip()
+        if each.positional and not text and not each.optional:
+            given[each.field] = None
+            if not (each.unless and texts.get(each.unless, "").strip()):
+                faults[each.field] = f"{each.flag} is missing: {each.help}"
+            continue
+        try:
+            given[each.field] = value = _value(each, text)
+            if fault := _misplaced(each, value, fence, cwd):
+                faults[each.field] = fault
+        except InputError as error:
+            given[each.field], faults[each.field] = None, str(error)
+    return given, faults
 
 
 def _value(option: Option, text: str) -> Any:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,20 @@ def records_of(folder: Path) -> list[Record]:
     return sorted(found, key=lambda record: not record.reason)
 
 
+def marked(records: list[Record], folder: Path) -> list[Record]:
+    """The records with a reason for those that the job's table lacks, which come first too."""
+    path = table_of(folder)
+    if path is None or not records:
+        return records
+    names = micrographs_of(read_rows(path).table).tolist()
+    there = {os.path.relpath(stem_of(name, folder), folder) for name in names}
+    if not any(record.stem in there for record in records):  # named in another way
+        return records
+    lacking = f"not in {path.name}; the report says why"
+    told = [record if record.reason or record.stem in there else replace(record, reason=lacking) for record in records]
+    return sorted(told, key=lambda record: not record.reason)
+
+
 def _record(name: str, folder: Path) -> Record | None:
     try:
         if os.path.getsize(name) > MOST_RECORD_BYTES:
@@ -95,7 +109,7 @@ def show(site: Site, request: Request, rest: str) -> Answer:
     job = site.job(rest)
     if table_of(job.folder) is None:
         raise InputError(f"{job.name}: no table of micrographs in it yet")
-    records = records_of(job.folder)
+    records = marked(records_of(job.folder), job.folder)
     first = request.number("from", 0, 10**8, 0)
     cards = "".join(_card(job, record) for record in records[first : first + PER_PAGE])
     out = sum(bool(record.reason) for record in records)

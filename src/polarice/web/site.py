@@ -66,7 +66,8 @@ class Site:
 
     def refusal(self, refused: Refused) -> bytes:
         """A page that says why there is none."""
-        words = refused.status.phrase
+        unfit = refused.status == HTTPStatus.UNPROCESSABLE_ENTITY
+        words = "This cannot be done" if unfit else refused.status.phrase
         return layout.page(words, f"<h1>{escape(words)}</h1><p>{escape(refused.reason)}</p>", read_only=self.read_only)
 
 

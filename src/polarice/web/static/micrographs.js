@@ -90,13 +90,19 @@ function changed() {
   check();
 }
 
+function stepOf(low, high) {  // 1, 2 or 5 times a power of ten, some 200 in the span
+  const rough = (high - low) / 200 || 1, power = 10 ** Math.floor(Math.log10(rough));
+  return power * [1, 2, 5, 10].find((each) => each * power >= rough * 0.999);
+}
+
 function pick(axis) {
   const column = label(axis), [low, high] = table.spans[column], now = bounds[column] || [low, high];
+  const step = stepOf(low, high);
   for (const [end, value] of [["low", now[0]], ["high", now[1]]]) {
     const slider = part(axis, end);
-    slider.min = low;
-    slider.max = high;
-    slider.step = (high - low) / 200 || "any";
+    slider.min = tidy(Math.floor(low / step) * step);
+    slider.max = tidy(Math.ceil(high / step) * step);
+    slider.step = tidy(step);
     slider.value = value;
   }
   part(axis, "said").textContent = `${tidy(now[0])} to ${tidy(now[1])}`;
@@ -105,8 +111,7 @@ function pick(axis) {
 function move(axis) {
   const column = label(axis), [least, most] = table.spans[column];
   const low = Number(part(axis, "low").value), high = Number(part(axis, "high").value);
-  const step = (most - least) / 400;
-  bounds[column] = [low <= least + step ? least : tidy(low), high >= most - step ? most : tidy(high)];
+  bounds[column] = [low <= least ? least : tidy(low), high >= most ? most : tidy(high)];
   part(axis, "said").textContent = `${tidy(low)} to ${tidy(high)}`;
   if (label("x") === label("y")) pick(axis === "x" ? "y" : "x");
   changed();
