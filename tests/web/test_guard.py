@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
+import shutil
 import socket
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import suppress
 from urllib.parse import quote
 
 import pytest
 
 from polarice.cli import main
+from polarice.types import InputError
+from polarice.web.command import _listening
 from polarice.web.guard import MOST_BODY_BYTES, Keys, Refused, require_host, require_session
+from polarice.web.server import MOST_CONNECTIONS, Server
+from polarice.web.site import Site
 from web.served import a_job, a_map, classes_in, serving
 
 SECRET = "what nobody may read"
@@ -275,3 +286,49 @@ def test_a_port_in_use_is_told_and_a_second_server_takes_the_next(tmp_path, caps
         assert second.ask("/", Cookie=first.cookie).status == 403
         assert main(["serve", str(tmp_path), "--port", str(first.port)]) == 2
     assert "choose another with --port" in capsys.readouterr().err
+
+
+def test_with_a_certificate_the_page_is_served_over_tls(tmp_path):
+    """Over TLS alone; the cookie is then sent over TLS only, and a form's origin is https."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    made = [*words.split(), "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run(["openssl", *made], check=True, capture_output=True)
+    site = Site.of(tmp_path, log=[].append)
+    with Server(_listening("127.0.0.1", None), site, tmp_path / "cert.pem", tmp_path / "key.pem") as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        client = http.client.HTTPSConnection("localhost", server.server_port, timeout=30, context=context)
+        client.request("GET", f"/?token={site.keys.token}")
+        answer = client.getresponse()
+        assert answer.status == 303 and "; Secure" in answer.headers["Set-Cookie"] and not answer.read()
+        client.close()
+        assert server.address.startswith("https://")
+        with socket.create_connection(("127.0.0.1", server.server_port), 10) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with suppress(ConnectionError):
+                assert b"HTTP" not in plain.recv(100)
+        server.shutdown()
+    with pytest.raises(InputError, match="--cert"):
+        Server(_listening("127.0.0.1", None), site, tmp_path / "key.pem")
+
+
+def test_more_connections_than_are_served_are_closed(tmp_path):
+    with serving(tmp_path) as served:
+        held = [socket.create_connection(("127.0.0.1", served.port), 10) for _ in range(MOST_CONNECTIONS + 5)]
+        try:
+            held[-1].settimeout(10)
+            with suppress(ConnectionError):
+                assert held[-1].recv(10) == b""
+            assert any("are open" in line for line in served.log)
+        finally:
+            for each in held:
+                each.close()
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            with suppress(ConnectionError, http.client.HTTPException):
+                if served.get("/status.json").status == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("it serves nobody any more")

@@ -80,6 +80,7 @@ class Server(ThreadingHTTPServer):
             try:
                 context.load_cert_chain(cert, key)
             except (OSError, ssl.SSLError) as error:
+                self.server_close()
                 raise InputError(f"--cert {cert}: cannot be used ({error})") from None
             self.scheme = "https"
             self.socket = context.wrap_socket(listening, server_side=True, do_handshake_on_connect=False)
