@@ -209,6 +209,24 @@ def test_faults_stand_beside_their_fields(project, fields, field, fault):
     assert not (project / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("job", "fields", "field"),
+    [
+        ("extract", {"coord_suffix": "/../../x"}, "coord_suffix"),
+        ("simulate", {"orientations": "/etc/passwd"}, "orientations"),
+        ("import", {"mtf": "../mtf.star"}, "mtf"),
+        ("class2d", {"copy_to": "/tmp"}, "copy_to"),
+        ("postprocess", {"halves": "/etc/passwd"}, "halves"),
+        ("star", {"tables": "'a.star' '../b.star'"}, "tables"),
+        ("star", {"tables": "'a.star"}, "tables"),
+    ],
+)
+def test_no_field_leads_out(project, job, fields, field):
+    with serving(project) as served:
+        assert field in form(served, job, **fields)["faults"]
+        assert "orientations" not in form(served, "simulate", orientations="preferred")["faults"]
+
+
 def test_all_faults_are_told_at_once(project):
     with serving(project) as served:
         told = form(served, "class2d", k="0", particle_diameter="wide", psi_step="-1", o="../x")["faults"]
@@ -367,6 +385,10 @@ def test_a_job_outlives_its_server_is_stopped_and_goes_on(project):
         assert served.post("/again/Class2D/job001", {"command": command}).status == 422  # it is at work
         assert served.post("/stop/Class2D/job001").status == 303
         wait(lambda: served.get("/job.json/Class2D/job001").json["state"] == "stopped", "it was not stopped")
+        told = form(served, "class2d", continue_="Class2D/job001", iter="950", k="9", o="x")  # k and o may not change
+        assert told == {"command": "polarice class2d --iter 950 --continue Class2D/job001", "faults": {}}
+        more = served.get("/new/class2d?continue_=Class2D/job001").text
+        assert 'name="iter"' in more and 'name="k"' not in more and 'name="continue_" value="Class2D/job001"' in more
         clone = unescape(served.get("/new/class2d?from=Class2D/job001").text)
         assert 'value="900"' in clone and 'value="Class2D/job002"' in clone and 'value="particles.star"' in clone
 

@@ -230,6 +230,35 @@ def test_a_choice_of_300_classes_by_mouse(page, served, project):
     page.wait("document.querySelector('[data-state]').textContent == 'done'")
 
 
+def test_a_stack_that_is_gone_is_told_in_the_gallery(page, served, project):
+    stack = project / "job003/particles.mrcs"
+    stack.rename(project / "away.mrcs")
+    try:
+        open_page(page, served, "/classes/job003")
+        page.wait("document.querySelectorAll('.tile').length == 300")
+        page.click(tile(4))
+        page.key("p")
+        page.wait("which.textContent.includes('particles.mrcs is not there')")
+    finally:
+        (project / "away.mrcs").rename(stack)
+        page.errors.clear()  # the picture that could not be loaded
+
+
+def test_pages_that_are_only_read_have_no_buttons_that_change(project, chromium):
+    with serving(project, read_only=True) as served:
+        chromium.errors.clear()
+        chromium.goto(served.server.address)
+        for path in ("/", "/job/job003", "/classes/job003", "/micrographs/CtfFind/job002"):
+            open_page(chromium, served, path)
+            assert chromium.run("document.querySelectorAll('form[method=post]').length") == 0
+            assert "read-only" in chromium.run("document.querySelector('header').textContent")
+        open_page(chromium, served, "/classes/job003")
+        chromium.wait("document.querySelectorAll('.tile').length == 300")
+        chromium.click(tile(4))
+        assert chosen(chromium) == [4] and not chromium.errors
+        open_page(chromium, served, "/")  # its port may be another server's next
+
+
 def test_a_choice_by_keys_alone(page, served):
     open_page(page, served, "/classes/job003")
     page.wait("document.querySelectorAll('.tile').length == 300")

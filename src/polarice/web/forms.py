@@ -24,7 +24,7 @@ STARTABLE = (
     "import", "motion", "ctf", "pick", "extract", "align2d", "class2d", "sml", "deep2d", "select", "star", "initial3d",
     "class3d", "refine3d", "reconstruct", "mask", "postprocess", "map", "simulate", "run",
 )  # fmt: skip
-PATHS_IN_TEXT = ("inputs",)  # names and patterns of files, in options that are texts
+PATHS_IN_TEXT = ("inputs", "mtf", "orientations")  # names and patterns of files, in options that are texts
 MOST_MATCHES = 20_000  # files of a pattern that are looked at
 LONGEST = 100_000  # characters of a value
 LEVELS = {"essential": "", "expert": "More options", "machine": "Where and how fast"}
@@ -112,6 +112,8 @@ def _split(option: Option, text: str) -> list[str]:
 
 def _misplaced(option: Option, value: Any, fence: Fence, cwd: Path) -> str:
     """What is wrong with where a path leads."""
+    if option.field == "coord_suffix" and "/" in str(value):
+        return f"{option.flag} {value}: a part of a name, without folders"
     is_path = option.kind is Path or option.field in PATHS_IN_TEXT
     way = option.path.way if option.path else ("input" if is_path else "")
     for each in value if isinstance(value, tuple) else (value,):
@@ -125,7 +127,8 @@ def _misplaced(option: Option, value: Any, fence: Fence, cwd: Path) -> str:
             return f"{option.flag} {each}: leads out of the project; polarice serve --also FOLDER lets it be read"
         if way == "output" and not Path(place).resolve().is_relative_to(fence.root):
             return f"{option.flag} {each}: must lie inside of the project"
-        if way == "input" and option.field not in ("scratch", "copy_to") and not found:
+        needed = option.kind is Path or option.field == "inputs"
+        if way == "input" and needed and option.field not in ("scratch", "copy_to") and not found:
             return f"{option.flag} {each}: not there"
     return ""
 
@@ -167,8 +170,10 @@ def _moved(option: Option, text: str, moved: str) -> str:
 
 def html_of(filled: Filled, choices: Mapping[str, list[str]]) -> str:
     """The fields of a form, by level and section. `choices`: files to propose, by what they hold."""
-    options = options_of(load(filled.job).Params)
-    parts = []
+    options, parts = options_of(load(filled.job).Params), list[str]()
+    if going_on := filled.texts.get("continue_", ""):
+        options = tuple(each for each in options if each.field in fields_going_on(filled.job))
+        parts.append(f'<input type="hidden" name="continue_" value="{escape(going_on)}">')
     for level, title in LEVELS.items():
         of_level = [each for each in options if each.level == level and each.field != "continue_"]
         headings = dict.fromkeys(each.section if level == "expert" else "" for each in of_level)
@@ -184,6 +189,12 @@ def html_of(filled: Filled, choices: Mapping[str, list[str]]) -> str:
             opened = " open" if wrong else ""
             parts.append(f"<details{opened}><summary>{escape(heading or title)}</summary>{fields}</details>")
     return "".join(parts)
+
+
+def fields_going_on(job: str) -> list[str]:
+    """What may change when a run goes on: what is renewable, and where and how fast it runs."""
+    options = options_of(load(job).Params)
+    return [each.field for each in options if (each.renewable or each.resource) and each.field != "o"]
 
 
 def _is_on(option: Option) -> bool:

@@ -75,6 +75,9 @@ def _actions(site: Site, job: Job, state: str) -> str:
                 f'<form method="post" action="{action}"><input type="hidden" name="command" '
                 f'value="{escape(filled.command)}"><button>{title}</button>{layout.command(filled.command)}</form>'
             )
+            if filled.texts.get("continue_"):
+                other = layout.link("Go on with more iterations, or elsewhere", "new", job.kind, continue_=job.name)
+                parts.append(f"<p>{other}</p>")
         except InputError as error:
             parts.append(f'<p class="soft">It cannot be run from here: {escape(str(error))}</p>')
     if job.kind in offered():
