@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -236,6 +237,20 @@ def test_names_with_markup_are_shown_as_text(tmp_path, monkeypatch):
         answer = served.get(f"/particles/{quote(name)}?n=1")
         assert answer.status == 422 and "<b>no" not in answer.text and "&lt;b&gt;no" in answer.text
         assert "\x1b" not in served.log[-1] and "422" in served.log[-1]
+
+
+def test_names_that_are_no_text_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = a_job(tmp_path / "good é", "class2d", note="\udcff")
+    a_job(Path(os.fsdecode(bytes(tmp_path) + b"/bad\xff")), "class2d")
+    for name in (b"a\xff.png", b"b\xff.mrc"):
+        Path(os.fsdecode(bytes(good) + b"/" + name)).write_text("x")
+    with serving(tmp_path) as served:
+        for page in ("/", f"/job/{quote('good é')}", f"/files/{quote('good é')}", "/files/", "/status.json"):
+            answer = served.get(page)
+            assert answer.status == 200 and "bad" not in answer.text, served.log
+        assert served.get("/job/bad%ff").status == 400
+    assert not served.log[0].startswith("a fault"), served.log
 
 
 def test_stacks_behind_links_are_read_where_that_is_allowed(tmp_path, monkeypatch):

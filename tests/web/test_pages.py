@@ -143,6 +143,10 @@ def test_micrographs_left_out_come_first_and_broken_records_are_no_fault(served)
     cards = re.findall(r"<li>.*?</li>", text)
     assert len(cards) == 6 and "no rings &lt;found&gt;" in cards[0] and "1e+04" in cards[2]
     assert "mic5" in cards[1] and "not in micrographs.star" in cards[1] and "6 treated, 2 left out" in text
+    links = re.findall(r'href="/new/(\w+)\?micrographs=([^"]*)"', served.get("/job/CtfFind/job002").text)
+    assert {"pick", "extract"} <= {kind for kind, _ in links} and {name for _, name in links} == {
+        "CtfFind%2Fjob002%2Fmicrographs.star"
+    }
     told = served.get("/micrographs.json/CtfFind/job002").json
     assert told["columns"] == {"rlnDefocusU": list(DEFOCUS), "rlnCtfMaxResolution": list(FIT)}
     assert told["pictures"][2] == "mic2_ctf.png" and told["titles"]["rlnCtfMaxResolution"] == "CTF fits to (Å)"

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from polarice.web import layout
-from polarice.web.found import natural
+from polarice.web.found import is_text, natural
 from polarice.web.guard import Refused, report_policy
 from polarice.web.server import Answer, Request
 
@@ -45,6 +45,7 @@ def show(site: Site, request: Request, rest: str) -> Answer:
     folder = site.fence.folder(rest)
     first = request.number("from", 0, 10**8, 0)
     names = sorted((each for each in os.listdir(folder) if not each.startswith(".")), key=natural)
+    names = [each for each in names if is_text(each)]
     rows = "".join(_row(site, rest, name) for name in islice(names, first, first + LISTED))
     body = (
         f"<h1>{escape(rest or '.')}</h1><p class=soft>{len(names):,} files and folders</p>"

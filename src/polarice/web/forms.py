@@ -17,7 +17,7 @@ from polarice.project.params import Option, Parameters, check, command_line, opt
 from polarice.project.patterns import TABLES
 from polarice.project.registry import load
 from polarice.types import InputError
-from polarice.web.found import Job
+from polarice.web.found import Job, is_text
 from polarice.web.guard import Fence
 
 STARTABLE = (
@@ -265,7 +265,7 @@ def proposals(jobs: Mapping[str, Job], root: Path, alone: bool = False) -> dict[
     for name, job in sorted(jobs.items(), key=lambda each: each[1].started, reverse=True)[:SHOWN_CHOICES]:
         found["run"].append(name)
         with suppress(OSError):
-            names = sorted(os.listdir(job.folder))
+            names = sorted(filter(is_text, os.listdir(job.folder)))
             pattern = TABLES.get(job.kind, "*_data.star")
             tables = sorted(Path(job.folder).glob(pattern))[-1:] if "*" not in pattern[:1] else job.folder.glob(pattern)
             for path in tables:
@@ -275,5 +275,6 @@ def proposals(jobs: Mapping[str, Job], root: Path, alone: bool = False) -> dict[
     with suppress(OSError):
         if alone:
             return found
-        found["particles"] += sorted(each for each in os.listdir(root) if each.endswith(".star"))[:20]
+        there = [each for each in os.listdir(root) if each.endswith(".star") and is_text(each)]
+        found["particles"] += sorted(there)[:20]
     return found

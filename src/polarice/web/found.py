@@ -90,7 +90,7 @@ class Jobs:
     def _folders(self) -> tuple[list[Path], list[list[str]]]:
         folders, names = [], []
         for folder, inner, files in islice(os.walk(self.root), MOST_FOLDERS):
-            inner[:] = sorted((each for each in inner if not each.startswith(".")), key=natural)
+            inner[:] = sorted((each for each in inner if not each.startswith(".") and is_text(each)), key=natural)
             folders.append(Path(folder))
             names.append(files)
         return folders, names
@@ -244,6 +244,15 @@ def tail(path: Path, most_bytes: int = 1 << 15) -> str:
     except OSError:
         return ""
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; what is named in another way can be in no page's address."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def natural(name: str) -> list[Any]:

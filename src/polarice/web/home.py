@@ -22,7 +22,7 @@ def show(site: Site, request: Request, rest: str) -> Answer:
     jobs = site.jobs.all()
     tree = _tree(site, jobs)
     if request.query.get("part") == "tree":
-        return Answer(tree.encode())
+        return Answer(tree.encode("utf-8", "replace"))
     where = site.fence.root
     body = (
         f"<h1>{escape(where.name or str(where))}</h1><p class=soft>{escape(str(where))}</p>"

@@ -14,12 +14,12 @@ from polarice.types import InputError
 from polarice.web import layout, process
 from polarice.web.classes import has_classes
 from polarice.web.forms import Filled, fill, offered, proposals, texts_of
-from polarice.web.found import ERR, OUT, Job, natural, progress_of, tail
+from polarice.web.found import ERR, OUT, Job, is_text, natural, progress_of, tail
 from polarice.web.guard import REPORT_SANDBOX, Refused
 from polarice.web.home import as_json
 from polarice.web.maps import preferred, volumes_of
 from polarice.web.micrographs import has_micrographs
-from polarice.web.server import Answer, Request
+from polarice.web.server import MOST_LOGGED, Answer, Request, shown
 
 if TYPE_CHECKING:
     from polarice.web.site import Site
@@ -95,7 +95,7 @@ def _following(site: Site, job: Job) -> str:
     if volumes := volumes_of(job.folder):
         made["map"] = [f"{job.name}/{preferred(volumes)}"]
     for kind in offered():
-        first = next(iter(options_of(load(kind).Params)))
+        first = next(each for each in options_of(load(kind).Params) if each.positional)
         holds = first.path.holds if first.path and first.count == 1 else ""
         if holds and made.get(holds) and kind != job.kind:
             links.append(layout.link(kind, "new", kind, **{first.field: made[holds][-1]}))
@@ -161,7 +161,8 @@ def _report(job: Job) -> str:
 
 
 def _pictures(job: Job) -> str:
-    names = sorted((each for each in os.listdir(job.folder) if each.lower().endswith(PICTURES)), key=natural)
+    there = [each for each in os.listdir(job.folder) if each.lower().endswith(PICTURES) and is_text(each)]
+    names = sorted(there, key=natural)
     shown = "".join(
         f'<a href="{layout.address("file", job.name, name)}"><img loading="lazy" alt="{escape(name)}" '
         f'src="{layout.address("file", job.name, name)}"></a>'
@@ -215,7 +216,7 @@ def stop(site: Site, request: Request, rest: str) -> Answer:
     job = site.job(rest)
     if job.is_relion:
         raise Refused(HTTPStatus.FORBIDDEN, "RELION's jobs are only shown")
-    site.log(f"{job.name}: {process.stop(job.folder)}")
+    site.log(shown(f"{job.name}: {process.stop(job.folder)}"))
     return Answer.to(layout.address("job", job.name))
 
 
@@ -228,5 +229,5 @@ def again(site: Site, request: Request, rest: str) -> Answer:
     if request.form.get("command") != filled.command:
         raise Refused(HTTPStatus.CONFLICT, "the command has changed since it was shown; load the page again")
     site.processes.start(filled.words, job.folder, cwd_of(site, job))
-    site.log(f"started: {filled.command}")
+    site.log(shown(f"started: {filled.command}", MOST_LOGGED))
     return Answer.to(layout.address("job", job.name))

@@ -30,7 +30,7 @@ def page(title: str, body: str, scripts: Sequence[str] = (), crumbs: str = "", r
         '<a class="skip" href="#main">Skip to the content</a>'
         f'<header><nav aria-label="main"><a class="home" href="/">Jobs</a>{new}{crumbs}{note}</nav></header>'
         f'<main id="main">{body}</main><p id="said" role="status" aria-live="polite"></p></body></html>'
-    ).encode()
+    ).encode("utf-8", "replace")
 
 
 def static(name: str) -> bytes:

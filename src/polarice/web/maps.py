@@ -18,7 +18,7 @@ from polarice.io.star import read_star
 from polarice.types import InputError
 from polarice.web import layout
 from polarice.web.classes import CACHED
-from polarice.web.found import natural
+from polarice.web.found import is_text, natural
 from polarice.web.guard import Refused
 from polarice.web.server import Answer, Request
 
@@ -45,10 +45,11 @@ LEVELS = (0.143, 0.5)
 def volumes_of(folder: Path) -> list[str]:
     """Names of the maps in a folder, the last ones first."""
     try:
-        names = sorted((each for each in os.listdir(folder) if each.endswith((".mrc", ".map"))), key=natural)
+        there = [each for each in os.listdir(folder) if each.endswith((".mrc", ".map")) and is_text(each)]
     except OSError:
         return []
-    return [name for name in islice(names[::-1], MOST_MAPS) if _is_volume(folder / name)]
+    names = sorted(there, key=natural, reverse=True)
+    return [name for name in islice(names, MOST_MAPS) if _is_volume(folder / name)]
 
 
 def _is_volume(path: Path) -> bool:

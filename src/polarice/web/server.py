@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 IDLE_S = 30.0  # a connection that says nothing is closed
 MOST_CONNECTIONS = 64
 MOST_FIELDS = 400
+MOST_LOGGED = 2000  # characters of a command
 
 
 @dataclass(frozen=True)

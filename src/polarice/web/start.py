@@ -18,7 +18,7 @@ from polarice.web.forms import Filled, fields_going_on, fill, html_of, offered, 
 from polarice.web.found import Job, next_folder
 from polarice.web.guard import Refused
 from polarice.web.job_page import cwd_of
-from polarice.web.server import Answer, Request
+from polarice.web.server import MOST_LOGGED, Answer, Request, shown
 
 if TYPE_CHECKING:
     from polarice.web.site import Site
@@ -90,7 +90,7 @@ def post(site: Site, request: Request, rest: str) -> Answer:
         site.processes.start(filled.words, place, cwd)
     except InputError as error:
         return _page(site, filled, str(error))
-    site.log(f"started: {filled.command}")
+    site.log(shown(f"started: {filled.command}", MOST_LOGGED))
     site.jobs.all(fresh=True)
     return Answer.to(layout.address("job", os.path.relpath(place, site.fence.root)))
 
