@@ -99,6 +99,8 @@ def test_states_are_those_of_the_files(project):
     jobs = Jobs(project).all()
     found = {name: (progress_of(job, False).state, progress_of(job, False).said) for name, job in jobs.items()}
     assert found["running"] == ("running", "iteration 3, 1,200 of 5,000, 2 min left")
+    state(project / "running", step="iteration 4", done=250, total=1000, started=1000.0, heartbeat=1050.0)
+    assert progress_of(jobs["running"], False).said == "iteration 4, 250 of 1,000, about 2 min left"  # 150 s
     assert found["lost"][0] == "lost" and found["failed"] == ("failed", "the disk is full")
     assert found["old"] == ("", "no state was kept")
     assert found["began"] == ("failed", "polarice class2d: error: x: not found")
@@ -108,7 +110,7 @@ def test_states_are_those_of_the_files(project):
         page = served.get("/job/Class2D/job006").text
         assert "shown only" in page and "<form" not in page
         assert served.post("/stop/Class2D/job006").status == 403
-        assert served.get("/status.json").json["jobs"]["running"]["done"] == 1200
+        assert served.get("/status.json").json["jobs"]["running"]["done"] == 250
         assert served.get("/job/half").status == 200
         assert served.get("/job/none").status == 404
 

@@ -16,6 +16,7 @@ from typing import Any
 from polarice.io.star import read_star
 from polarice.project import provenance, state
 from polarice.project.state import EXITS, JobState, read_state
+from polarice.report.html import duration
 from polarice.types import InputError
 
 LOOKED_EVERY_S = 5.0  # for new folders
@@ -226,6 +227,10 @@ def progress_of(job: Job, starting: bool) -> Progress:
 def _progress(said: JobState) -> Progress:
     word = "lost" if said.is_lost else said.state
     words = said.told().removeprefix(said.state).removeprefix(": ")
+    spent_s = said.heartbeat - said.started
+    if word == "running" and said.estimate_s is None and 0 < said.done < said.total and spent_s > 0:
+        # the step has just begun: from all that was done in all the time
+        words += f", about {duration(spent_s / said.done * (said.total - said.done))} left"
     return Progress(word, words, max(said.done, 0), max(said.total, 0), said.estimate_s)
 
 
