@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarice.project.params import argument, option, output
+from polarice.project.params import RUN, argument, option, output
 from polarice.runs.resources import Computing
 from polarice.types import InputError
 
@@ -33,7 +33,7 @@ FEWEST_PARTICLES = 5  # of a class that takes part
 class Params(Computing):
     """The classes, and how many times to begin."""
 
-    classes: Path = argument("folder of a finished run of align2d or class2d", flags=("--i",))
+    classes: Path = argument("folder of a finished run of align2d or class2d", flags=("--i",), path=RUN)
     o: Path = output("InitialModel")
     seeds: int = option(8, "number of random starts", low=1, high=1000)
     iter: int = option(40, "iterations of each", low=5, high=1000)

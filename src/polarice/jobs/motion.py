@@ -16,7 +16,7 @@ from polarice.io.micrographs import read_micrographs, write_micrographs
 from polarice.io.motion import MovieFacts, write_motion
 from polarice.io.movies import EER_ENDING, EerMovie, Events, Movie, open_movie, read_frames
 from polarice.io.mrc import write_image
-from polarice.project.params import argument, option, output
+from polarice.project.params import MICROGRAPHS, argument, option, output
 from polarice.runs.micrographs import (
     Item,
     Outcome,
@@ -52,7 +52,7 @@ SMALLEST_FRAME_PX = 70  # smaller ones hold no shift that can be told
 class Params(PerMicrograph):
     """What to do with every movie; names are RELION's where RELION has them."""
 
-    micrographs: Path = argument("movies.star, as polarice import or RELION writes it", flags=("--i",))
+    micrographs: Path = argument("movie table (STAR)", flags=("--i",), path=MICROGRAPHS)
     o: Path = output("MotionCorr")
     workers: int = option(1, "movies side by side, each wholly in memory", low=1, high=1024, resource=True)
     gainref: Path | None = option(None, "gain reference: MRC, TIFF, or EER .gain")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarice.postprocessing.result import Halves, Map, Result, figures
-from polarice.project.params import MAP, argument, option, output
+from polarice.project.params import MAP, PathRole, argument, option, output
 from polarice.runs.resources import Computing
 from polarice.types import InputError
 
@@ -42,7 +42,9 @@ class Params(Computing):
     """The half maps, the mask and the sharpening; names are RELION's where RELION has them."""
 
     halves: tuple[Path, ...] = argument(
-        "folder of refine3d or reconstruct, one half map (the other is found by its name), or two", flags=("--i",)
+        "folder of refine3d or reconstruct, one half map (the other is found by its name), or two",
+        flags=("--i",),
+        path=PathRole("input", "any", "map"),
     )
     o: Path = output("PostProcess")
     angpix: float | None = option(None, "pixel size", derived="the headers'", unit="A", low=0.01, high=100)

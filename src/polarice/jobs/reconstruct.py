@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarice.project.params import argument, option, output
+from polarice.project.params import PARTICLES, argument, option, output
 from polarice.runs.particle_job import ParticleJob
 from polarice.runs.resources import Computing
 from polarice.types import InputError
@@ -32,7 +32,7 @@ ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 class Params(Computing):
     """The table, and how far to go."""
 
-    particles: Path = argument("particles.star with rlnAngleRot, Tilt and Psi", flags=("--i",))
+    particles: Path = argument("particle table with rlnAngleRot, Tilt and Psi", flags=("--i",), path=PARTICLES)
     o: Path = output("Reconstruct")
     sym: str = option("C1", "point group of the particle, its axes where RELION has them: C1, D2, T, O, I ...")
     maxres: float | None = option(None, "go up to this resolution", derived="Nyquist", unit="A", low=0.1)
