@@ -115,7 +115,7 @@ class Life:
     def report(self, step: str, done: int, total: int) -> None:
         """Say how far a step is; costs nothing but on the first call of a step."""
         state = self._state
-        if step != state.step or done < state.done:
+        if total != state.total or done < state.done:  # another count begins; words alone may change within one
             self._since, self._before = time.monotonic(), done
         spent, made = time.monotonic() - self._since, done - self._before
         estimate = spent / made * (total - done) if made > 0 and total else None
