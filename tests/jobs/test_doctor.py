@@ -111,6 +111,17 @@ def test_a_small_dev_shm_is_a_problem(tmp_path, monkeypatch):
     assert found.verdict == "problem" and "--shm-size" in found.remedy
 
 
+def test_what_killed_ranks_left_is_told_and_what_is_in_use_is_not(tmp_path):
+    import mmap
+
+    (tmp_path / "mpich_shm_1_0").write_bytes(bytes(8192))
+    (tmp_path / "mpich_shm_2_0").write_bytes(bytes(8192))
+    with open(tmp_path / "mpich_shm_2_0", "r+b") as stream, mmap.mmap(stream.fileno(), 0):
+        assert machine.left_by_ranks(tmp_path) == [tmp_path / "mpich_shm_1_0"]
+    found = machine.look_at_shared_memory(tmp_path)
+    assert found.verdict == "note" and "; 2 segments of killed MPI ranks" in found.text
+
+
 def test_a_folder_without_locks_is_told(tmp_path, monkeypatch):
     import errno
     import fcntl

@@ -184,7 +184,23 @@ def look_at_shared_memory(path: Path = Path("/dev/shm")) -> Finding:
     text = f"{free / GIB:.2g} GiB free in {path}"
     if free < LEAST_SHARED:
         return Finding("shared memory", "problem", text, "start the container with --shm-size=1g, or clear it")
+    if left := left_by_ranks(path):
+        held = sum(each.stat().st_size for each in left) / GIB
+        text += f"; {len(left)} segments of killed MPI ranks hold {held:.2g}"
+        return Finding("shared memory", "note", text, f"where no rank is being started: rm {path}/mpich_shm_*")
     return Finding("shared memory", "OK", text)
+
+
+def left_by_ranks(path: Path = Path("/dev/shm")) -> list[Path]:
+    """Shared memory of MPICH's ranks, this user's, that no process has open: what killed ranks leave."""
+    ours = {str(each): each for each in path.glob("mpich_shm_*") if each.stat().st_uid == os.getuid()}
+    if not ours:
+        return []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            for line in maps.read_text(errors="replace").splitlines():
+                ours.pop(line[line.find("/") :] if "/" in line else "", None)
+    return sorted(ours.values())
 
 
 def look_at_open_files() -> Finding:
