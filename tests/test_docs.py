@@ -47,6 +47,7 @@ def commands(page: Path, programs: str = "polarice|make") -> list[list[str]]:
     """The words of every line of a page's code blocks that begins with one of `programs`."""
     lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     code = [line.strip().removeprefix("$ ") for line in lines if line.startswith("    ")]
+    code = [re.sub(r" > \S+$", "", line) for line in code]  # what is printed goes to a file
     words = [shlex.split(line, comments=True) for line in code if re.match(rf"(\.venv/bin/)?({programs})(?!\.)", line)]
     return [[Path(each[0]).name, *each[1:]] for each in words]
 
