@@ -20,7 +20,7 @@ extras=mpi
 pip=("$python" -m pip --disable-pip-version-check)
 
 mkdir -p "$folder"
-rm -f "$folder"/polarice-*.whl
+rm -rf build "$folder"/polarice-*.whl
 "${pip[@]}" wheel --quiet --no-deps --wheel-dir "$folder" .
 "${pip[@]}" download --quiet -c constraints.txt --dest "$folder" ${index[@]+"${index[@]}"} torch
 "${pip[@]}" download --quiet -c constraints.txt --dest "$folder" --find-links "$folder" "polarice[$extras]"

@@ -30,6 +30,7 @@ from write_licences import PAGE, dependencies, page
 ROOT = Path(__file__).parents[1]
 CONTAINERS = ("Dockerfile", "polarice.def")
 MOST_WHEEL_BYTES = 5 << 20
+NO_SOURCE = (".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "demo", "gpu", "wheelhouse")
 
 
 class Fault(Exception):
@@ -106,15 +107,17 @@ def check_pins() -> str:
 
 
 def build(folder: Path) -> tuple[Path, Path | None]:
-    """The wheel, and the source archive where `build` can be had."""
-    _run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)])
+    """The wheel, and the source archive where `build` can be had; from a copy, without what earlier builds left."""
+    source = folder / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NO_SOURCE))
+    _run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)])
     wheel = next(folder.glob("*.whl"))
     tools = folder / "tools"
     _run([sys.executable, "-m", "venv", str(tools)])
     had = subprocess.run([str(tools / "bin/pip"), "install", "--quiet", "build"], capture_output=True, check=False)
     if had.returncode != 0:
         return wheel, None
-    _run([str(tools / "bin/python"), "-m", "build", "--sdist", "--outdir", str(folder / "sdist"), str(ROOT)])
+    _run([str(tools / "bin/python"), "-m", "build", "--sdist", "--outdir", str(folder / "sdist"), str(source)])
     return wheel, next((folder / "sdist").glob("*.tar.gz"))
 
 
