@@ -26,6 +26,8 @@ BUNDLED = {  # pattern of files below src/polarice that are no Python: (licence,
     ),
     "report/*.html": (OURS, ""),
     "report/*.css": (OURS, ""),
+    "web/static/*.css": (OURS, ""),
+    "web/static/*.js": (OURS, ""),
     "py.typed": (OURS, ""),
 }  # fmt: skip
 EXTRAS = ("", "mpi", "gpu", "dev")  # in this order: a package is listed where it first is needed
