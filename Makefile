@@ -2,6 +2,7 @@
 # make test   sets up its own environment, then lint, types and tests
 # make gpu    sets up, then everything that a CUDA card has to show in one call of minutes: gpu/card.md
 # make env    only the environment: .venv/bin/polarice
+# make release-check   whether a release can be made from here: versions, licences, wheel, installed anew, demo
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.installed
 # Waiting threads spin shortly: asleep at once they cost a third of the speed, spinning long they take others' cores.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: help env demo test test-slow gpu lint format docs clean
+.PHONY: help env demo test test-slow gpu lint format docs release-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +53,10 @@ format: env
 
 docs: env
 	$(BIN)/python scripts/write_commands.py
+	$(BIN)/python scripts/write_licences.py
+
+release-check: env
+	$(BIN)/python scripts/release_check.py
 
 clean:
 	rm -rf $(VENV) demo gpu build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

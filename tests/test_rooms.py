@@ -34,6 +34,7 @@ TABLE = {
     "jobs": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report", "runs", "selection"},
     "api": {"jobs", "runs", "project", "types", "io", "cluster"},
     "cli": {"jobs", "project", "types", "cluster"},
+    "completion": {"cli", "project", "types"},
     "web": {"jobs", "project", "types", "io", "runs", "report", "selection"},
     "bench": BELOW_STAGES | STAGES | MODELS | {"io", "project", "report", "runs", "jobs"},
     "__main__": {"cli"},

@@ -10,7 +10,7 @@ Nothing is loaded before it is used; `polarice.api` says what there is.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from polarice.api import *  # noqa: F403

@@ -32,7 +32,14 @@ BENCHES = {
     "bench sml": "polarice.bench.sml",
 }
 CLUSTERS = {f"cluster {name}": f"polarice.jobs.batch.{name}" for name in ("slurm", "pbs", "local")}
-COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS)
+SHELL = {"completion": "polarice.completion"}
+COMMANDS = ChainMap(JOBS, BENCHES, CLUSTERS, SHELL)
+WHAT_IT_IS = "single-particle cryo-EM, from movies to class averages and on to a map"
+BEGIN = {
+    "polarice doctor": "whether this machine is ready, and what to mend",
+    "polarice example first": "particles and a workflow, in the folder first",
+    "polarice run first/workflow.toml": "classify them: less than a minute",
+}
 GROUPS = {  # commands of two words
     "bench": "time Polarice beside other programs, its engine alone, its maps, or several ranks; kill these",
     "cluster": "write a batch script for a job, for Slurm, PBS or this machine, and submit it",
@@ -82,9 +89,13 @@ def tell_fault(words: Sequence[str], error: BaseException) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(overview({name: load(name).SUMMARY for name in JOBS} | GROUPS), end="")
-        return 0 if words else 2
+    if not words:
+        print(first_words(), end="")
+        return 0
+    if words[0] in ("-h", "--help", "help"):
+        single = {name: load(name).SUMMARY for name in (*JOBS, *SHELL)}
+        print(overview(single | GROUPS), end="")
+        return 0
     if words[0] in ("--version", "-V"):
         print(f"polarice {__version__}")
         return 0
@@ -112,13 +123,30 @@ def _dispatch(words: list[str]) -> int:
     return 0
 
 
+def first_words() -> str:
+    """What `polarice` alone prints: what it is, and the commands to begin with."""
+    width = max(map(len, BEGIN))
+    return "\n".join(
+        [
+            f"polarice {__version__}: {WHAT_IT_IS}.",
+            "It reads and writes RELION's tables, stacks and job folders.",
+            "",
+            "to begin with:",
+            *(f"  {command:{width}}  {text}" for command, text in BEGIN.items()),
+            "",
+            "polarice --help lists all commands; polarice COMMAND --help explains one.",
+            "",
+        ]
+    )
+
+
 def overview(summaries: Mapping[str, str]) -> str:
     """What `polarice --help` prints."""
     width = max(map(len, summaries))
     lines = [f"  {name:{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(
         [
-            f"polarice {__version__}: 2D alignment and classification of cryo-EM particles",
+            f"polarice {__version__}: {WHAT_IT_IS}",
             "",
             "usage: polarice COMMAND [options]",
             "",

@@ -61,7 +61,7 @@ def test_a_script_for_pbs(place):
 
 def test_submitted_and_asked_after(place):
     stand_in(place, "sbatch", 'echo "4711;cluster"')
-    stand_in(place, "squeue", 'echo "RUNNING on node[3-4]"; test "$2" = --jobs=4711')
+    stand_in(place, "squeue", 'echo "RUNNING on node[3-4]"; test "$3" = --jobs=4711')
     assert polarice("status").out.startswith("no job below this folder, and none submitted")
     assert polarice(f"cluster slurm --submit -- {JOB}").code == 0
     assert [(each.system, each.id, each.folder) for each in remembered()] == [("slurm", "4711", str(place))]

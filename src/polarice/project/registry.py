@@ -35,6 +35,8 @@ JOBS: dict[str, str] = {
     "map": "polarice.jobs.map",
     "simulate": "polarice.jobs.simulate",
     "run": "polarice.jobs.workflow",
+    "doctor": "polarice.jobs.doctor",
+    "example": "polarice.jobs.example",
     "demo": "polarice.jobs.demo",
     "status": "polarice.jobs.status",
     "serve": "polarice.web.command",
