@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -189,3 +190,39 @@ def test_the_release_check_finds_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("versions", "links", "licences", "pins", "wheel", "installed"):
         assert f"OK       {name}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_dockerfile_make_an_environment_that_works(tmp_path):
+    """COPY and RUN of its build stage, typed here: pip's own index in PyTorch's place, a folder in that of /opt.
+
+    What this leaves out is the base image: the Python is this machine's.
+    """
+    target, source = tmp_path / "polarice", tmp_path / "source"
+    source.mkdir()
+    stage = DOCKERFILE.read_text().partition("AS build\n")[2].partition("\nFROM ")[0].replace("\\\n", " ")
+    for line in stage.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "COPY":
+            *names, _ = rest.split()
+            for name in names:
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                copy(ROOT / name, source / name)
+        elif word == "RUN":
+            script = re.sub(r"--(extra-)?index-url \S+", "", rest).replace("/opt/polarice", str(target))
+            script = script.replace("python -m venv", f"{sys.executable} -m venv")
+            words = ["bash", "-euo", "pipefail", "-c", script]
+            environment = {**os.environ, "TORCH": "cpu"}
+            done = subprocess.run(words, cwd=source, env=environment, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, done.stderr[-3000:]
+    bare = {"PATH": f"{target}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for line in (
+        "polarice --version",
+        "polarice doctor --json",
+        "polarice demo --o demo --particles 60 --k 2 --iter 2 --threads 1",
+        "polarice example first",
+        "mpirun -n 2 polarice class2d first/particles.star --o classes --k 3 --iter 2 --threads 1",
+    ):
+        done = subprocess.run(line.split(), cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{line}: {done.stdout[-1000:]}{done.stderr[-2000:]}"
+    assert "550 particles in 3 classes" in done.stdout
