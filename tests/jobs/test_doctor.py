@@ -220,3 +220,15 @@ def test_the_workflow_of_the_example_runs(tmp_path, monkeypatch):
     assert main(["run", str(path)]) == 0
     assert len(read_particles(path.parent / "apoferritin/run_it002_data.star", path.parent).particles) == 550
     assert len(read_particles(path.parent / "ribosome/run_it002_data.star", path.parent).particles) == 60
+
+
+def test_a_job_reckons_with_the_memory_of_its_control_group(monkeypatch):
+    import torch
+
+    from polarice.runs import resources
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(machine, "cgroup_memory", lambda: 2 * GIB)
+    assert resources._all_bytes(cpu) == 2 * GIB
+    monkeypatch.setattr(machine, "cgroup_memory", lambda: 1 << 59)
+    assert 2 * GIB < resources._all_bytes(cpu) < 1 << 59

@@ -101,7 +101,7 @@ def run(params: Params) -> None:
 
     outputs, inputs = Outputs("simulate", params.o, (*FILES, *state.FILES)), _files(params)
     outputs.require_free(inputs)
-    source = simulate(simulation_of(params), params.threads or os.cpu_count() or 1)
+    source = simulate(simulation_of(params), params.threads or len(os.sched_getaffinity(0)))
     with alone(params.o):
         _make_folder(params, outputs, inputs)
         _write_stack(source, params.o / "particles.mrcs", params.dtype)

@@ -76,14 +76,14 @@ def cgroup_cores(root: Path = CGROUP) -> float | None:
 
 
 def cgroup_memory(root: Path = CGROUP) -> int | None:
-    """Bytes that this process's control group may take; None where it is not held."""
+    """Bytes that this process's control group, or one above it, may take; None where none is held."""
+    found = []
     for folder in _groups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):
-                limit = int((folder / name).read_text())
-                if limit < 1 << 60:  # version 1 says "none" by a number beyond all memory
-                    return limit
-    return None
+                found.append(int((folder / name).read_text()))
+    held = [limit for limit in found if limit < 1 << 60]  # version 1 says "none" by a number beyond all memory
+    return min(held, default=None)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

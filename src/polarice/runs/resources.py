@@ -251,9 +251,12 @@ def _bytes(memory_GiB: float) -> int:
 
 
 def _all_bytes(device: torch.device) -> int:
-    """All the memory there is, in use or not: of the device, or of this machine."""
+    """All the memory there is, in use or not: of the device, or of this machine and its control group."""
     import torch
 
     if device.type == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        from polarice.runs.machine import cgroup_memory
+
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(machine, cgroup_memory() or machine)
     return int(torch.cuda.mem_get_info(device)[1])
