@@ -258,6 +258,7 @@ def test_pages_that_are_only_read_have_no_buttons_that_change(project, chromium)
             assert "read-only" in chromium.run("document.querySelector('header').textContent")
         open_page(chromium, served, "/classes/job003")
         chromium.wait("document.querySelectorAll('.tile').length == 300")
+        chromium.wait("document.querySelectorAll('.tile')[0].textContent.includes('0.')")  # scores move what is below
         chromium.click(tile(4))
         assert chosen(chromium) == [4] and not chromium.errors
         open_page(chromium, served, "/")  # its port may be another server's next
