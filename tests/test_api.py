@@ -50,6 +50,8 @@ def test_memory_and_folder_hold_the_same_classes(data, in_memory, tmp_path):
     np.testing.assert_array_equal(written.class_of, in_memory.class_of)
     np.testing.assert_allclose(written.particles.pose.psi_deg % 360, in_memory.particles.pose.psi_deg % 360, atol=1e-5)
     assert in_memory.folder is None and written.folder == tmp_path / "job"
+    assert polarice.class2d(data, o=tmp_path / "again", **SMALL).folder == tmp_path / "again"  # as commands spell it
+    assert "    out: " in polarice.class2d.__doc__ and "    diameter_A: " in polarice.class2d.__doc__
     assert polarice.open_result(tmp_path / "job").iteration == 3
     assert written.counts.sum() == 300 and abs(written.weights.sum() - 1) < 1e-5
     assert (written.folder / "report.html").exists() and written.result.report == written.folder / "report.html"
@@ -147,6 +149,8 @@ def test_what_is_wrong_is_said_as_the_command_says_it(data, options, message):
         (np.zeros((3, 8, 8)), {"pixel_size_A": 0.0}, "pixel_size_A 0: must be"),
         (np.zeros((3, 8, 8), complex), {"pixel_size_A": 1.0}, "images of complex128"),
         (np.zeros((3, 8, 8)), {"pixel_size_A": 1.0, "defocus_A": [1.0, 2.0]}, "defocus_A of shape (2,)"),
+        (np.zeros((3, 8, 8)), {"pixel_size_A": 1.0, "defocus_A": 1.5}, "1.5 micrometres are 15000"),
+        (np.zeros((3, 8, 8)), {"pixel_size_A": 1.0, "voltage_kV": 300_000}, "voltage_kV 300000: must be 10 to 3000 kV"),
         (np.zeros((3, 8, 8)), {"pixel_size_A": 1.0, "defocus_A": np.nan}, "defocus_A: holds what is not a number"),
     ],
 )

@@ -29,4 +29,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     api = import_module("polarice.api")
-    return [*globals(), *api.__all__]
+    return ["__version__", *api.__all__]

@@ -318,3 +318,13 @@ def test_noise_alone_has_no_resolution(place, halves):
     for folder in ("alone", "masked"):
         resolution = float(read_star(f"{folder}/postprocess.star")["general"].pairs["rlnFinalResolution"])
         assert resolution > BOX * halves.pixel_A / 8, folder  # shells of a few voxels agree by chance
+
+
+def test_halves_of_a_refinement_on_its_way_are_told(place, halves):
+    from polarice.runs.half_maps import read_halves
+
+    halves.write(place)
+    assert read_halves([place], None).said == ()
+    (place / "state.json").write_text('{"job": "refine3d", "state": "stopped"}')
+    (said,) = read_halves([place], None).said
+    assert "has not ended (stopped)" in said

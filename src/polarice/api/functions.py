@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from polarice.api.options import params_of
+from polarice.api.options import ALIASES, params_of
 from polarice.api.particles import ParticleSet, particles
 from polarice.api.results import Classification, JobResult, KeptFolder, MapResult, TableResult, result_of
 from polarice.project.params import options_of
@@ -33,6 +33,7 @@ class ClassFunction:
 
         Raises InputError for what cannot be used.
         """
+        out = options.pop("o", out)  # as the command spells it
         if out is not None:
             return cast(Classification, _run(self.job, out, _input(data, out), options))
         return deque(self.iterate(data, **options), maxlen=1).pop()
@@ -123,6 +124,7 @@ def reconstruct(data: Data, *, out: Path_ | None = None, **options: Any) -> MapR
 
 def _run(job: str, out: Path_ | None, given: Any, options: dict[str, Any]) -> Classification | JobResult:
     """Run a job on its positional input, in `out` or in a folder that lasts as long as the result."""
+    out = options.pop("o", out)
     held = KeptFolder(job) if out is None else None
     folder = held.path / job if held is not None else Path(cast(Path_, out))
     first = next(each.field for each in options_of(load(job).Params) if each.positional)
@@ -161,7 +163,9 @@ def _doc_of(job: str) -> str:
     """What the job does and every option, as `help` shows it."""
     owner = load(job)
     lines = [f"{owner.SUMMARY[0].upper()}{owner.SUMMARY[1:]}.", "", "Options:"]
-    lines += [f"    {each.field}: {each.help}" for each in options_of(owner.Params) if not each.positional]
+    spelled = {field: name for name, field in ALIASES.items()}
+    named = [each for each in options_of(owner.Params) if not each.positional]
+    lines += [f"    {spelled.get(each.field, each.field)}: {each.help}" for each in named]
     return "\n".join(lines)
 
 

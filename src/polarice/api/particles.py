@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 MEMORY = "memory"  # the name of a stack that is an array
+LEAST_DEFOCUS_A = 100.0  # anything smaller is in micrometres
 SHOWN = 5  # particles in a notebook's preview
 
 
@@ -172,6 +173,8 @@ def _of_array(images: np.ndarray, optics: Optics, defocus_A: Any) -> ParticleSet
         raise InputError(f"images of shape {images.shape}: give (n, N, N), n square images")
     if images.dtype.kind not in "fiu":
         raise InputError(f"images of {images.dtype}: give real numbers")
+    if not 10 <= optics.voltage_kV <= 3000:
+        raise InputError(f"voltage_kV {optics.voltage_kV:g}: must be 10 to 3000 kV")
     if not 0.01 <= optics.pixel_size_A <= 100:
         raise InputError(f"pixel_size_A {optics.pixel_size_A:g}: must be 0.01 to 100 A")
     n, nobody = len(images), np.zeros(len(images), np.int32)
@@ -212,6 +215,8 @@ def _ctf_of(defocus_A: Any, n: int) -> CTFParameters:
         raise InputError(f"defocus_A of shape {values.shape}: give one number, ({n},), or ({n}, 3)")
     if not np.isfinite(values).all():
         raise InputError("defocus_A: holds what is not a number")
+    if 0 < (largest := float(np.abs(np.concatenate([u, v])).max())) < LEAST_DEFOCUS_A:
+        raise InputError(f"defocus_A up to {largest:g}: give Angstrom; 1.5 micrometres are 15000")
     return CTFParameters(u.copy(), v.copy(), angle.copy(), np.zeros(n), np.zeros(n), np.ones(n))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from shutil import rmtree
@@ -43,7 +43,7 @@ class JobResult:
 
     job: str
     folder: Path
-    held: KeptFolder | None = None  # the folder, where it is only kept as long as this
+    held: KeptFolder | None = field(default=None, repr=False)  # the folder, where it is only kept as long as this
 
     @property
     def report(self) -> Path | None:
@@ -174,9 +174,9 @@ class Classification:
         """(K,) particles of each class."""
         return np.bincount(self.particles.pose.class_of, minlength=len(self.averages))
 
-    def select(self, classes: Iterable[int]) -> ParticleSet:
+    def select(self, classes: int | Iterable[int]) -> ParticleSet:
         """The particles of these classes, counted from 1. Raises InputError for a class that is not there, or none."""
-        chosen = sorted(set(classes))
+        chosen = sorted({classes} if isinstance(classes, int) else set(classes))
         if wrong := [number for number in chosen if not 1 <= number <= len(self.averages)]:
             raise InputError(f"class {wrong[0]}: there are classes 1 to {len(self.averages)}")
         return self.particles[np.isin(self.class_of, chosen)]

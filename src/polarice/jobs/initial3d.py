@@ -152,6 +152,8 @@ def _record(folder: Path) -> dict[str, Any]:
     """job.json of the classes' run."""
     from polarice.project.provenance import read_job_json
 
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; a first map is made of classes: give the folder of their run")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give that of a finished run of align2d or class2d")
     record = read_job_json(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polarice.postprocessing.result import Halves
+from polarice.project.state import read_state
 from polarice.runs.density import read_map, require_same_grid
 from polarice.types import InputError
 
@@ -29,6 +30,9 @@ def read_halves(given: Sequence[Path], angpix: float | None) -> Halves:
     paths = _paths(given, said)
     one, other = (read_map(path, angpix) for path in paths)
     require_same_grid(one, other)
+    ended = read_state(one.path.parent)
+    if ended is not None and ended.state != "done":
+        said.append(f"the job in {one.path.parent} has not ended ({ended.state}): these are half maps on the way")
     spread = float(one.density.std())
     if np.abs(one.density - other.density).max() < SAME * spread:
         raise InputError(

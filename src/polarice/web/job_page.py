@@ -8,7 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarice.project.params import options_of
+from polarice.project.params import Option, options_of
 from polarice.project.registry import load
 from polarice.types import InputError
 from polarice.web import layout, process
@@ -187,7 +187,9 @@ def _parameters(job: Job) -> str:
         option = known.get(name)
         default = option is not None and value in (option.default, str(option.default))
         unit = f" {option.unit}" if option and option.unit and value is not None else ""
-        rows.append((default, option.flag if option else name, _said(value) + unit, option.help if option else ""))
+        rows.append(
+            (default, option.flag if option else name, _said(value, option) + unit, option.help if option else "")
+        )
     cells = "".join(
         f"<tr{' class=soft' if default else ''}><th scope=row>{escape(name)}</th><td>{escape(value)}</td>"
         f"<td class=soft>{escape(help)}</td></tr>"
@@ -196,12 +198,14 @@ def _parameters(job: Job) -> str:
     return f'<details open><summary>Parameters</summary><div class="scroll"><table>{cells}</table></div></details>'
 
 
-def _said(value: Any) -> str:
+def _said(value: Any, option: Option | None) -> str:
+    if value in (None, []):
+        return option.derived if option and option.derived else "none"
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
+        return " ".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "from the data" if value is None else str(value)
+    return str(value)
 
 
 def status(site: Site, request: Request, rest: str) -> Answer:
