@@ -21,6 +21,7 @@ from polarice.project.params import from_dict
 from polarice.report import read_history
 from polarice.runs.checkpoint import read_checkpoint
 from polarice.simulation.score import purity
+from polarice.types import InputError
 
 SET = ParticleSet(n=200, box_px=32, noise_sd=0.3)
 CLASSES = 8
@@ -323,3 +324,12 @@ def test_classes_that_are_there_are_gone_on_with(place):
     assert (labels("first") == labels("out", "run_it002")).mean() > 0.7  # of 10 classes for four phantoms
     shutil.rmtree("first")
     assert polarice("class2d --continue out --iter 3").code == 0
+
+
+def test_a_checkpoint_without_a_noise_spectrum_is_refused(whole, tmp_path):
+    name = f"{LAST}_polarice.npz"
+    with np.load(whole / "out" / name) as stored:
+        arrays = dict(stored)
+    np.savez(tmp_path / name, **arrays | {"model.noise_power": np.full_like(arrays["model.noise_power"], np.inf)})
+    with pytest.raises(InputError, match=r"model\.noise_power holds values that are no numbers"):
+        read_checkpoint(tmp_path, 5, CPU)

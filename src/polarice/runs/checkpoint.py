@@ -206,6 +206,8 @@ def _require_averages(model: Averages, k: int) -> None:
     wrong = [name for name, shape in shapes.items() if tuple(getattr(model, name).shape) != shape]
     if wrong:
         raise ValueError(f"arrays that do not fit together: {', '.join(wrong)}")
+    if not bool(model.noise_power.isfinite().all()):
+        raise ValueError("model.noise_power holds values that are no numbers")
     if not len(model.noise_power) or not (model.weights >= 0).all() or abs(float(model.weights.sum()) - 1) > 0.01:
         raise ValueError("no noise spectrum, or weights that are no shares")
     if not (0 < model.shift_sigma_px < MOST_BOX_PX and 0 < model.mask_fraction <= 1):
