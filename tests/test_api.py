@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import polarice
+from polarice.types import InputError
 
 ROOT = Path(__file__).parents[1]
 RIBOSOME = ROOT / "src/polarice/data/ribosome70S.mrc"
@@ -215,3 +217,37 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), "docs/class2d.ipynb", "exec"), names)
     assert names["run"].averages.shape[0] == 10
+
+
+@pytest.mark.parametrize("option", [{"unsigned": True}, {"angpix": 3.0}, {"continue_from": "run"}, {"price": 0.3}])
+def test_what_has_no_effect_in_memory_is_refused(data, option):
+    with pytest.raises(InputError, match=f"{next(iter(option))}|pixel_size_A"):
+        polarice.class2d(data, **SMALL, **option)
+
+
+def test_a_table_without_ctf_is_not_taken_for_one_in_silence(data):
+    bare = replace(data, table=replace(data.table, particles=replace(data.table.particles, ctf=None)))
+    with pytest.raises(InputError, match="ctf=False"):
+        polarice.class2d(bare, **SMALL)
+
+
+def test_phase_flipped_images_are_taken_as_such_in_memory(data, in_memory):
+    found = polarice.class2d(data, ctf_phase_flipped=True, **SMALL)
+    assert all(group.phase_flipped for group in found.particles.table.particles.optics)
+    assert not np.allclose(found.averages, in_memory.averages, atol=1e-3)
+
+
+def test_a_table_of_which_a_stack_is_missing_is_refused_when_read(data, tmp_path):
+    names = [f"{row + 1:06d}@{tmp_path / 'gone.mrcs'}" for row in range(len(data))]
+    moved = replace(data.table, table=data.table.table.with_columns({"rlnImageName": names}))
+    path = replace(data, table=moved).write(tmp_path / "particles.star")
+    with pytest.raises(InputError, match=r"gone\.mrcs"):
+        polarice.particles(path)
+
+
+def test_particles_keep_the_temporary_folder_of_their_images():
+    import gc
+
+    left = polarice.simulate(RIBOSOME, particles=20, box=32, snr=1.0, threads=1, seed=5).particles
+    gc.collect()
+    assert left.images().shape == (20, 32, 32)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from polarice.api.options import ALIASES, params_of
+from polarice.api.options import ALIASES, SPELLED, params_of
 from polarice.api.particles import ParticleSet, particles
 from polarice.api.results import Classification, JobResult, KeptFolder, MapResult, TableResult, result_of
 from polarice.project.params import options_of
@@ -156,16 +156,17 @@ def _as_set(data: Data | np.ndarray, options: dict[str, Any]) -> ParticleSet:
         return data
     if isinstance(data, np.ndarray):
         return particles(data, pixel_size_A=options.pop("pixel_size_A", None))
-    return particles(data, pixel_size_A=options.get("pixel_size_A"), image_dir=options.get("image_dir"))
+    named = {ALIASES.get(name, name): name for name in options}
+    reading = {name: options.pop(named[name]) for name in ("angpix", "image_dir") if name in named}
+    return particles(data, pixel_size_A=reading.get("angpix"), image_dir=reading.get("image_dir"))
 
 
 def _doc_of(job: str) -> str:
     """What the job does and every option, as `help` shows it."""
     owner = load(job)
     lines = [f"{owner.SUMMARY[0].upper()}{owner.SUMMARY[1:]}.", "", "Options:"]
-    spelled = {field: name for name, field in ALIASES.items()}
     named = [each for each in options_of(owner.Params) if not each.positional]
-    lines += [f"    {spelled.get(each.field, each.field)}: {each.help}" for each in named]
+    lines += [f"    {SPELLED.get(each.field, each.field)}: {each.help}" for each in named]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from polarice.project.registry import load
 from polarice.types import InputError
 
 ALIASES = {"diameter_A": "particle_diameter", "pixel_size_A": "angpix", "out": "o", "continue_from": "continue_"}
+SPELLED = {field: name for name, field in ALIASES.items()}
 
 
 def params_of(job: str, options: dict[str, Any]) -> Parameters:

@@ -30,11 +30,13 @@ class ParticleSet:
     table   the particles and every column of their table
     source  reads their images
     whole   these are all the rows of the table's file, as they stand there
+    held    keeps the folder of the images, where that is a temporary one
     """
 
     table: ParticleTable
     source: ImageSource
     whole: bool = False
+    held: object | None = None
 
     def __len__(self) -> int:
         return len(self.table.particles)
@@ -165,7 +167,15 @@ def particles(
     if defocus_A is not None:
         raise InputError("defocus_A: goes with an array; a table has its own")
     table = read_particles(data, image_dir, need_ctf=False, pixel_size_A=pixel_size_A)
-    return ParticleSet(table, StackSource(table.particles, False, table.path), whole=pixel_size_A is None)
+    source = StackSource(table.particles, False, table.path)
+    source.check()
+    return ParticleSet(table, source, whole=pixel_size_A is None)
+
+
+def of_result(path: str | os.PathLike[str], held: object | None) -> ParticleSet:
+    """Particles of a job's table, whose images may have gone since; `held` keeps a temporary folder."""
+    table = read_particles(path, need_ctf=False)
+    return ParticleSet(table, StackSource(table.particles, False, table.path), whole=True, held=held)
 
 
 def _of_array(images: np.ndarray, optics: Optics, defocus_A: Any) -> ParticleSet:

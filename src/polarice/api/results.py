@@ -14,7 +14,7 @@ from weakref import finalize
 
 import numpy as np
 
-from polarice.api.particles import ParticleSet, frame_of, particles
+from polarice.api.particles import ParticleSet, frame_of, of_result
 from polarice.types import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class TableResult(JobResult):
     @property
     def particles(self) -> ParticleSet:
         """Its particles. Raises InputError where the table is not of particles."""
-        return particles(self.table)
+        return of_result(self.table, self.held)
 
     def to_pandas(self) -> pandas.DataFrame:
         """The table, a column for each of RELION's labels. Raises InputError without pandas."""
@@ -122,7 +122,7 @@ class MapResult(JobResult):
     @property
     def particles(self) -> ParticleSet:
         """The particles with their angles. Raises InputError where the job wrote none."""
-        return particles(self.folder / "run_data.star")
+        return of_result(self.folder / "run_data.star", self.held)
 
     def plot(self) -> Figure:
         """Central slices and projections along x, y and z."""
@@ -245,7 +245,7 @@ def _classification(result: JobResult) -> Classification:
         averages=read_named(f"{root}_classes.mrcs", "rlnReferenceImage")[0],
         weights=classes.numbers("rlnClassDistribution"),
         resolution_A=classes.numbers("rlnEstimatedResolution"),
-        particles=particles(f"{root}_data.star"),
+        particles=of_result(f"{root}_data.star", result.held),
         iteration=done[-1],
         result=result,
     )

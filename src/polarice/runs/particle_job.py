@@ -135,7 +135,7 @@ def open_particles(
     images = images_of(params, table.particles, source, device)
     held = held_bytes(images, params) if held_bytes is not None and device.type == "cuda" else 0
     images = replace(images, pixels=_pixel_store(params, images, held, comm.size))
-    comm.on_root(lambda: _require_plausible(table, images))
+    comm.on_root(lambda: require_plausible(table, images))
     return table, images
 
 
@@ -182,18 +182,13 @@ def with_copies(images: ParticleImages, params: ParticleJob, comm: Comm, held: E
 
 def _checked_table(params: ParticleJob, ranks: int) -> ParticleTable:
     """The table, and the headers of its stacks as they should be."""
-    from polarice.io.optics import PHASE_FLIPPED
     from polarice.io.particles import StackSource, read_particles
 
     table = read_particles(params.particles, params.image_dir, params.ctf, params.angpix)
     if table.remark:
         print(f"warning: {table.remark}", file=sys.stderr)
     if params.ctf_phase_flipped:
-        optics = tuple(replace(group, phase_flipped=True) for group in table.particles.optics)
-        flagged = table.optics_table.with_columns(
-            {PHASE_FLIPPED: [1] * len(optics)}
-        )  # for what goes on from the results
-        table = replace(table, particles=replace(table.particles, optics=optics), optics_table=flagged)
+        table = as_phase_flipped(table)
     particles = table.particles
     source = StackSource(particles, params.unsigned, params.particles)
     if params.scratch is not None and not params.scratch.is_dir():
@@ -206,6 +201,15 @@ def _checked_table(params: ParticleJob, ranks: int) -> ParticleTable:
         print(f"warning: {mixed}", file=sys.stderr)
     _tell_of_twins(table)
     return table
+
+
+def as_phase_flipped(table: ParticleTable) -> ParticleTable:
+    """The table with its images flagged as phase-flipped, also for what goes on from the results."""
+    from polarice.io.optics import PHASE_FLIPPED
+
+    optics = tuple(replace(group, phase_flipped=True) for group in table.particles.optics)
+    flagged = table.optics_table.with_columns({PHASE_FLIPPED: [1] * len(optics)})
+    return replace(table, particles=replace(table.particles, optics=optics), optics_table=flagged)
 
 
 def require_usable(params: ParticleJob, table: ParticleTable, box_px: int) -> None:
@@ -290,7 +294,7 @@ def _require_sizes(params: ParticleJob, box_px: int, pixel_A: float, radius_px: 
         )
 
 
-def _require_plausible(table: ParticleTable, images: ParticleImages) -> None:
+def require_plausible(table: ParticleTable, images: ParticleImages) -> None:
     """Raise InputError naming the row where a CTF has no value up to Nyquist, or an origin lies outside of the box."""
     import torch
 
