@@ -14,11 +14,12 @@ import numpy as np
 from polarice.cluster import Comm
 from polarice.project.params import MAP, option, output
 from polarice.project.usage import Usage, Watch
-from polarice.runs.particle_job import CheckedParticles, last_ring, relion_settings
+from polarice.runs.particle_job import CheckedParticles, relion_settings
 from polarice.runs.refinement import (
     MapJob,
     MapRun,
     iteration_with,
+    map_schedule,
     read_reference,
     require_room_of_maps,
     require_suitable,
@@ -199,19 +200,11 @@ class ClassRun(MapRun["ClassResult"]):
 def _schedule(images: ParticleImages, params: Classification3D) -> ClassSchedule:
     from polarice.references.classes3d import ClassSchedule
 
-    box, pixel_A = images.preparation.box_px, images.pixel_size_A
-    limit = min(box // 2 - 1, last_ring(images, params))
-    return ClassSchedule(
-        box_px=box,
-        pixel_size_A=pixel_A,
-        diameter_A=2 * images.preparation.radius_px * pixel_A,
-        iterations=params.iterations,
-        limit_shell=limit,
-        first_shell=max(1, min(limit, round(box * pixel_A / params.ini_high))),
-        local_order=params.healpix_order + 1,
-        offset_range_px=params.offset_range,
-        offset_step_px=params.offset_step,
-        first_best_alone=params.firstiter_cc,
+    return map_schedule(
+        ClassSchedule,
+        images,
+        params,
+        params.healpix_order + 1,
         order=params.healpix_order,
         local=params.local,
         posed=params.skip_align,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polarice.io.relion_run.model3d import Search3D
     from polarice.references.halfmaps import HalfMaps, Solvent
     from polarice.references.refinement import (
+        MapSchedule,
         Progress,
         Refined,
         RefineSchedule,
@@ -120,6 +121,7 @@ class Refinement(MapJob):
 
 
 P = TypeVar("P", bound=MapJob)
+S = TypeVar("S", bound="MapSchedule")
 
 
 def refine(job: str, params: Refinement) -> None:
@@ -440,23 +442,29 @@ class RefineRun(MapRun["RefineResult"]):
         return f"{len(self.rows)} particles{left_out}, {resolution_A:.1f} A where halves agree; report: {page}"
 
 
-def _schedule(images: ParticleImages, params: Refinement) -> RefineSchedule:
-    from polarice.references.refinement import RefineSchedule
-
+def map_schedule(kind: Callable[..., S], images: ParticleImages, params: MapJob, local_order: int, **more: Any) -> S:
+    """The schedule of a job that improves maps; `more` are fields of its kind alone."""
     box, pixel_A = images.preparation.box_px, images.pixel_size_A
     limit = min(box // 2 - 1, last_ring(images, params))
-    return RefineSchedule(
+    return kind(
         box_px=box,
         pixel_size_A=pixel_A,
         diameter_A=2 * images.preparation.radius_px * pixel_A,
         iterations=params.iterations,
         limit_shell=limit,
         first_shell=max(1, min(limit, round(box * pixel_A / params.ini_high))),
-        local_order=params.auto_local_healpix_order,
+        local_order=local_order,
         offset_range_px=params.offset_range,
         offset_step_px=params.offset_step,
         first_best_alone=params.firstiter_cc,
+        **more,
     )
+
+
+def _schedule(images: ParticleImages, params: Refinement) -> RefineSchedule:
+    from polarice.references.refinement import RefineSchedule
+
+    return map_schedule(RefineSchedule, images, params, params.auto_local_healpix_order)
 
 
 def first_state(
